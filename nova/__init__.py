@@ -1,0 +1,72 @@
+"""Nova keeps the state of a fleet that lives in many regions consistent, and explains every conflict it settled.
+
+The names below are the public library; each is loaded on first use, so that ``import nova`` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from nova._version import __version__
+
+if TYPE_CHECKING:
+    from nova.clock import CausalContext, HybridLogicalClock, VectorClock
+    from nova.conflict import AuditChain, Conflict, ConflictDetector, Resolution, Version, VMState
+    from nova.crdt import GCounter, GSet, LWWMap, LWWRegister, MVRegister, ORMap, ORSet, PNCounter
+    from nova.errors import CorruptionError, NovaError, PeerError, UnavailableError, UsageError
+    from nova.metrics import Registry
+    from nova.store import ReplicatedStore
+    from nova.types import Dot, Order
+
+_HOMES = {
+    "nova.clock": ("CausalContext", "HybridLogicalClock", "VectorClock"),
+    "nova.conflict": ("AuditChain", "Conflict", "ConflictDetector", "Resolution", "VMState", "Version"),
+    "nova.crdt": ("GCounter", "GSet", "LWWMap", "LWWRegister", "MVRegister", "ORMap", "ORSet", "PNCounter"),
+    "nova.errors": ("CorruptionError", "NovaError", "PeerError", "UnavailableError", "UsageError"),
+    "nova.metrics": ("Registry",),
+    "nova.store": ("ReplicatedStore",),
+    "nova.types": ("Dot", "Order"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AuditChain",
+    "CausalContext",
+    "Conflict",
+    "ConflictDetector",
+    "CorruptionError",
+    "Dot",
+    "GCounter",
+    "GSet",
+    "HybridLogicalClock",
+    "LWWMap",
+    "LWWRegister",
+    "MVRegister",
+    "NovaError",
+    "ORMap",
+    "ORSet",
+    "Order",
+    "PNCounter",
+    "PeerError",
+    "Registry",
+    "ReplicatedStore",
+    "Resolution",
+    "UnavailableError",
+    "UsageError",
+    "VMState",
+    "VectorClock",
+    "Version",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'nova' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

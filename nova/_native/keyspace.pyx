@@ -1,0 +1,1098 @@
+"""The state of a replica: one observed-remove map under one vector clock. `nova.crdt.keyspace` is its face."""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from nova.errors import CorruptionError, LimitError, PeerError, UnavailableError, UsageError
+from nova.types import Dot
+
+DEF LEAVES = 1024
+DEF ACTORS_MAX = 65535
+DEF COUNT_BITS = 48
+DEF NO_REF = 65535
+DEF GRAVES_MAX = 65536
+DEF DROPS_MAX = 64
+DEF WRITERS_MAX = 4096
+
+cdef uint64_t COUNT_MASK = (<uint64_t>1 << COUNT_BITS) - 1
+cdef bytes BATCH_MAGIC = b"NVB\x01"
+cdef bytes STATE_MAGIC = b"NVS\x01"
+cdef uint8_t CLEAR = 1
+
+leaf_count = LEAVES
+key_bytes_max = 1024
+
+
+# --- bytes out -------------------------------------------------------------------------------------------------------
+
+cdef int reserve(Bytes *out, size_t more) except -1:
+    cdef size_t room
+    cdef uint8_t *at
+    if out.size + more <= out.room:
+        return 0
+    room = max(out.room * 2, out.size + more, <size_t>256)
+    at = <uint8_t *>realloc(out.at, room)
+    if at == NULL:
+        raise MemoryError
+    out.at, out.room = at, room
+    return 0
+
+
+cdef inline int put_raw(Bytes *out, const void *data, size_t size) except -1:
+    reserve(out, size)
+    memcpy(out.at + out.size, data, size)
+    out.size += size
+    return 0
+
+
+cdef inline int put_byte(Bytes *out, uint8_t value) except -1:
+    reserve(out, 1)
+    out.at[out.size] = value
+    out.size += 1
+    return 0
+
+
+cdef inline int put_number(Bytes *out, uint64_t value) except -1:
+    """LEB128, as protocol buffers write it."""
+    reserve(out, 10)
+    while value >= 0x80:
+        out.at[out.size] = <uint8_t>(value & 0x7F) | 0x80
+        out.size += 1
+        value >>= 7
+    out.at[out.size] = <uint8_t>value
+    out.size += 1
+    return 0
+
+
+cdef inline int put_text(Bytes *out, str text) except -1:
+    cdef Py_ssize_t size
+    cdef const char *data = PyUnicode_AsUTF8AndSize(text, &size)
+    put_number(out, size)
+    put_raw(out, data, size)
+    return 0
+
+
+cdef inline int put_bytes(Bytes *out, bytes data) except -1:
+    put_number(out, PyBytes_GET_SIZE(data))
+    put_raw(out, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+    return 0
+
+
+# --- bytes in: bounds first; whoever sent them may be hostile --------------------------------------------------------
+
+cdef object malformed(str what):
+    return PeerError(f"malformed batch or state: {what}; the sender is broken or speaks another version")
+
+
+cdef inline int need(Cursor *c, uint64_t size) except -1:
+    if size > <uint64_t>(c.end - c.at):
+        raise malformed(f"{size} bytes announced, {c.end - c.at} left")
+    return 0
+
+
+cdef inline uint64_t get_number(Cursor *c) except? 0xDEADBEEF:
+    cdef uint64_t value = 0
+    cdef unsigned shift = 0
+    cdef uint8_t byte
+    while True:
+        need(c, 1)
+        byte = c.at[0]
+        c.at += 1
+        if shift == 63 and byte > 1:
+            raise malformed("a number over 64 bits")
+        value |= <uint64_t>(byte & 0x7F) << shift
+        if byte < 0x80:
+            return value
+        shift += 7
+        if shift > 63:
+            raise malformed("a number over 64 bits")
+
+
+cdef inline str get_text(Cursor *c):
+    cdef uint64_t size = get_number(c)
+    need(c, size)
+    try:
+        text = PyUnicode_DecodeUTF8(<const char *>c.at, size, NULL)
+    except UnicodeDecodeError as error:
+        raise malformed(f"text is not UTF-8 ({error.reason})") from None
+    c.at += size
+    return text
+
+
+cdef inline bytes get_bytes(Cursor *c):
+    cdef uint64_t size = get_number(c)
+    need(c, size)
+    data = PyBytes_FromStringAndSize(<const char *>c.at, size)
+    c.at += size
+    return data
+
+
+cdef inline uint64_t get_size(Cursor *c) except? 0xDEADBEEF:
+    """How many items follow: never more than the bytes that are left, so that nobody makes us allocate by a number."""
+    cdef uint64_t size = get_number(c)
+    need(c, size)
+    return size
+
+
+# --- clocks on one key -----------------------------------------------------------------------------------------------
+
+cdef inline bint knows(Dots *clock, uint64_t packed) noexcept nogil:
+    cdef uint32_t i
+    for i in range(clock.size):
+        if clock.at[i] >> COUNT_BITS == packed >> COUNT_BITS:
+            return clock.at[i] >= packed
+    return False
+
+
+cdef int learn(Dots *clock, uint64_t packed) except -1:
+    cdef uint32_t i
+    cdef uint64_t *at
+    for i in range(clock.size):
+        if clock.at[i] >> COUNT_BITS == packed >> COUNT_BITS:
+            if clock.at[i] < packed:
+                clock.at[i] = packed
+            return 0
+    at = <uint64_t *>realloc(clock.at, (clock.size + 1) * sizeof(uint64_t))
+    if at == NULL:
+        raise MemoryError
+    at[clock.size] = packed
+    clock.at = at
+    clock.size += 1
+    return 0
+
+
+@cython.final
+cdef class Write:
+    """One operation on one key: its dot, its stamp, and which other operations on that key its writer had seen."""
+
+    def __dealloc__(self):
+        free(self.context.at)
+
+    @property
+    def dot(self):
+        return Dot(self.space.actors[self.packed >> COUNT_BITS], self.packed & COUNT_MASK)
+
+    @property
+    def actor(self):
+        return self.space.actors[self.packed >> COUNT_BITS]
+
+    @property
+    def context(self):
+        """What the writer knew at the paths that it wrote, itself not included: actor -> count."""
+        return clock_dict(self.space, &self.context)
+
+    @property
+    def clock(self):
+        """What the writer knew, itself included: actor -> count."""
+        cdef dict out = clock_dict(self.space, &self.context)
+        out[self.actor] = self.packed & COUNT_MASK
+        return out
+
+    def knows(self, Write other not None):
+        """Did this writer see `other`, or is it the same write?"""
+        return self.packed == other.packed or knows(&self.context, other.packed)
+
+    def __repr__(self):
+        return f"Write({self.actor}:{self.packed & COUNT_MASK} at {self.stamp})"
+
+
+cdef dict clock_dict(Keyspace space, Dots *clock):
+    cdef uint32_t i
+    cdef dict out = {}
+    for i in range(clock.size):
+        out[space.actors[clock.at[i] >> COUNT_BITS]] = clock.at[i] & COUNT_MASK
+    return out
+
+
+@cython.final
+cdef class Row:
+    """A live value at one path of one key, and the write that put it there."""
+
+
+@cython.final
+cdef class Entry:
+    """What is alive under one key: rows by path. More than one row at a path: their writers did not see each other."""
+
+    @property
+    def clock(self):
+        """What the live rows and their writers know: actor -> count. A function of the rows, so replicas agree on it."""
+        cdef Dots clock
+        clock.at, clock.size = NULL, 0
+        try:
+            learn_chain(&clock, self.root)
+            if self.rows:
+                for head in self.rows.values():
+                    learn_chain(&clock, <Row>head)
+            return clock_dict(self.space, &clock)
+        finally:
+            free(clock.at)
+
+    @property
+    def single(self):
+        """The only row, if the key has just one and it is at the path "", else None."""
+        if self.root is not None and self.root.next is None and not self.rows:
+            return self.root
+        return None
+
+    def live(self):
+        """(path, rows) pairs; rows in order of (stamp, actor), the newest last."""
+        cdef list out = []
+        if self.root is not None:
+            out.append(("", chain(self.root)))
+        if self.rows:
+            for path, head in self.rows.items():
+                out.append((path, chain(<Row>head)))
+        return out
+
+    def paths(self):
+        """The paths that have a live row."""
+        cdef list out = list(self.rows) if self.rows else []
+        if self.root is not None:
+            out.append("")
+        return out
+
+    def at(self, str path not None):
+        """The rows at one path, newest last."""
+        head = self.root if path == "" else (self.rows.get(path) if self.rows else None)
+        return chain(<Row>head) if head is not None else []
+
+    def newest(self):
+        """The write with the greatest (stamp, actor) among the live rows."""
+        cdef Write best = None
+        cdef Row row
+        for _, rows in self.live():
+            for item in rows:
+                row = <Row>item
+                if best is None or newer(row.write, best):
+                    best = row.write
+        return best
+
+
+cdef int learn_write(Dots *clock, Write write) except -1:
+    cdef uint32_t i
+    for i in range(write.context.size):
+        learn(clock, write.context.at[i])
+    return learn(clock, write.packed)
+
+
+cdef int learn_chain(Dots *clock, Row head) except -1:
+    cdef Row row = head
+    while row is not None:
+        learn_write(clock, row.write)
+        row = row.next
+    return 0
+
+
+cdef bint newer(Write a, Write b):
+    if a.stamp != b.stamp:
+        return a.stamp > b.stamp
+    if a.packed >> COUNT_BITS == b.packed >> COUNT_BITS:
+        return a.packed > b.packed
+    return a.actor > b.actor
+
+
+cdef list chain(Row head):
+    cdef list out = []
+    cdef Row row = head
+    while row is not None:
+        out.append(row)
+        row = row.next
+    if len(out) > 1:
+        out.sort(key=_order_of)
+    return out
+
+
+def _order_of(Row row not None):
+    return row.write.stamp, row.write.actor, row.write.packed & COUNT_MASK
+
+
+@cython.final
+cdef class Keyspace:
+    """Every key of a replica as one observed-remove map (after Bieniusa et al. 2012, ORSWOT) under one vector clock.
+
+    A row is (key, path, dot, stamp, value). A write supersedes the rows at its paths that its context knows; rows that
+    it does not know stay beside it as siblings. Batches are applied in causal order only, each actor's dots without
+    gaps, so a row that one side lacks although its clock covers the dot was removed: there are no tombstones.
+
+    Local writes gather in an open batch, which `close_batch` ends; its bytes are what the log and the wire carry.
+    """
+
+    def __cinit__(self, str actor not None):
+        self.counts = NULL
+        self.hashes = NULL
+        self.refs = NULL
+        self.actors = []
+        self.indexes = {}
+        self.entries = {}
+        self.graves = {}
+        self.table = []
+        memset(self.leaves, 0, sizeof(self.leaves))
+        self.total.lo = self.total.hi = 0
+        self.actor = actor
+        self.own = self.intern(actor)
+
+    def __dealloc__(self):
+        free(self.counts)
+        free(self.hashes)
+        free(self.refs)
+        free(self.body.at)
+
+    # -- actors and clocks --
+
+    cdef uint32_t intern(self, str actor) except *:
+        cdef uint32_t index, room
+        cdef void *grown
+        cdef Py_ssize_t size
+        cdef const char *data
+        found = self.indexes.get(actor)
+        if found is not None:
+            return found
+        index = <uint32_t>len(self.actors)
+        if index >= ACTORS_MAX:
+            raise LimitError(f"actor {actor!r} would be number {index + 1}; a replica knows {ACTORS_MAX}; start a new cluster")
+        if index >= self.room:
+            room = max(self.room * 2, <uint32_t>16)
+            grown = realloc(self.counts, room * sizeof(uint64_t))
+            if grown == NULL:
+                raise MemoryError
+            self.counts = <uint64_t *>grown
+            grown = realloc(self.hashes, room * sizeof(uint64_t))
+            if grown == NULL:
+                raise MemoryError
+            self.hashes = <uint64_t *>grown
+            grown = realloc(self.refs, room * sizeof(uint16_t))
+            if grown == NULL:
+                raise MemoryError
+            self.refs = <uint16_t *>grown
+            self.room = room
+        data = PyUnicode_AsUTF8AndSize(actor, &size)
+        self.counts[index] = 0
+        self.hashes[index] = nova_digest_bytes(data, size, 0).lo
+        self.refs[index] = NO_REF
+        self.actors.append(actor)
+        self.indexes[actor] = index
+        return index
+
+    @property
+    def clock(self):
+        """The vector clock of the whole replica: actor -> number of its newest operation applied here."""
+        cdef uint32_t i
+        return {self.actors[i]: self.counts[i] for i in range(len(self.actors)) if self.counts[i]}
+
+    def count(self, str actor not None):
+        """The newest operation of one actor applied here, 0 if none."""
+        found = self.indexes.get(actor)
+        return 0 if found is None else self.counts[<uint32_t>found]
+
+    @property
+    def stamp_max(self):
+        """The greatest stamp ever applied: a hybrid logical clock must start above it."""
+        return self.stamp_max
+
+    def __len__(self):
+        return len(self.entries)
+
+    def get(self, str key not None):
+        """The entry under a key, or None."""
+        return self.entries.get(key)
+
+    # -- digests --
+
+    @property
+    def digest(self):
+        """128 bits over all live rows, equal on replicas with equal state (a sum, so the order does not matter)."""
+        return self.total.lo.to_bytes(8, "little") + self.total.hi.to_bytes(8, "little")
+
+    def leaf_digests(self):
+        """The digests of the 1024 key ranges (by hash of the key), 16 bytes each."""
+        return PyBytes_FromStringAndSize(<const char *>self.leaves, sizeof(self.leaves))
+
+    cdef void count_row(self, Entry entry, Row row, bint added):
+        cdef Py_ssize_t nkey, npath
+        cdef const char *key = PyUnicode_AsUTF8AndSize(entry.key, &nkey)
+        cdef const char *path = PyUnicode_AsUTF8AndSize(row.path, &npath)
+        cdef Write w = row.write
+        cdef nova_digest d = nova_digest_row(
+            key, nkey, path, npath, self.hashes[w.packed >> COUNT_BITS],
+            (w.packed & COUNT_MASK) | <uint64_t>w.kind << 56, w.stamp,
+            PyBytes_AS_STRING(row.value), PyBytes_GET_SIZE(row.value))
+        if added:
+            self.total = nova_digest_add(self.total, d)
+            self.leaves[entry.leaf] = nova_digest_add(self.leaves[entry.leaf], d)
+            self.rows_live += 1
+        else:
+            self.total = nova_digest_sub(self.total, d)
+            self.leaves[entry.leaf] = nova_digest_sub(self.leaves[entry.leaf], d)
+            self.rows_live -= 1
+
+    # -- one operation --
+
+    cdef Entry entry_for(self, str key, uint8_t kind):
+        cdef Entry entry = <Entry>self.entries.get(key) if key in self.entries else None
+        cdef Py_ssize_t size
+        cdef const char *data
+        if entry is None:
+            entry = Entry.__new__(Entry)
+            data = PyUnicode_AsUTF8AndSize(key, &size)
+            entry.key = key
+            entry.kind = kind
+            entry.space = self
+            entry.leaf = <uint16_t>(nova_digest_bytes(data, size, 1).lo & (LEAVES - 1))
+            self.entries[key] = entry
+        return entry
+
+    cdef object supersede(self, Entry entry, Row head, Dots *context, Write write):
+        """The rows of one chain that `context` does not know (or that are the write's own), as a new chain."""
+        cdef Row row = head, kept = None, following
+        while row is not None:
+            following = row.next
+            if knows(context, row.write.packed):
+                self.count_row(entry, row, False)
+                row.next = None
+            else:
+                row.next = kept
+                kept = row
+            row = following
+        return kept
+
+    cdef tuple apply(self, str key, Write write, bint clear, list puts, list drops):
+        """Make one operation true here. Returns (key, write, contended paths or None, deletions or None, alive, puts).
+
+        contended  paths at which rows now stand beside each other with different values, or a deletion met a row
+                   that it had not seen
+        deletions  (path, write) of deletions that this operation had not seen at its paths; path "" is the whole key
+        """
+        cdef Entry entry = self.entry_for(key, write.kind)
+        cdef Row row, head, other
+        cdef list contended = None, deletions = None
+        cdef Write grave
+        cdef str path
+        cdef bytes value
+        if puts:
+            found = self.graves.pop(key, None)
+            if found is not None:
+                grave = <Write>found
+                if not knows(&write.context, grave.packed):
+                    deletions = [("", grave)]
+        if clear:
+            if entry.root is not None:
+                entry.root = self.supersede(entry, entry.root, &write.context, write)
+                if entry.root is not None and not puts:
+                    contended = [""]
+            if entry.rows:
+                for path in list(entry.rows):
+                    head = self.supersede(entry, <Row>entry.rows[path], &write.context, write)
+                    if head is None:
+                        del entry.rows[path]
+                    else:
+                        entry.rows[path] = head
+                        if not puts:
+                            contended = contended or []
+                            contended.append(path)
+        for path in drops:
+            if path == "":
+                entry.root = self.supersede(entry, entry.root, &write.context, write)
+                head = entry.root
+            else:
+                head = self.supersede(entry, <Row>entry.rows.pop(path, None) if entry.rows else None, &write.context, write)
+                if head is not None:
+                    entry.rows[path] = head
+            if head is not None:
+                contended = contended or []
+                contended.append(path)
+            if entry.drops is None:
+                entry.drops = {}
+            entry.drops[path] = write
+            if len(entry.drops) > DROPS_MAX:
+                del entry.drops[next(iter(entry.drops))]
+        for path, value in puts:
+            if path == "":
+                head = self.supersede(entry, entry.root, &write.context, write) if entry.root is not None else None
+            elif entry.rows is None:
+                entry.rows = {}
+                head = None
+            else:
+                found = entry.rows.get(path)
+                head = self.supersede(entry, <Row>found, &write.context, write) if found is not None else None
+            if entry.drops is not None:
+                found = entry.drops.pop(path, None)
+                if found is not None:
+                    grave = <Write>found
+                    if not knows(&write.context, grave.packed):
+                        deletions = deletions or []
+                        deletions.append((path, grave))
+            row = Row.__new__(Row)
+            row.path, row.value, row.write, row.next = path, value, write, head
+            self.count_row(entry, row, True)
+            if path == "":
+                entry.root = row
+            else:
+                entry.rows[path] = row
+            other = head
+            while other is not None:
+                if other.value != value or other.write.kind != write.kind:
+                    contended = contended or []
+                    contended.append(path)
+                    break
+                other = other.next
+        if write.stamp > self.stamp_max:
+            self.stamp_max = write.stamp
+        self.counts[write.packed >> COUNT_BITS] = write.packed & COUNT_MASK
+        self.revision += 1
+        entry.revision = self.revision
+        if entry.root is None and not entry.rows:
+            del self.entries[key]
+            self.graves[key] = write
+            if len(self.graves) > GRAVES_MAX:
+                del self.graves[next(iter(self.graves))]
+            return key, write, contended, deletions, False, puts
+        if entry.kind != write.kind:
+            self.settle_kind(entry)
+        return key, write, contended, deletions, True, puts
+
+    cdef int settle_kind(self, Entry entry) except -1:
+        """Writers that did not see each other may create a key with different kinds: the newest write decides."""
+        cdef Write newest = entry.newest()
+        entry.kind = newest.kind
+        return 0
+
+    # -- local writes --
+
+    def write(self, str key not None, int kind, list puts not None, list drops not None, bint clear, object context,
+              uint64_t stamp):
+        """Apply one local operation and add it to the open batch.
+
+        puts      (path, value) pairs; the rows there that the context knows are superseded
+        drops     paths whose known rows are removed
+        clear     remove every row that the context knows (a delete, or a whole replacement)
+        context   actor -> count that the writer had read; None: all that is known here at the paths it touches
+        returns   the same tuple as for a remote operation: (key, write, contended, deletions, alive, puts)
+        raises    UnavailableError if the context is ahead of this replica
+        """
+        cdef Write write = Write.__new__(Write)
+        cdef Entry entry
+        cdef uint64_t count
+        cdef uint32_t index
+        cdef Bytes *out = &self.body
+        cdef size_t mark = out.size
+        if self.counts[self.own] >= COUNT_MASK:
+            raise LimitError("this actor has used all of its 2^48 dots; restart the node to get a new actor")
+        write.space = self
+        write.kind = <uint8_t>kind
+        write.stamp = stamp
+        if context is None:
+            found = self.entries.get(key)
+            if found is not None:
+                self.learn_touched(&write.context, <Entry>found, puts, drops, clear)
+            found = self.graves.get(key)
+            if found is not None:
+                learn_write(&write.context, <Write>found)
+        else:
+            for actor, known in context.items():
+                if known <= 0:
+                    continue
+                found = self.indexes.get(actor)
+                if found is None or self.counts[<uint32_t>found] < <uint64_t>known:
+                    raise UnavailableError(
+                        f"the context knows event {known} of {actor}, this node only {self.count(actor)}; "
+                        "try again when it has caught up", 50_000_000)
+                learn(&write.context, <uint64_t><uint32_t>found << COUNT_BITS | <uint64_t>known)
+        count = self.counts[self.own] + 1
+        write.packed = <uint64_t>self.own << COUNT_BITS | count
+        if self.batch_size == 0:
+            self.batch_first = count
+        try:
+            put_raw(out, &stamp, 8)
+            put_byte(out, <uint8_t>kind)
+            put_byte(out, CLEAR if clear else 0)
+            put_text(out, key)
+            self.put_context(&write.context)
+            put_number(out, len(puts))
+            for path, value in puts:
+                put_text(out, <str?>path)
+                put_bytes(out, <bytes?>value)
+            put_number(out, len(drops))
+            for path in drops:
+                put_text(out, <str?>path)
+        except BaseException:
+            out.size = mark
+            raise
+        self.batch_size += 1
+        return self.apply(key, write, clear, puts, drops)
+
+    cdef int learn_touched(self, Dots *context, Entry entry, list puts, list drops, bint clear) except -1:
+        """What is known at the paths that an operation touches. O(paths touched), so that large sets stay cheap."""
+        cdef list paths
+        if clear:
+            paths = entry.paths()
+        else:
+            paths = [path for path, _ in puts]
+            paths += drops
+        for path in paths:
+            if path == "":
+                learn_chain(context, entry.root)
+            elif entry.rows:
+                found = entry.rows.get(path)
+                if found is not None:
+                    learn_chain(context, <Row>found)
+            if entry.drops is not None:
+                found = entry.drops.get(path)
+                if found is not None:
+                    learn_write(context, <Write>found)
+        return 0
+
+    cdef uint16_t refer(self, uint32_t index) except *:
+        """Number of an actor in the table of the open batch."""
+        if self.refs[index] == NO_REF:
+            self.refs[index] = <uint16_t>len(self.table)
+            self.table.append(index)
+        return self.refs[index]
+
+    cdef int put_context(self, Dots *context) except -1:
+        cdef uint32_t i
+        put_number(&self.body, context.size)
+        for i in range(context.size):
+            put_number(&self.body, self.refer(<uint32_t>(context.at[i] >> COUNT_BITS)))
+            put_number(&self.body, context.at[i] & COUNT_MASK)
+        return 0
+
+    @property
+    def open_bytes(self):
+        """Size of the open batch so far, 0 if there is none."""
+        return self.body.size
+
+    def close_batch(self):
+        """End the open batch: (first count, last count, bytes), or None if nothing was written since the last one."""
+        cdef Bytes out
+        cdef uint32_t i, others = 0
+        cdef uint64_t first = self.batch_first, last
+        if self.batch_size == 0:
+            return None
+        memset(&out, 0, sizeof(out))
+        try:
+            last = first + self.batch_size - 1
+            # What the whole batch depends on: all that this replica knew when it ended. That is more than each single
+            # operation needs, but whoever sends the batch has it too.
+            for i in range(len(self.actors)):
+                if i != self.own and self.counts[i]:
+                    self.refer(i)
+                    others += 1
+            put_raw(&out, PyBytes_AS_STRING(BATCH_MAGIC), 4)
+            put_text(&out, self.actor)
+            put_number(&out, first)
+            put_number(&out, self.batch_size)
+            put_number(&out, len(self.table))
+            for index in self.table:
+                put_text(&out, self.actors[index])
+            put_number(&out, others)
+            for i in range(len(self.actors)):
+                if i != self.own and self.counts[i]:
+                    put_number(&out, self.refs[i])
+                    put_number(&out, self.counts[i])
+            put_raw(&out, self.body.at, self.body.size)
+            data = PyBytes_FromStringAndSize(<const char *>out.at, out.size)
+        finally:
+            free(out.at)
+        for index in self.table:
+            self.refs[<uint32_t>index] = NO_REF
+        self.table = []
+        self.body.size = 0
+        self.batch_size = 0
+        if self.body.room > 1 << 20:
+            free(self.body.at)
+            self.body.at, self.body.room = NULL, 0
+        return first, last, data
+
+    # -- remote batches --
+
+    def receive(self, bytes batch not None, uint64_t stamp_limit=0xFFFFFFFFFFFFFFFF):
+        """Apply a batch, in causal order only: the list of tuples of `write`, or None if something before it is missing.
+
+        Operations that are known already are passed over. Malformed bytes, or a stamp over `stamp_limit`, raise PeerError
+        before anything changes.
+        """
+        cdef Cursor c
+        cdef BatchHead head = parse_head(batch, &c)
+        cdef uint64_t count, n, known
+        cdef uint64_t i, j
+        cdef uint32_t origin
+        cdef list ops = [], table
+        cdef Write write
+        cdef uint8_t flags
+        for actor, needed in head.deps:
+            if self.count(actor) < needed:
+                return None
+        known = self.count(head.origin)
+        if head.first > known + 1:
+            return None
+        if head.first + head.size - 1 <= known:
+            return []
+        if head.origin == self.actor:
+            raise PeerError(f"somebody else writes as {self.actor}: its event {head.first + head.size - 1} is not ours "
+                            f"(we wrote {known}); two nodes share a name or a copied data directory")
+        origin = self.intern(head.origin)
+        table = [self.intern(actor) for actor in head.table]
+        for i in range(head.size):
+            write = Write.__new__(Write)
+            write.space = self
+            count = head.first + i
+            write.packed = <uint64_t>origin << COUNT_BITS | count
+            need(&c, 10)
+            memcpy(&write.stamp, c.at, 8)
+            if write.stamp > stamp_limit:
+                raise PeerError(f"the clock of {head.origin} is {(write.stamp - stamp_limit) >> 16} ms further ahead than "
+                                "allowed; set the clocks (NTP) of both machines")
+            write.kind = c.at[8]
+            flags = c.at[9]
+            c.at += 10
+            key = get_text(&c)
+            n = get_size(&c)
+            if n > WRITERS_MAX:
+                raise malformed(f"{n} writers of one key; the limit is {WRITERS_MAX}")
+            for j in range(n):
+                ref = get_number(&c)
+                known_count = get_number(&c)
+                if ref >= <uint64_t>len(table) or known_count == 0 or known_count > COUNT_MASK:
+                    raise malformed(f"a context names actor {ref} of {len(table)} with count {known_count}")
+                learn(&write.context, <uint64_t><uint32_t>table[ref] << COUNT_BITS | <uint64_t>known_count)
+            puts = []
+            for j in range(get_size(&c)):
+                path = get_text(&c)
+                puts.append((path, get_bytes(&c)))
+            drops = [get_text(&c) for j in range(get_size(&c))]
+            if count > known:
+                ops.append((key, write, flags & CLEAR, puts, drops))
+        if c.at != c.end:
+            raise malformed(f"{c.end - c.at} bytes too many")
+        return [self.apply(key, write, clear, puts, drops) for key, write, clear, puts, drops in ops]
+
+    # -- whole states --
+
+    def state(self, bytes leaf_digests=None):
+        """The clock and all rows, or only those in key ranges whose digest differs from `leaf_digests`.
+
+        `join` on another replica takes it. O(keys) for the whole; the snapshot of a replica is state().
+        """
+        cdef Bytes out
+        cdef uint8_t wanted[LEAVES]
+        cdef uint32_t i
+        cdef const nova_digest *theirs
+        cdef Entry entry
+        cdef Row row
+        cdef Write write
+        cdef list picked, rows, writes
+        cdef dict numbers
+        if self.batch_size:
+            raise UsageError("a batch is open; close it before taking the state")
+        memset(wanted, 1, LEAVES)
+        if leaf_digests is not None:
+            if len(leaf_digests) != sizeof(self.leaves):
+                raise PeerError(f"{len(leaf_digests)} bytes of range digests, {sizeof(self.leaves)} expected")
+            theirs = <const nova_digest *>PyBytes_AS_STRING(leaf_digests)
+            for i in range(LEAVES):
+                wanted[i] = theirs[i].lo != self.leaves[i].lo or theirs[i].hi != self.leaves[i].hi
+        memset(&out, 0, sizeof(out))
+        try:
+            put_raw(&out, PyBytes_AS_STRING(STATE_MAGIC), 4)
+            put_number(&out, len(self.actors))
+            for i in range(len(self.actors)):
+                put_text(&out, self.actors[i])
+                put_number(&out, self.counts[i])
+            put_raw(&out, &self.stamp_max, 8)
+            for i in range(0, LEAVES, 8):
+                put_byte(&out, wanted[i] | wanted[i + 1] << 1 | wanted[i + 2] << 2 | wanted[i + 3] << 3
+                         | wanted[i + 4] << 4 | wanted[i + 5] << 5 | wanted[i + 6] << 6 | wanted[i + 7] << 7)
+            picked = [e for e in self.entries.values() if wanted[(<Entry>e).leaf]]
+            put_number(&out, len(picked))
+            for item in picked:
+                entry = <Entry>item
+                put_text(&out, entry.key)
+                numbers = {}
+                writes = []
+                rows = []
+                for _, siblings in entry.live():
+                    for sibling in siblings:
+                        row = <Row>sibling
+                        if row.write.packed not in numbers:
+                            numbers[row.write.packed] = len(writes)
+                            writes.append(row.write)
+                        rows.append(row)
+                put_number(&out, len(writes))
+                for item_write in writes:
+                    write = <Write>item_write
+                    put_number(&out, write.packed >> COUNT_BITS)
+                    put_number(&out, write.packed & COUNT_MASK)
+                    put_raw(&out, &write.stamp, 8)
+                    put_byte(&out, write.kind)
+                    put_dots(&out, &write.context)
+                put_number(&out, len(rows))
+                for sibling in rows:
+                    row = <Row>sibling
+                    put_number(&out, numbers[row.write.packed])
+                    put_text(&out, row.path)
+                    put_bytes(&out, row.value)
+            return PyBytes_FromStringAndSize(<const char *>out.at, out.size)
+        finally:
+            free(out.at)
+
+    def join(self, bytes state not None):
+        """Merge a state of another replica: the keys that changed, as (key, contended paths or None, alive) tuples.
+
+        A row that only one side has survives unless the other side's clock knows its dot. Malformed bytes raise
+        PeerError before anything changes.
+        """
+        cdef Cursor c
+        cdef uint64_t i, j, n, ref, count, stamp_max, theirs_size
+        cdef uint64_t *theirs = NULL
+        cdef uint32_t *table = NULL
+        cdef const uint8_t *bits
+        cdef Entry entry
+        cdef Write write
+        cdef Row row, head, kept, following
+        cdef list parsed = [], rows, writes, changed = []
+        cdef dict present, by_path
+        cdef set contended
+        cdef bint touched
+        if self.batch_size:
+            raise UsageError("a batch is open; close it before joining a state")
+        c.at = <const uint8_t *>PyBytes_AS_STRING(state)
+        c.end = c.at + PyBytes_GET_SIZE(state)
+        check_magic(&c, STATE_MAGIC, "state")
+        n = get_size(&c)
+        names = []
+        counts = []
+        for i in range(n):
+            names.append(get_text(&c))
+            count = get_number(&c)
+            if count > COUNT_MASK:
+                raise malformed(f"count {count} of {names[i]} is over 48 bits")
+            counts.append(count)
+        for i in range(n):
+            if names[i] == self.actor and counts[i] > self.counts[self.own]:
+                raise PeerError(f"somebody else writes as {self.actor}: a state knows event {counts[i]}, we wrote "
+                                f"{self.counts[self.own]}; two nodes share a name or a copied data directory")
+        need(&c, 8 + LEAVES // 8)
+        memcpy(&stamp_max, c.at, 8)
+        bits = c.at + 8
+        c.at += 8 + LEAVES // 8
+        table = <uint32_t *>malloc((n + 1) * sizeof(uint32_t))
+        if table == NULL:
+            raise MemoryError
+        try:
+            for i in range(n):
+                table[i] = self.intern(names[i])
+            theirs_size = len(self.actors)
+            theirs = <uint64_t *>calloc(theirs_size + 1, sizeof(uint64_t))
+            if theirs == NULL:
+                raise MemoryError
+            for i in range(n):
+                theirs[table[i]] = counts[i]
+            for i in range(get_size(&c)):
+                key = get_text(&c)
+                writes = []
+                for j in range(get_size(&c)):
+                    write = Write.__new__(Write)
+                    write.space = self
+                    ref = get_number(&c)
+                    count = get_number(&c)
+                    if ref >= n or count == 0 or count > counts[ref]:
+                        raise malformed(f"a row of {key!r} has a dot that the state's own clock does not cover")
+                    write.packed = <uint64_t>table[ref] << COUNT_BITS | count
+                    need(&c, 9)
+                    memcpy(&write.stamp, c.at, 8)
+                    write.kind = c.at[8]
+                    c.at += 9
+                    get_dots(&c, table, n, &write.context)
+                    writes.append(write)
+                rows = []
+                for j in range(get_size(&c)):
+                    ref = get_number(&c)
+                    if ref >= <uint64_t>len(writes):
+                        raise malformed(f"a row of {key!r} names write {ref} of {len(writes)}")
+                    row = Row.__new__(Row)
+                    row.write = <Write>writes[ref]
+                    row.path = get_text(&c)
+                    row.value = get_bytes(&c)
+                    rows.append(row)
+                if not rows:
+                    raise malformed(f"{key!r} has no rows")
+                parsed.append((key, rows))
+            if c.at != c.end:
+                raise malformed(f"{c.end - c.at} bytes too many")
+
+            remote = dict(parsed)
+            # Ours that they may have removed: every key of the ranges that the state covers.
+            for key, item in list(self.entries.items()):
+                entry = <Entry>item
+                if not bits[entry.leaf >> 3] >> (entry.leaf & 7) & 1:
+                    continue
+                there = remote.get(key)
+                present = {}
+                if there is not None:
+                    for item_row in there:
+                        row = <Row>item_row
+                        present[(row.path, row.write.packed)] = row
+                touched = False
+                for path in entry.paths():
+                    head = entry.root if path == "" else <Row>entry.rows[path]
+                    kept = None
+                    row = head
+                    while row is not None:
+                        following = row.next
+                        if (path, row.write.packed) not in present and \
+                                theirs[row.write.packed >> COUNT_BITS] >= row.write.packed & COUNT_MASK:
+                            self.count_row(entry, row, False)
+                            touched = True
+                        else:
+                            row.next = kept
+                            kept = row
+                        row = following
+                    if path == "":
+                        entry.root = kept
+                    elif kept is None:
+                        del entry.rows[path]
+                    else:
+                        entry.rows[path] = kept
+                if touched and there is None:
+                    if entry.root is None and not entry.rows:
+                        del self.entries[key]
+                        changed.append((key, None, False))
+                    else:
+                        changed.append((key, None, True))
+                elif touched:
+                    changed.append((key, None, True))
+            # Theirs that we have neither seen nor removed.
+            seen = {key: i for i, (key, _, _) in enumerate(changed)}
+            for key, rows in parsed:
+                fresh = []
+                for item_row in rows:
+                    row = <Row>item_row
+                    if self.counts[row.write.packed >> COUNT_BITS] < row.write.packed & COUNT_MASK:
+                        fresh.append(row)
+                if not fresh:
+                    found = self.entries.get(key)
+                    if found is not None:
+                        entry = <Entry>found
+                        if entry.root is None and not entry.rows:
+                            del self.entries[key]
+                            changed[seen[key]] = (key, None, False)
+                    continue
+                entry = self.entry_for(key, (<Row>fresh[0]).write.kind)
+                self.graves.pop(key, None)
+                contended = set()
+                for item_row in fresh:
+                    row = <Row>item_row
+                    if row.path == "":
+                        row.next = entry.root
+                        entry.root = row
+                    else:
+                        if entry.rows is None:
+                            entry.rows = {}
+                        row.next = <Row>entry.rows.get(row.path) if row.path in entry.rows else None
+                        entry.rows[row.path] = row
+                    self.count_row(entry, row, True)
+                    following = row.next
+                    while following is not None:
+                        if following.value != row.value or following.write.kind != row.write.kind:
+                            contended.add(row.path)
+                        following = following.next
+                self.settle_kind(entry)
+                item = (key, sorted(contended) or None, True)
+                if key in seen:
+                    changed[seen[key]] = item
+                else:
+                    changed.append(item)
+            for i in range(n):
+                if counts[i] > self.counts[table[i]]:
+                    self.counts[table[i]] = counts[i]
+            if stamp_max > self.stamp_max:
+                self.stamp_max = stamp_max
+            self.revision = 0
+            for i in range(len(self.actors)):
+                self.revision += self.counts[i]
+            for key, _, alive in changed:
+                if alive:
+                    (<Entry>self.entries[key]).revision = self.revision
+            return changed
+        finally:
+            free(table)
+            free(theirs)
+
+
+cdef int put_dots(Bytes *out, Dots *dots) except -1:
+    cdef uint32_t i
+    put_number(out, dots.size)
+    for i in range(dots.size):
+        put_number(out, dots.at[i] >> COUNT_BITS)
+        put_number(out, dots.at[i] & COUNT_MASK)
+    return 0
+
+
+cdef int get_dots(Cursor *c, uint32_t *table, uint64_t size, Dots *out) except -1:
+    cdef uint64_t n = get_size(c), i, ref, count
+    if n > WRITERS_MAX:
+        raise malformed(f"{n} writers of one key; the limit is {WRITERS_MAX}")
+    for i in range(n):
+        ref = get_number(c)
+        count = get_number(c)
+        if ref >= size or count == 0 or count > COUNT_MASK:
+            raise malformed(f"a clock names actor {ref} of {size} with count {count}")
+        learn(out, <uint64_t>table[ref] << COUNT_BITS | count)
+    return 0
+
+
+cdef int check_magic(Cursor *c, bytes magic, str what) except -1:
+    need(c, 4)
+    if c.at[0] != b"N" or c.at[1] != b"V" or c.at[2] != <uint8_t>magic[2]:
+        raise malformed(f"this is no {what}")
+    if c.at[3] != <uint8_t>magic[3]:
+        raise PeerError(f"a {what} of version {c.at[3]}; this release reads version {magic[3]}; upgrade this node")
+    c.at += 4
+    return 0
+
+
+@cython.final
+cdef class BatchHead:
+    """The head of a batch: who wrote it, which of its dots, and what must be known before it."""
+
+    cdef readonly str origin
+    cdef readonly uint64_t first
+    cdef readonly uint64_t size
+    cdef readonly list table
+    cdef readonly list deps
+
+    @property
+    def last(self):
+        return self.first + self.size - 1
+
+
+cdef BatchHead parse_head(bytes batch, Cursor *c):
+    cdef BatchHead head = BatchHead.__new__(BatchHead)
+    cdef uint64_t i, ref, count
+    c.at = <const uint8_t *>PyBytes_AS_STRING(batch)
+    c.end = c.at + PyBytes_GET_SIZE(batch)
+    check_magic(c, BATCH_MAGIC, "batch")
+    head.origin = get_text(c)
+    head.first = get_number(c)
+    head.size = get_size(c)
+    if head.first == 0 or head.size == 0 or head.first > COUNT_MASK - head.size:
+        raise malformed(f"{head.size} operations from count {head.first}")
+    head.table = [get_text(c) for i in range(get_size(c))]
+    head.deps = []
+    for i in range(get_size(c)):
+        ref = get_number(c)
+        count = get_number(c)
+        if ref >= <uint64_t>len(head.table):
+            raise malformed(f"a dependency names actor {ref} of {len(head.table)}")
+        head.deps.append((head.table[ref], count))
+    return head
+
+
+def batch_head(bytes batch not None):
+    """Read who wrote a batch and what it depends on, without applying it."""
+    cdef Cursor c
+    return parse_head(batch, &c)

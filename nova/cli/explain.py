@@ -1,0 +1,182 @@
+"""nova conflicts, why, audit."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from nova.cli.client import Client, key_path
+from nova.cli.output import DEFAULT_NODE, Json, Node, Token, print_facts, print_json, print_table, words
+from nova.errors import KeyNotFoundError
+
+conflicts = typer.Typer(
+    help="Show conflicts and how they were settled.", add_completion=False, rich_markup_mode=None, no_args_is_help=True
+)
+audit = typer.Typer(
+    help="Read and check the audit trail.", add_completion=False, rich_markup_mode=None, no_args_is_help=True
+)
+
+Limit = Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")]
+After = Annotated[str | None, typer.Option(help="Go on behind this one (`next` of the page before).")]
+
+
+@conflicts.command("list")
+def conflicts_list(
+    limit: Limit = 20,
+    after: After = None,
+    type_: Annotated[str | None, typer.Option("--type", help="Only this type.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Only those settled by this strategy.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only those of this key.")] = None,
+    node: Node = DEFAULT_NODE,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """List conflicts, newest first.
+
+    Example: nova conflicts list --type concurrent_update
+    """
+    with Client(node, token) as client:
+        page = client.get("/v1/conflicts", limit=limit, after=after, type=type_, strategy=strategy, key=key)
+    if as_json:
+        print_json(page)
+        return
+    rows = [
+        (
+            conflict["id"],
+            _time(conflict["detected_ms"]),
+            conflict["key"],
+            ", ".join(conflict["types"]),
+            (conflict.get("resolution") or {}).get("strategy"),
+            conflict["status"],
+        )
+        for conflict in page["conflicts"]
+    ]
+    print_table(("ID", "TIME", "KEY", "TYPES", "STRATEGY", "STATUS"), rows, "no conflicts")
+
+
+@conflicts.command("show")
+def conflicts_show(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="Id of a conflict.", show_default=False)],
+    node: Node = DEFAULT_NODE,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Show the versions of one conflict, and why it was settled as it was.
+
+    Example: nova conflicts show 3f2a91
+    """
+    with Client(node, token) as client:
+        conflict = _find(client, id_)
+    print_json(conflict) if as_json else _print_conflict(conflict)
+
+
+def why(
+    key: Annotated[str, typer.Argument(help="Name of the key.", show_default=False)],
+    node: Node = DEFAULT_NODE,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Explain how the value of a key came to be.
+
+    Example: nova why vm/7
+    """
+    with Client(node, token) as client:
+        answer = client.get(key_path("/v1/why", key))
+    print_json(answer) if as_json else print(answer["text"])
+
+
+@audit.command("list")
+def audit_list(
+    resource: Annotated[str | None, typer.Option(help="Only events about this key.")] = None,
+    conflict: Annotated[str | None, typer.Option(help="Only events of this conflict.")] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="Only this type.")] = None,
+    limit: Limit = 20,
+    after: After = None,
+    node: Node = DEFAULT_NODE,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """List events of the audit trail.
+
+    Example: nova audit list --resource vm/7
+    """
+    with Client(node, token) as client:
+        page = client.get("/v1/audit", resource=resource, conflict=conflict, type=type_, limit=limit, after=after)
+    if as_json:
+        print_json(page)
+        return
+    for event in page["events"]:
+        print("  ".join(f"{name}={words(value)}" for name, value in event.items()))
+    if not page["events"]:
+        print("no events")
+
+
+@audit.command("verify")
+def audit_verify(
+    data: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Check the data directory of a node, without the node.")
+    ] = None,
+    node: Node = DEFAULT_NODE,
+    token: Token = None,
+    as_json: Json = False,
+) -> int:
+    """Check the hash chain of the audit trail; the exit code is 1 if it is broken.
+
+    Example: nova audit verify --data ./nova-data
+    """
+    if data is not None:
+        from nova.store import verify_audit
+
+        check: dict[str, Any] = verify_audit(data)
+    else:
+        with Client(node, token) as client:
+            check = client.get("/v1/audit/verify")
+    if as_json:
+        print_json(check)
+    elif check["ok"]:
+        print(f"the audit trail is whole: {check['events']} events, head {check['head']}")
+    else:
+        print(f"the audit trail is broken behind {check['events']} events: {check.get('error')}")
+    return 0 if check["ok"] else 1
+
+
+def _find(client: Client, id_: str) -> dict[str, Any]:
+    after = None
+    while True:
+        page = client.get("/v1/conflicts", limit=1000, after=after)
+        for conflict in page["conflicts"]:
+            if conflict["id"] == id_:
+                return dict(conflict)
+        after = page["next"]
+        if after is None:
+            raise KeyNotFoundError(f"there is no conflict {id_!r}; nova conflicts list shows them")
+
+
+def _print_conflict(conflict: dict[str, Any]) -> None:
+    print_facts(
+        {
+            "conflict": conflict["id"],
+            "key": f"{conflict['key']} ({conflict['kind']})",
+            "types": ", ".join(conflict["types"]),
+            "severity": conflict["severity"],
+            "detected": _time(conflict["detected_ms"]),
+            "status": conflict["status"],
+        }
+    )
+    for version in conflict["versions"]:
+        print(f"\n{version['origin']} at {_time(version['time_ms'])} wrote")
+        print_facts({f"  {path or 'value'}": value for path, value in version["values"].items()})
+    if (resolution := conflict.get("resolution")) is None:
+        return
+    print(f"\nsettled by {resolution['strategy']}, confidence {resolution['confidence']:g}")
+    print_facts({f"  {path or 'value'}": value for path, value in resolution["values"].items()})
+    for line in resolution["explanation"]:
+        print(f"  because {line}")
+    for gone in resolution["discarded"]:
+        print(f"  {gone['path'] or 'value'} {words(gone['value'])} of {gone['origin']} lost: {gone['reason']}")
+
+
+def _time(ms: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000))

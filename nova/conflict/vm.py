@@ -1,0 +1,563 @@
+"""Virtual machines: their typed state, the leaves it is kept in, and what becomes of a leaf that two writers changed.
+
+A VM is kept as leaves, so that writers of different parts do not conflict:
+
+    /power_state /cpu /host ...   one leaf per field, unknown ones included
+    /migration                    status, target and epoch belong together: one leaf
+    /networks/{mac}               a NIC, its MAC and IP belong together
+    /disks/{id} /snapshots/{id}   one leaf each
+    /tags/{tag}                   true
+    /labels/{name} /metrics/{name}
+
+Keys are escaped as in RFC 6901. Fields of a VM that are not named here are kept and go round unchanged; unknown fields
+inside a NIC, disk, snapshot or migration are refused, because there a typing error would be lost in a merge.
+
+The rules at the end apply where *both* sides changed a leaf concurrently, and only there: "running beats stopped" as a
+plain lattice would mean that a VM can never be stopped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from nova.conflict.detect import (
+    MISSING,
+    Case,
+    ConflictType,
+    Finding,
+    Invariant,
+    Severity,
+    Version,
+    canonical,
+    classifier,
+    escape,
+    same,
+    unescape,
+)
+from nova.conflict.strategies import (
+    ResolveContext,
+    Schema,
+    Settled,
+    last_writer,
+    maximum,
+    register_schema,
+    show,
+)
+from nova.errors import UsageError
+
+# ------------------------------------------------------------------------------------------------ types
+
+PowerState = Literal["running", "paused", "suspended", "stopped"]
+POWER_RANK: Final = {"stopped": 0, "suspended": 1, "paused": 2, "running": 3}
+
+MigrationStatus = Literal["planned", "preparing", "running", "switchover", "cancelled", "failed", "completed"]
+MIGRATION_RANK: Final = {"planned": 0, "preparing": 1, "running": 2, "switchover": 3}
+"""Migrations under way, in the order of their states; the others have ended."""
+ENDED_RANK: Final = {"cancelled": 0, "failed": 1, "completed": 2}
+
+CPU_MAX: Final = 4096
+MEMORY_MB_MAX: Final = 1 << 28
+KEY_CHARS_MAX: Final = 255
+
+Key = Annotated[str, Meta(min_length=1, max_length=KEY_CHARS_MAX)]
+Cpu = Annotated[int, Meta(ge=1, le=CPU_MAX)]
+MemoryMb = Annotated[int, Meta(ge=1, le=MEMORY_MB_MAX)]
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Size = Annotated[float, Meta(ge=0)]
+
+
+class Nic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A network interface. `network` names the address space that `ip` is unique in; "" is the common one."""
+
+    mac: Key
+    ip: str | None = None
+    network: str = ""
+    model: str = ""
+    vlan: Annotated[int, Meta(ge=0, le=4094)] | None = None
+    bandwidth_mbps: Size | None = None
+
+
+class Disk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A disk. It may grow, never shrink."""
+
+    id: Key
+    size_gb: Size = 0
+    path: str = ""
+    format: str = ""
+    pool: str = ""
+    bus: str = ""
+    read_only: bool = False
+
+
+class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A snapshot; `parent` is the id of the one it builds on."""
+
+    id: Key
+    parent: str | None = None
+    created_ms: Count = 0
+    name: str = ""
+    size_gb: Size | None = None
+
+
+class Migration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A move to another host. Every new attempt counts `epoch` up."""
+
+    status: MigrationStatus
+    target: str | None = None
+    epoch: Count = 0
+    source: str | None = None
+    progress: Annotated[float, Meta(ge=0, le=1)] | None = None
+
+
+class _Shape(msgspec.Struct, frozen=True):
+    """What the known fields of a VM must look like, each of them optional: whole values and parts are held to it."""
+
+    id: Key | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    power_state: PowerState | UnsetType = UNSET
+    cpu: Cpu | UnsetType = UNSET
+    memory_mb: MemoryMb | UnsetType = UNSET
+    host: str | UnsetType | None = UNSET
+    region: str | UnsetType | None = UNSET
+    networks: list[Nic] | UnsetType = UNSET
+    disks: list[Disk] | UnsetType = UNSET
+    snapshots: list[Snapshot] | UnsetType = UNSET
+    migration: Migration | UnsetType | None = UNSET
+    tags: list[Key] | UnsetType = UNSET
+    labels: dict[Key, str] | UnsetType = UNSET
+    metrics: dict[Key, float] | UnsetType = UNSET
+    owner: str | UnsetType | None = UNSET
+    updated_ms: Count | UnsetType = UNSET
+
+
+class VMState(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a virtual machine. Always valid: a wrong field raises UsageError where the object is made.
+
+    metrics     name -> last measured value, for instance `cpu_mhz`
+    updated_ms  when the source of the data measured or changed it, Unix time
+    extra       fields that this class does not know, kept as they are
+    """
+
+    id: str
+    name: str = ""
+    power_state: PowerState = "stopped"
+    cpu: int = 1
+    memory_mb: int = 1024
+    host: str | None = None
+    region: str | None = None
+    networks: tuple[Nic, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    snapshots: tuple[Snapshot, ...] = ()
+    migration: Migration | None = None
+    tags: frozenset[str] = frozenset()
+    labels: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+    owner: str | None = None
+    updated_ms: int = 0
+    extra: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        validate(self.to_dict())
+
+    @classmethod
+    def of(cls, vm: Mapping[str, Any]) -> VMState:
+        """From the plain form. Raises UsageError that names the field, its value, the limit and the mend."""
+        if "id" not in vm:
+            raise UsageError("vm has no field id; give the id that its key is made of")
+        plain = join(split(vm))
+        known = {name: plain[name] for name in FIELDS if name in plain}
+        extra = {name: value for name, value in plain.items() if name not in FIELDS}
+        return msgspec.convert({**known, "extra": extra}, cls)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain form, as in JSON: what `put` takes and `split` splits. Empty collections are left out."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        extra: dict[str, Any] = plain.pop("extra")
+        for name in ITEM_KEYS:
+            plain[name] = [{k: v for k, v in item.items() if v is not None and v != ""} for item in plain[name]]
+        if plain["migration"] is not None:
+            plain["migration"] = {k: v for k, v in plain["migration"].items() if v is not None}
+        plain["tags"] = sorted(plain["tags"])
+        kept: dict[str, Any] = {name: plain[name] for name in plain if name not in COLLECTIONS or plain[name]}
+        return kept | extra
+
+
+FIELDS: Final = frozenset(_Shape.__struct_fields__)
+ITEM_KEYS: Final = {"networks": "mac", "disks": "id", "snapshots": "id"}
+"""Collections of objects, and the field that names an object in its path."""
+COLLECTIONS: Final = frozenset((*ITEM_KEYS, "tags", "labels", "metrics"))
+
+# ------------------------------------------------------------------------------------------------ validation
+
+_MEND: Final = {
+    "id": f"give 1 to {KEY_CHARS_MAX} characters",
+    "power_state": f"use one of {', '.join(sorted(POWER_RANK, key=POWER_RANK.__getitem__, reverse=True))}",
+    "cpu": f"give a whole number from 1 to {CPU_MAX}",
+    "memory_mb": f"give a whole number of MiB from 1 to {MEMORY_MB_MAX}",
+    "networks": "give a list of objects with mac, ip, network",
+    "disks": "give a list of objects with id, size_gb, path",
+    "snapshots": "give a list of objects with id, parent, created_ms",
+    "migration": f"give an object with status ({', '.join((*MIGRATION_RANK, *ENDED_RANK))}), target, epoch, or null",
+    "tags": "give a list of texts",
+    "labels": "give an object of texts",
+    "metrics": "give an object of numbers",
+    "updated_ms": "give Unix milliseconds",
+}
+_WHERE: Final = re.compile(r" - at `\$\.?([^`]*)`$")
+_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
+
+
+def validate(vm: Mapping[str, Any]) -> None:
+    """Check the known fields of a VM, or of a part of one. Raises UsageError."""
+    try:
+        msgspec.convert(vm, _Shape)
+    except msgspec.ValidationError as error:
+        raise _refusal(vm, str(error)) from None
+
+
+def _refusal(vm: Mapping[str, Any], message: str) -> UsageError:
+    found = _WHERE.search(message)
+    if found is None:
+        return UsageError(f"vm is {show(vm)}: {message}; give an object of fields")
+    where = found.group(1)
+    field = re.split(r"[.\[]", where, maxsplit=1)[0]
+    value: Any = vm.get(field, MISSING)
+    if "[...]" in where:  # a key or value of an object: msgspec does not tell which
+        where = field
+    for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", where[len(field) :]):
+        if name and isinstance(value, Mapping):
+            value = value.get(name, MISSING)
+        elif index and isinstance(value, list | tuple):
+            value = value[int(index)]
+    mend = _MEND.get(field, "give a text or null")
+    return UsageError(f"vm field {where} is {show(value)}: {message[: found.start()]}; {mend}")
+
+
+def canonical_mac(mac: str) -> str:
+    """Six octets in lower case with colons. Raises UsageError."""
+    text = mac.lower().replace("-", ":")
+    if _MAC.fullmatch(text) is None:
+        raise UsageError(f"mac of a vm's network is {show(mac)}; give six octets such as 52:54:00:12:34:56")
+    return text
+
+
+def canonical_ip(ip: str) -> str:
+    """The one short form of an IPv4 or IPv6 address. Raises UsageError."""
+    try:
+        return str(ip_address(ip))
+    except ValueError:
+        raise UsageError(f"ip of a vm's network is {show(ip)}; give an address such as 10.0.0.1 or fd00::1") from None
+
+
+def _nic_leaf(item: Mapping[str, Any]) -> dict[str, Any]:
+    leaf = dict(item)
+    leaf["mac"] = canonical_mac(leaf["mac"])
+    if leaf.get("ip") is not None:
+        leaf["ip"] = canonical_ip(leaf["ip"])
+    return leaf
+
+
+# ------------------------------------------------------------------------------------------------ leaves
+
+
+def split(vm: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of a VM, path -> value. Raises UsageError if a known field is wrong or a list names one id twice.
+
+    An empty collection has no leaves, so `join(split(vm))` is the canonical form of `vm`: collections sorted by id and
+    left out when empty, tags once each, MAC and IP addresses in their one form.
+    """
+    validate(vm)
+    leaves: dict[str, Any] = {}
+    for name, value in vm.items():
+        if name in COLLECTIONS:
+            _split_collection(name, value, leaves)
+        else:
+            leaves["/" + escape(name)] = value
+    if not leaves:
+        raise UsageError("vm has 0 fields; give at least its id")
+    return leaves
+
+
+def _split_collection(name: str, value: Any, leaves: dict[str, Any]) -> None:
+    key_field = ITEM_KEYS.get(name)
+    if key_field is not None:
+        for item in value:
+            leaf = _nic_leaf(item) if name == "networks" else dict(item)
+            path = f"/{name}/{escape(leaf[key_field])}"
+            if path in leaves:
+                raise UsageError(f"vm field {name} names {show(leaf[key_field])} 2 times; an id may stand there once")
+            leaves[path] = leaf
+    elif name == "tags":
+        for tag in value:
+            leaves[f"/tags/{escape(tag)}"] = True
+    else:
+        for key, item in value.items():
+            leaves[f"/{name}/{escape(key)}"] = item
+
+
+def split_patch(patch: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What a merge write (RFC 7396) puts and which paths it drops, given the current leaves.
+
+    null removes a field. In `labels`, `metrics` and, by id, in `networks`, `disks`, `snapshots` an object changes the
+    parts it names and null removes one; `tags` take {tag: true | null}. A list replaces its whole collection.
+    `migration` is one leaf and replaced as a whole. Leaves that stay as they are are not written.
+    """
+    puts: dict[str, Any] = {}
+    drops: list[str] = []
+    for name, value in patch.items():
+        path = "/" + escape(name)
+        if name not in COLLECTIONS:
+            if value is None:
+                drops.append(path)
+            else:
+                puts[path] = value
+            continue
+        present = [other for other in current if other.startswith(path + "/")]
+        if value is None:
+            drops += present
+        elif isinstance(value, Mapping):
+            _patch_items(name, value, current, puts, drops)
+        else:
+            leaves: dict[str, Any] = {}
+            validate({name: value})
+            _split_collection(name, value, leaves)
+            puts |= {p: leaf for p, leaf in leaves.items() if p not in current or not same(current[p], leaf)}
+            drops += [other for other in present if other not in leaves]
+    validate({name: value for name, value in patch.items() if name not in COLLECTIONS and value is not None})
+    return puts, [path for path in drops if path in current and path not in puts]
+
+
+def _patch_items(
+    name: str, change: Mapping[str, Any], current: Mapping[str, Any], puts: dict[str, Any], drops: list[str]
+) -> None:
+    key_field = ITEM_KEYS.get(name)
+    for key, item in change.items():
+        if name == "networks":
+            key = canonical_mac(key)
+        path = f"/{name}/{escape(key)}"
+        if item is None or (name == "tags" and item is False):
+            drops.append(path)
+            continue
+        leaf = item
+        if name == "tags":
+            if item is not True:
+                raise UsageError(f"vm tag {show(key)} is {show(item)}; true adds a tag, null removes it")
+            validate({"tags": [key]})
+        elif key_field is None:
+            validate({name: {key: item}})
+        else:
+            if not isinstance(item, Mapping):
+                raise UsageError(f"vm field {name}/{key} is {show(item)}; {_MEND[name]}, by id")
+            merged = {**current.get(path, {}), **item}
+            leaf = {field: part for field, part in merged.items() if part is not None} | {key_field: key}
+            if item.get(key_field, key) != key and not (name == "networks" and canonical_mac(item["mac"]) == key):
+                raise UsageError(f"vm field {name}/{key} has {key_field} {show(item[key_field])}; an id cannot change")
+            validate({name: [leaf]})
+            if name == "networks":
+                leaf = _nic_leaf(leaf)
+        if path not in current or not same(current[path], leaf):
+            puts[path] = leaf
+
+
+def join(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The VM that these leaves make; the inverse of `split`. Raises UsageError for a path that no VM has."""
+    out: dict[str, Any] = {}
+    for path in sorted(leaves):
+        empty, *rest = path.split("/")
+        if empty or not rest or len(rest) != 1 + (rest[0] in COLLECTIONS):
+            raise UsageError(f"path {path!r} is none of a vm; paths are /field or /collection/id")
+        field = rest[0]
+        if len(rest) == 1:
+            out[unescape(field)] = leaves[path]
+        elif field in ITEM_KEYS:
+            out.setdefault(field, []).append(leaves[path])
+        elif field == "tags":
+            out.setdefault(field, []).append(unescape(rest[1]))
+        else:
+            out.setdefault(field, {})[unescape(rest[1])] = leaves[path]
+    return out
+
+
+def resources(leaves: Mapping[str, Any]) -> set[str]:
+    """What this VM claims for itself alone: `mac:...`, and `ip:...`, or `ip:...@network` inside a named network."""
+    found = set()
+    for path, nic in leaves.items():
+        if not path.startswith("/networks/") or nic is MISSING:
+            continue
+        found.add(f"mac:{nic['mac']}")
+        if nic.get("ip") is not None:
+            network = nic.get("network")
+            found.add(f"ip:{nic['ip']}@{network}" if network else f"ip:{nic['ip']}")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ invariants
+
+
+def snapshot_links(vm: Mapping[str, Any]) -> str | None:
+    """What is wrong with the parent links of a VM's snapshots: a parent that is not there, or a circle."""
+    parents = {item["id"]: item.get("parent") for item in vm.get("snapshots", ())}
+    for child, parent in sorted(parents.items()):
+        if parent is not None and parent not in parents:
+            return f"snapshot {child} builds on {parent}, which is not there"
+        seen = {child}
+        while parent is not None:
+            if parent in seen:
+                return f"snapshot {child} builds on itself through {parent}"
+            seen.add(parent)
+            parent = parents.get(parent)
+    return None
+
+
+SNAPSHOT_LINKS: Final = Invariant("snapshot_links", snapshot_links)
+
+
+# ------------------------------------------------------------------------------------------------ field rules
+
+
+def _power_state(path: str, versions: Sequence[Version], context: ResolveContext) -> Settled:
+    winner = versions[0]
+    for version in versions[1:]:
+        if POWER_RANK.get(version.value, -1) >= POWER_RANK.get(winner.value, -1):
+            winner = version
+    return Settled(
+        winner.value,
+        f"{path}: {show(winner.value)} by {winner.origin} ranks highest of running > paused > suspended > stopped",
+        f"{winner.value} ranks higher when both sides changed the power state",
+    )
+
+
+def _disk(path: str, versions: Sequence[Version], context: ResolveContext) -> Settled:
+    last = versions[-1]
+    sizes = [(v.value.get("size_gb", 0), v) for v in versions]
+    size, largest = max(sizes, key=lambda pair: pair[0])
+    if size == last.value.get("size_gb", 0):
+        return Settled(
+            last.value,
+            f"{path}: {show(last.value)} by {last.origin} was written last and is no smaller than any other",
+            f"a later write by {last.origin}; disks grow, never shrink",
+        )
+    value = {**last.value, "size_gb": size}
+    return Settled(
+        value,
+        f"{path}: {show(size)} GB by {largest.origin} is the largest size, the rest by {last.origin} was written last",
+        "disks grow, never shrink; the other fields are the last writer's",
+    )
+
+
+def _nic(path: str, versions: Sequence[Version], context: ResolveContext) -> Settled:
+    settled = last_writer(path, versions, context)
+    ips = sorted({show(version.value.get("ip")) for version in versions})
+    if len(ips) < 2:
+        return settled
+    note = f"{settled.explanation}; one MAC was given {len(ips)} addresses, {', '.join(ips)}"
+    return Settled(settled.value, note, settled.reason, settled.confidence)
+
+
+def _migration(path: str, versions: Sequence[Version], context: ResolveContext) -> Settled:
+    winner = versions[0]
+    for version in versions[1:]:
+        if _migration_rank(version.value) >= _migration_rank(winner.value):
+            winner = version
+    return Settled(
+        winner.value,
+        f"{path}: {show(winner.value)} by {winner.origin} has the newest epoch and, in it, the furthest state; "
+        "one under way goes before one that ended",
+        f"an older epoch or an earlier state than that of {winner.origin}",
+    )
+
+
+def _migration_rank(value: Any) -> tuple[int, int, int]:
+    """An ended migration beats one under way only by a newer epoch: at equal epochs somebody may still be copying."""
+    if not isinstance(value, Mapping):
+        return (-1, 0, 0)
+    status = value.get("status")
+    under_way = status in MIGRATION_RANK
+    rank = MIGRATION_RANK[status] if status in MIGRATION_RANK else ENDED_RANK.get(str(status), -1)
+    return (value.get("epoch", 0), int(under_way), rank)
+
+
+RULES: Final = (
+    ("/power_state", _power_state),
+    ("/cpu", maximum),
+    ("/memory_mb", maximum),
+    ("/updated_ms", maximum),
+    ("/migration", _migration),
+    ("/disks/*", _disk),
+    ("/networks/*", _nic),
+)
+register_schema("vm", Schema(RULES, (SNAPSHOT_LINKS,), split, join))
+
+
+# ------------------------------------------------------------------------------------------------ split brain
+
+
+@classifier("vm_split_brain")
+def _split_brain(case: Case) -> Finding | None:
+    """One VM, running on two hosts (or in two regions) for writers that did not know of each other."""
+    if case.kind != "vm":
+        return None
+    for field in ("host", "region"):
+        places = _running_places(case, field)
+        if len(places) > 1:
+            shown = " and ".join(show(place) for place in places)
+            reason = f"split brain: running at {field} {shown}; the last writer's stands until one is fenced"
+            return Finding(ConflictType.RESOURCE_CONTENTION, Severity.CRITICAL, reason, manual=True)
+    return None
+
+
+def _running_places(case: Case, field: str) -> list[Any]:
+    """The different values of `field` whose writers hold the VM to be running, in canonical order."""
+    running: list[Any] = []
+    if "" in case.siblings:
+        for version in case.siblings[""]:
+            if isinstance(version.value, Mapping) and version.value.get("power_state") == "running":
+                running.append(version.value.get(field))
+    else:
+        powers = case.siblings.get("/power_state", ())
+        by_writer = {(version.origin, version.timestamp): version.value for version in powers}
+        settled = {version.value for version in powers} or {case.leaves.get("/power_state")}
+        for version in case.siblings.get("/" + field, ()):
+            power = by_writer.get((version.origin, version.timestamp))
+            if power == "running" or (power is None and "running" in settled):
+                running.append(version.value)
+    places = {canonical(place): place for place in running if place is not None and place is not MISSING}
+    return [places[key] for key in sorted(places)]
+
+
+@classifier("vm_address")
+def _address(case: Case) -> Finding | None:
+    """One MAC that concurrent writers gave different addresses."""
+    if case.kind != "vm":
+        return None
+    for path, versions in case.siblings.items():
+        if path.startswith("/networks/"):
+            found = _addresses([version.value for version in versions])
+            if found:
+                return found
+    if "" in case.siblings:
+        by_mac: dict[str, list[Any]] = {}
+        for version in case.siblings[""]:
+            nics = version.value.get("networks", ()) if isinstance(version.value, Mapping) else ()
+            for nic in nics if isinstance(nics, list | tuple) else ():
+                if isinstance(nic, Mapping) and isinstance(nic.get("mac"), str):
+                    by_mac.setdefault(nic["mac"].lower(), []).append(nic)
+        for mac in sorted(by_mac):
+            if found := _addresses(by_mac[mac]):
+                return found
+    return None
+
+
+def _addresses(nics: Sequence[Any]) -> Finding | None:
+    held = [nic for nic in nics if isinstance(nic, Mapping)]
+    ips = sorted({show(nic.get("ip")) for nic in held})
+    if len(ips) < 2:
+        return None
+    reason = f"mac {held[0].get('mac')} was given {' and '.join(ips)}"
+    return Finding(ConflictType.RESOURCE_CONTENTION, Severity.HIGH, reason)

@@ -1,0 +1,501 @@
+"""What a node is told at its start, and where it may be told.
+
+Precedence, highest first: command line flags, environment (``NOVA_*``), the TOML file, the defaults below. A key of a
+table is spelled with an underscore in the environment (``limits.body_bytes_max`` is ``NOVA_LIMITS_BODY_BYTES_MAX``),
+lists are separated by commas (``NOVA_JOIN=a:7420,b:7420``), free tables are pairs (``NOVA_KINDS=vm/=vm,cfg/=map``).
+
+A secret and its file (``key`` and ``key_file``, ``token`` and ``token_file``) are one setting: naming either in a
+stronger place replaces both of a weaker one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from nova.errors import ConfigError
+
+KEY_CHARS_MIN = 32
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the node accepts and how much it keeps. Bytes."""
+
+    body_bytes_max: int = 1024 * 1024
+    value_bytes_max: int = 256 * 1024
+    key_bytes_max: int = 1024
+    history_bytes: int = 64 * 1024 * 1024
+    segment_bytes: int = 64 * 1024 * 1024
+    snapshot_log_bytes: int = 256 * 1024 * 1024
+
+
+class Gossip(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often the node talks to its peers without being asked. Milliseconds; on a WAN round_ms = 500 is enough."""
+
+    round_ms: int = 200
+    push_pull_ms: int = 5_000
+    probe_ms: int = 1_000
+    probe_timeout_ms: int = 400
+    suspicion_ms: int = 4_000
+    anti_entropy_ms: int = 30_000
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One node.
+
+    name           unique in the cluster; default: the host's name
+    region         nodes of one region are close to each other
+    listen         HOST:PORT for peers
+    http           HOST:PORT for the HTTP API
+    data           directory of the log, the snapshots and the catalogue
+    join           HOST:PORT of peers to ask first
+    cluster        peers of another cluster are refused
+    key            shared secret that peers prove, at least 32 characters
+    token          bearer token that the HTTP API asks for
+    insecure       listen beyond loopback without key and token
+    chaos          allow /v1/chaos to cut links
+    kinds          key prefix -> kind of the keys below it
+    strategies     key prefix -> name of the strategy that settles conflicts below it
+    link_delay_ms  region -> one-way delay that is added to what is sent there (emulation, for demonstrations)
+    """
+
+    name: str
+    region: str = "local"
+    listen: str = "127.0.0.1:7420"
+    http: str = "127.0.0.1:8420"
+    data: str = "nova-data"
+    join: list[str] = []
+    cluster: str = "nova"
+    key: str | None = None
+    key_file: str | None = None
+    token: str | None = None
+    token_file: str | None = None
+    insecure: bool = False
+    chaos: bool = False
+    limits: Limits = Limits()
+    gossip: Gossip = Gossip()
+    kinds: dict[str, str] = {}
+    strategies: dict[str, str] = {}
+    link_delay_ms: dict[str, float] = {}
+
+    def __repr__(self) -> str:
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        for secret in SECRETS:
+            shown[secret] = "***" if shown[secret] else None
+        return f"NodeConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+SECRETS = ("key", "token")
+TABLES: dict[str, type[msgspec.Struct]] = {"limits": Limits, "gossip": Gossip}
+
+# "limits.body_bytes_max" -> its type; free tables (kinds, ...) are leaves
+LEAVES: dict[str, Any] = {
+    f"{table}.{name}": kind for table, struct in TABLES.items() for name, kind in get_type_hints(struct).items()
+} | {name: kind for name, kind in get_type_hints(NodeConfig).items() if name not in TABLES}
+
+# NOVA_* names that are no configuration of a node
+OTHER_ENV = {"NOVA_NODE", "NOVA_CONFIG", "NOVA_TEST_DATA", "NOVA_SANITIZE", "NOVA_KERNELS", "NOVA_RDMA_DEV"}
+
+
+def load(
+    file: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> NodeConfig:
+    """The configuration of one node from all three places.
+
+    env     usually os.environ; None: nothing
+    flags   name -> value, dotted for tables; a None value is a flag that was not given
+    raises  ConfigError: one line with the place, the key, the value and the mend
+    """
+    settings: dict[str, _Setting] = {}
+    for layer in (_from_file(file) if file is not None else {}, _from_env(env or {}), _from_flags(flags or {})):
+        for secret in SECRETS:
+            given = [layer[name] for name in (secret, f"{secret}_file") if name in layer]
+            if len(given) == 2:
+                raise given[1].error(f"{secret} and {secret}_file are both given; keep one of them")
+            if given:
+                settings.pop(secret, None)
+                settings.pop(f"{secret}_file", None)
+        settings |= layer
+    _read_secrets(settings)
+    for name, check in _CHECKS.items():
+        if name in settings:
+            settings[name].check(check)
+    values: dict[str, Any] = {"name": _host_name()}
+    for name, setting in settings.items():
+        table, _, leaf = name.rpartition(".")
+        (values.setdefault(table, {}) if table else values)[leaf] = setting.value
+    config = msgspec.convert(values, NodeConfig)
+    _check_whole(config, settings)
+    return config
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """("127.0.0.1", 7420) from "127.0.0.1:7420"; IPv6 hosts stand in brackets. Raises ValueError with the mend."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", address)
+    if match is None:
+        raise ValueError('is not HOST:PORT; write it like "127.0.0.1:7420" or "[::1]:7420"')
+    port = int(match[3])
+    if port > 65535:
+        raise ValueError(f"has the port {port}; ports end at 65535")
+    return match[1] or match[2], port
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach HOST:PORT."""
+    host, _ = split_address(address)
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name may resolve to anything
+
+
+class _Setting(msgspec.Struct):
+    """A value with the place that it came from, for the error that may follow."""
+
+    name: str
+    value: Any
+    place: str
+    shown: str
+    """How the user wrote it, as in ``listen = 7420``."""
+
+    def error(self, problem: str) -> ConfigError:
+        return ConfigError(f"{self.place}: {problem}")
+
+    def check(self, check: Callable[[Any], None]) -> None:
+        try:
+            check(self.value)
+        except ValueError as error:
+            raise self.error(f"{self.shown} {error}") from None
+
+
+# --- the three places -------------------------------------------------------------------------------------------------
+
+
+def _from_file(file: str | os.PathLike[str]) -> dict[str, _Setting]:
+    path = Path(file)
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; give --config a TOML file that exists") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); make it readable for this user") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}; strings need quotes, tables a [name] line") from None
+    found: dict[str, _Setting] = {}
+    for name, value in document.items():
+        if name in TABLES and isinstance(value, dict):
+            leaves = {f"{name}.{leaf}": inner for leaf, inner in value.items()}
+        else:
+            leaves = {name: value}
+        for leaf, inner in leaves.items():
+            line = _line_of(text, leaf)
+            place = f"{path} line {line}" if line else str(path)
+            if leaf not in LEAVES:
+                raise ConfigError(f"{place}: {_unknown(leaf, LEAVES)}")
+            setting = _Setting(leaf, inner, place, f"{leaf} = {_toml(leaf, inner)}")
+            setting.check(lambda value, leaf=leaf: _check_type(value, LEAVES[leaf]))  # type: ignore[misc]
+            if LEAVES[leaf] == dict[str, float]:
+                setting.value = {key: float(number) for key, number in inner.items()}
+            found[leaf] = setting
+    return found
+
+
+def _from_env(env: Mapping[str, str]) -> dict[str, _Setting]:
+    names = {"NOVA_" + leaf.replace(".", "_").upper(): leaf for leaf in LEAVES}
+    found = {}
+    for variable, text in env.items():
+        if not variable.startswith("NOVA_") or variable in OTHER_ENV:
+            continue
+        if leaf := names.get(variable):
+            found[leaf] = _from_text(leaf, text, "environment", f"{variable}={_shown(leaf, text)}")
+        # Other programs own names like this too (Kubernetes makes NOVA_PORT), so only a near miss is an error.
+        elif near := difflib.get_close_matches(variable, names, 1, 0.87):
+            raise ConfigError(f"environment: {variable} is no setting of nova; did you mean {near[0]}?")
+    return found
+
+
+def _from_flags(flags: Mapping[str, Any]) -> dict[str, _Setting]:
+    found = {}
+    for leaf, value in flags.items():
+        if value is None or value == []:
+            continue
+        if leaf not in LEAVES:
+            raise ConfigError(f"command line: {_unknown(leaf, LEAVES)}")
+        flag = "--" + leaf.replace(".", "-").replace("_", "-")
+        if isinstance(value, str):
+            found[leaf] = _from_text(leaf, value, "command line", f"{flag} {_shown(leaf, value)}")
+        else:
+            found[leaf] = _Setting(leaf, value, "command line", f"{flag} {_shown(leaf, value)}")
+            found[leaf].check(lambda value, leaf=leaf: _check_type(value, LEAVES[leaf]))  # type: ignore[misc]
+    return found
+
+
+def _from_text(leaf: str, text: str, place: str, shown: str) -> _Setting:
+    """A setting of the right type from the text of a flag or a variable."""
+    setting = _Setting(leaf, text, place, shown)
+    kind = LEAVES[leaf]
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if kind is bool:
+        if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+            raise setting.error(f"{shown} is neither true nor false; write 1 or 0")
+        setting.value = text.lower() in ("1", "true", "yes", "on")
+    elif kind is int:
+        try:
+            setting.value = int(text)
+        except ValueError:
+            raise setting.error(f"{shown} is not a whole number; write digits only, like 1048576") from None
+    elif kind == list[str]:
+        setting.value = items
+    elif get_origin(kind) is dict:
+        inner = get_args(kind)[1]
+        try:
+            # The last "=" divides: prefixes may hold one, kinds and numbers never do.
+            setting.value = {key: inner(value) for key, _, value in (item.rpartition("=") for item in items)}
+        except ValueError:
+            raise setting.error(f"{shown} has a value that is not a number; write NAME=NUMBER,...") from None
+        if "" in setting.value:
+            raise setting.error(f"{shown} is not a list of pairs; write NAME=VALUE,NAME=VALUE")
+    return setting
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check_type(value: Any, kind: Any) -> None:
+    try:
+        msgspec.convert(value, kind, strict=True)
+    except msgspec.ValidationError:
+        wanted = {
+            bool: "true or false",
+            int: "a whole number",
+            list[str]: 'a list of strings, like ["10.0.0.1:7420"]',
+            dict[str, str]: "a table of strings",
+            dict[str, float]: "a table of numbers",
+        }.get(kind, "a string in quotes")
+        raise ValueError(f"is {_noun(value)}; it must be {wanted}") from None
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+        raise ValueError("is not a name; use 1 to 63 letters, digits, dots, dashes and underscores")
+
+
+def _check_join(addresses: list[str]) -> None:
+    for address in addresses:
+        try:
+            if split_address(address)[1] == 0:
+                raise ValueError("has the port 0, where nobody listens; give the port of the peer's --listen")
+        except ValueError as error:
+            raise ValueError(f'has "{address}", which {error}') from None
+
+
+def _check_key(key: str) -> None:
+    if len(key) < KEY_CHARS_MIN:
+        raise ValueError(
+            f"has {len(key)} characters; a cluster key has at least {KEY_CHARS_MIN}: openssl rand -hex 32 makes one"
+        )
+
+
+def _check_token(token: str) -> None:
+    if not re.fullmatch(r"[\x21-\x7e]{8,512}", token):
+        raise ValueError("is no bearer token; use 8 to 512 visible ASCII characters: openssl rand -hex 32 makes one")
+
+
+def _check_data(data: str) -> None:
+    if not data:
+        raise ValueError("is empty; name a directory")
+    if Path(data).exists() and not Path(data).is_dir():
+        raise ValueError("is not a directory; name a directory, nova makes it if it is missing")
+
+
+def _check_kinds(kinds: dict[str, str]) -> None:
+    from nova.store.kinds import KINDS  # here and below: most configurations need neither, and both cost a start
+
+    for prefix, kind in kinds.items():
+        if kind not in KINDS:
+            raise ValueError(f'gives "{prefix}" the kind "{kind}"; {_choice(kind, KINDS)}')
+
+
+def _check_strategies(strategies: dict[str, str]) -> None:
+    from nova.conflict.strategies import STRATEGIES
+
+    for prefix, strategy in strategies.items():
+        if strategy not in STRATEGIES:
+            raise ValueError(f'gives "{prefix}" the strategy "{strategy}"; {_choice(strategy, STRATEGIES)}')
+
+
+def _check_delays(delays: dict[str, float]) -> None:
+    for region, delay in delays.items():
+        if not 0 <= delay <= 10_000:
+            raise ValueError(f'gives "{region}" {delay:g} ms; delays lie between 0 and 10000 ms')
+
+
+def _between(least: int, most: int) -> Callable[[int], None]:
+    def check(value: int) -> None:
+        if not least <= value <= most:
+            raise ValueError(f"is out of range; it must lie between {least} and {most}")
+
+    return check
+
+
+def _check_address(address: str) -> None:
+    split_address(address)
+
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "name": _check_name,
+    "region": _check_name,
+    "cluster": _check_name,
+    "listen": _check_address,
+    "http": _check_address,
+    "data": _check_data,
+    "join": _check_join,
+    "key": _check_key,
+    "token": _check_token,
+    "kinds": _check_kinds,
+    "strategies": _check_strategies,
+    "link_delay_ms": _check_delays,
+    "limits.body_bytes_max": _between(KIB, 64 * MIB),
+    "limits.value_bytes_max": _between(1, 16 * MIB),
+    "limits.key_bytes_max": _between(16, 64 * KIB),
+    "limits.history_bytes": _between(MIB, 64 * GIB),
+    "limits.segment_bytes": _between(MIB, 4 * GIB),
+    "limits.snapshot_log_bytes": _between(MIB, 1024 * GIB),
+    "gossip.round_ms": _between(10, 10_000),
+    "gossip.push_pull_ms": _between(10, 3_600_000),
+    "gossip.probe_ms": _between(10, 600_000),
+    "gossip.probe_timeout_ms": _between(5, 600_000),
+    "gossip.suspicion_ms": _between(10, 3_600_000),
+    "gossip.anti_entropy_ms": _between(10, 3_600_000),
+}
+
+
+def _check_whole(config: NodeConfig, settings: Mapping[str, _Setting]) -> None:
+    """What no setting can say alone."""
+    limits, gossip = config.limits, config.gossip
+    if config.listen == config.http and split_address(config.http)[1]:
+        raise _whole(settings, "http", f"listen and http are both {config.http}; give them different ports")
+    if limits.value_bytes_max > limits.body_bytes_max:
+        raise _whole(
+            settings,
+            "limits.value_bytes_max",
+            f"limits.value_bytes_max {limits.value_bytes_max} is over limits.body_bytes_max {limits.body_bytes_max}, "
+            "so no such value could arrive; lower the one or raise the other",
+        )
+    if gossip.probe_timeout_ms >= gossip.probe_ms:
+        raise _whole(
+            settings,
+            "gossip.probe_timeout_ms",
+            f"gossip.probe_timeout_ms {gossip.probe_timeout_ms} must be below gossip.probe_ms {gossip.probe_ms}",
+        )
+    if not config.insecure and not (config.key and config.token):
+        missing = " and ".join(secret for secret in SECRETS if not getattr(config, secret))
+        for name in ("listen", "http"):
+            address = getattr(config, name)
+            if not is_loopback(address):
+                raise _whole(
+                    settings,
+                    name,
+                    f"{name} {address} can be reached from other machines, but there is no {missing}; "
+                    "set key (or key_file) and token (or token_file), or allow it with --insecure",
+                )
+
+
+def _whole(settings: Mapping[str, _Setting], name: str, problem: str) -> ConfigError:
+    place = settings[name].place if name in settings else "configuration"
+    return ConfigError(f"{place}: {problem}")
+
+
+def _read_secrets(settings: dict[str, _Setting]) -> None:
+    """Put what key_file and token_file hold where key and token stand."""
+    for secret in SECRETS:
+        if (source := settings.get(f"{secret}_file")) is None:
+            continue
+        try:
+            text = Path(source.value).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
+            raise source.error(f"{source.shown} cannot be read ({reason}); name a readable text file") from None
+        settings[secret] = _Setting(secret, text, source.place, f"what {source.shown} holds")
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _host_name() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._")[:63] or "node"
+
+
+def _unknown(name: str, known: Mapping[str, Any]) -> str:
+    leaf = name.rpartition(".")[2]
+    near = difflib.get_close_matches(name, known, 1, 0.6) or [
+        other for other in known if other.rpartition(".")[2] == leaf
+    ]
+    mend = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return f"{name} is no setting of nova; {mend}"
+
+
+def _choice(value: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(value, known, 1, 0.6)
+    return f'did you mean "{near[0]}"?' if near else f"use one of {', '.join(known)}"
+
+
+def _line_of(text: str, name: str) -> int | None:
+    """The line that sets `name` (``table.leaf``), if it is written the plain way."""
+    table, _, leaf = name.rpartition(".")
+    current = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line):
+            current = header[1].strip("\"'")
+            if current == name:
+                return number
+        elif (assigned := re.match(r"\s*([\w\"'.-]+?)\s*=", line)) and not current.startswith("["):
+            written = assigned[1].strip("\"'")
+            if (current == table and written == leaf) or (not current and written in (name, table)):
+                return number
+    return None
+
+
+def _noun(value: Any) -> str:
+    match value:
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "a list"
+        case dict():
+            return "a table"
+        case _:
+            return f"a {type(value).__name__}"
+
+
+def _shown(leaf: str, value: Any) -> str:
+    """The value for a message; secrets never show."""
+    text = "***" if leaf in SECRETS else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _toml(leaf: str, value: Any) -> str:
+    shown = _shown(leaf, str(value).lower() if isinstance(value, bool) else value)
+    return f'"{shown}"' if isinstance(value, str) else shown

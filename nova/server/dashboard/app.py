@@ -1,0 +1,161 @@
+"""The page: NiceGUI brings the parts to the browser and keeps them fresh. The only importer of NiceGUI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nicegui import app, ui
+
+from nova.errors import NovaError
+from nova.server.dashboard import render
+from nova.server.dashboard.view import POLL_S, ClusterView
+
+
+class Part:
+    """A piece of HTML that is sent again only when it changed."""
+
+    def __init__(self, view: ClusterView, make: Callable[[ClusterView], str], span: str) -> None:
+        self._view, self._make = view, make
+        self._text = make(view)
+        self._element = ui.html(self._text, sanitize=False).classes(span)
+
+    def refresh(self) -> None:
+        text = self._make(self._view)
+        if text != self._text:
+            self._text = text
+            self._element.set_content(text)
+
+
+def serve(urls: list[str], *, host: str, port: int, token: str | None) -> None:
+    """Run the dashboard until it is told to end. Blocks."""
+    view = ClusterView(urls, token)
+
+    async def begin() -> None:
+        await view.ask()  # so that the first page is a filled one
+        view.start()
+
+    app.on_startup(begin)
+    app.on_shutdown(view.stop)
+
+    @ui.page("/", title="nova", response_timeout=10)
+    def page() -> None:
+        _page(view)
+
+    ui.run(
+        host=host, port=port, title="nova", favicon=_ICON, dark=None, reload=False, show=False,
+        show_welcome_message=False, uvicorn_logging_level="warning", binding_refresh_interval=None,
+    )  # fmt: skip
+
+
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><circle cx="16" cy="16" r="15" fill="#0072b2"/>'
+    '<path d="M16 5l2.6 8.4L27 16l-8.4 2.6L16 27l-2.6-8.4L5 16l8.4-2.6z" fill="#fff"/></svg>'
+)
+
+
+def _page(view: ClusterView) -> None:
+    ui.add_css(render.STYLE)
+    dark = ui.dark_mode(value=None)
+    parts: list[Part] = []
+    with ui.element("main").classes("wrap"):
+        with ui.element("div").classes("s12").style("display:flex;align-items:center;justify-content:space-between"):
+            parts.append(Part(view, render.header, ""))
+            ui.toggle({None: "auto", False: "light", True: "dark"}, value=None).props(
+                "dense no-caps unelevated size=sm toggle-color=primary aria-label='Colours'"
+            ).bind_value_to(dark, "value")
+        parts.append(Part(view, render.tiles, "s12"))
+        with ui.element("div").classes("s8"), ui.element("div").classes("card"):
+            ui.html("<h2>Regions</h2>", sanitize=False)
+            with ui.element("div").classes("map"):
+                ui.html(render.land(), sanitize=False)
+                parts.append(Part(view, render.world, "over"))
+        parts.append(Part(view, render.nodes, "s4"))
+        with ui.element("div").classes("s6"), ui.element("div").classes("card"):
+            ui.html("<h2>Writes per second</h2>", sanitize=False)
+            rates = ui.echart(_rates(view)).style("height:220px;width:100%")
+        parts.append(Part(view, render.links, "s6"))
+        parts.append(Part(view, render.feed, "s8"))
+        with ui.element("div").classes("s4").style("display:grid;gap:14px;align-content:start"):
+            parts.append(Part(view, render.statistics, ""))
+            _why(view)
+    shown = view.rounds
+
+    def refresh() -> None:
+        nonlocal shown
+        if view.rounds == shown:
+            return
+        shown = view.rounds
+        for part in parts:
+            part.refresh()
+        fresh = _rates(view)
+        rates.options["series"] = fresh["series"]
+        rates.options["legend"] = fresh["legend"]
+        rates.update()
+
+    ui.timer(POLL_S / 2, refresh)
+
+
+def _why(view: ClusterView) -> None:
+    """Ask why a key holds what it holds."""
+    with ui.element("div").classes("card why"):
+        ui.html("<h2>Why does a key hold what it holds?</h2>", sanitize=False)
+        answer = ui.element("div")
+
+        async def ask() -> None:
+            key = field.value.strip()
+            if not key:
+                return
+            try:
+                text = (await view.why(key))["text"]
+            except NovaError as error:
+                text = str(error)
+            answer.clear()
+            with answer, ui.element("pre"):
+                ui.label(text)
+
+        with ui.row().classes("w-full items-center no-wrap"):
+            field = ui.input(placeholder="vm/vm-000001").props("dense outlined aria-label=Key").classes("col")
+            ui.button("Why", on_click=ask).props("unelevated no-caps")
+        field.on("keydown.enter", ask)
+        answer.move(target_index=-1)
+
+
+def _rates(view: ClusterView) -> dict[str, Any]:
+    """Options of the throughput chart."""
+    grey = "#8593a1"
+    names = [node.name for node in view.ordered()]
+    times = list(view.times)
+    return {
+        "color": list(render.SERIES),
+        "animation": False,
+        "aria": {"enabled": True},
+        "textStyle": {"fontFamily": "system-ui, sans-serif"},
+        "grid": {"left": 8, "right": 12, "top": 34, "bottom": 4, "containLabel": True},
+        "legend": {"data": names, "top": 0, "left": 0, "icon": "roundRect", "textStyle": {"color": grey}},
+        "tooltip": {"trigger": "axis"},
+        "xAxis": {
+            "type": "time",
+            "axisLabel": {"color": grey, "hideOverlap": True, "formatter": "{HH}:{mm}:{ss}"},
+            "axisLine": {"lineStyle": {"color": grey}},
+            "splitLine": {"show": False},
+        },
+        "yAxis": {
+            "type": "value",
+            "min": 0,
+            "minInterval": 1,
+            "axisLabel": {"color": grey},
+            "splitLine": {"lineStyle": {"color": grey, "opacity": 0.2}},
+        },
+        "series": [
+            {
+                "name": name,
+                "type": "line",
+                "showSymbol": False,
+                "lineStyle": {"width": 2},
+                "areaStyle": {"opacity": 0.08},
+                "data": [list(pair) for pair in zip(times, view.rates.get(name, ()), strict=False)],
+            }
+            for name in names
+        ],
+    }

@@ -1,0 +1,151 @@
+"""What the dashboard knows of a cluster: it asks every node once a second and remembers the last minutes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from typing import Any, Final
+
+from nova.client import Client
+from nova.errors import NovaError
+
+log = logging.getLogger("nova.dashboard")
+
+POLL_S: Final = 1.0
+HISTORY: Final = 180
+FEED: Final = 12
+NODES_MAX: Final = 64
+
+
+class NodeView:
+    """One node, as it last answered."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        self.url = url
+        self.client = Client(url, token=token, timeout_s=3.0)
+        self.name = url.partition("://")[2]
+        self.region = ""
+        self.status: dict[str, Any] = {}
+        self.peers: list[dict[str, Any]] = []
+        self.error = "not asked yet"
+        self.rate = 0.0
+        self._last: tuple[float, int, int] | None = None
+
+    @property
+    def up(self) -> bool:
+        return not self.error
+
+    async def ask(self) -> None:
+        try:
+            status, peers = await asyncio.gather(self.client.get("/v1/status"), self.client.get("/v1/peers"))
+        except NovaError as error:
+            self.error, self.rate, self._last = str(error), 0.0, None
+            return
+        self.error = ""
+        self.status, self.peers = status, peers["peers"]
+        self.name, self.region = status["name"], status["region"]
+        now = time.monotonic()
+        if self._last is not None and self._last[2] == status["incarnation"] and now > self._last[0]:
+            self.rate = max(0.0, (status["writes_total"] - self._last[1]) / (now - self._last[0]))
+        self._last = (now, status["writes_total"], status["incarnation"])
+
+
+class ClusterView:
+    """All nodes. Those that peers name are added by themselves, up to NODES_MAX."""
+
+    def __init__(self, urls: list[str], token: str | None) -> None:
+        self._token = token
+        self.nodes = {url.rstrip("/"): NodeView(url.rstrip("/"), token) for url in urls}
+        self._given = set(self.nodes)
+        self.conflicts: dict[str, Any] = {"conflicts": [], "total": 0, "by_type": {}, "by_strategy": {}}
+        self.times: deque[int] = deque(maxlen=HISTORY)
+        self.rates: dict[str, deque[float]] = {}
+        self.lags: deque[int] = deque(maxlen=HISTORY)
+        self.rounds = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        for node in self.nodes.values():
+            await node.client.close()
+
+    @property
+    def up(self) -> list[NodeView]:
+        return [node for node in self.nodes.values() if node.up]
+
+    @property
+    def digests(self) -> set[str]:
+        return {node.status["digest"] for node in self.up}
+
+    def ordered(self) -> list[NodeView]:
+        return sorted(self.nodes.values(), key=lambda node: node.name)
+
+    def links(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(region, region) -> the worst that either side says: connected, rtt_ms, lag_ops, names."""
+        known = {node.name: node for node in self.nodes.values()}
+        out: dict[tuple[str, str], dict[str, Any]] = {}
+        for node in self.up:
+            for peer in node.peers:
+                other = known.get(peer["node"])
+                here, there = node.region, peer["region"]
+                if here == there:
+                    continue
+                pair = (here, there) if here < there else (there, here)
+                link = out.setdefault(pair, {"connected": True, "rtt_ms": None, "lag_ops": 0})
+                link["connected"] &= bool(peer["connected"]) and (other is None or other.up)
+                link["lag_ops"] = max(link["lag_ops"], peer["lag_ops"])
+                if peer["rtt_ms"] is not None:
+                    link["rtt_ms"] = max(link["rtt_ms"] or 0.0, peer["rtt_ms"])
+        return out
+
+    async def why(self, key: str) -> dict[str, Any]:
+        """Why a key holds what it holds, asked of the first node that answers. Raises NovaError."""
+        from nova.client import key_target
+
+        nodes = self.up or list(self.nodes.values())
+        return await nodes[0].client.get("/v1/why/" + key_target(key).removeprefix("/v1/keys/"))  # type: ignore[no-any-return]
+
+    async def ask(self) -> None:
+        """One round over all nodes."""
+        await asyncio.gather(*(node.ask() for node in self.nodes.values()))
+        self._discover()
+        for node in self.up:
+            with contextlib.suppress(NovaError):
+                self.conflicts = await node.client.get("/v1/conflicts", limit=FEED)
+                break
+        self.times.append(int(time.time() * 1000))
+        for node in self.nodes.values():
+            rates = self.rates.setdefault(node.name, deque([0.0] * (len(self.times) - 1), maxlen=HISTORY))
+            rates.append(round(node.rate, 1))
+        self.lags.append(max((peer["lag_ops"] for node in self.up for peer in node.peers), default=0))
+        self.rounds += 1
+
+    def _discover(self) -> None:
+        names = {node.name for node in self.nodes.values() if node.status}
+        for node in self.up:
+            for peer in node.peers:
+                http = peer.get("http")
+                if not http or peer["node"] in names or len(self.nodes) >= NODES_MAX:
+                    continue
+                url = f"{node.url.partition('://')[0]}://{http}"
+                if url not in self.nodes:
+                    self.nodes[url] = NodeView(url, self._token)
+                    names.add(peer["node"])
+
+    async def _run(self) -> None:
+        while True:
+            begin = time.monotonic()
+            try:
+                await self.ask()
+            except Exception:  # a node of another version may answer anything; the page goes on with what it has
+                log.exception("a round over the nodes failed")
+            await asyncio.sleep(max(0.1, POLL_S - (time.monotonic() - begin)))

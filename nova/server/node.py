@@ -1,0 +1,483 @@
+"""The node: one replica, its peers and its HTTP API on one asyncio loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from nova._version import __version__
+from nova.errors import NovaError, UnavailableError, UsageError
+from nova.metrics import Registry
+from nova.runtime import Runtime, seeded, wall_ns
+from nova.server.api import bind, make_app, make_server
+from nova.server.config import NodeConfig
+from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
+from nova.store.core import Durable, StoreConfig
+from nova.store.directory import Directory, verdict_of
+from nova.store.model import Change, Entry, Put
+from nova.sync.antientropy import AntiEntropyConfig
+from nova.sync.gossip import GossipConfig
+from nova.sync.membership import Member, MembershipConfig
+from nova.transport import Identity, Mesh, TcpTransport
+
+log = logging.getLogger("nova.node")
+
+# `list` below is a method: inside the class, annotations need other names for the type
+Puts = list[Put]
+Results = list[Entry | Exception]
+Entries = list[Entry]
+Rows = list[dict[str, Any]]
+Names = list[str]
+
+TICK_MS = 100
+LIST_MAX = 1_000
+
+
+class Node:
+    """Everything behind the HTTP API (its `Backend`). Made by `run`; lives on the running loop.
+
+    Readers never see a write that is not on disk yet: a key that is being committed makes them wait for the commit.
+    """
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.registry = Registry()
+        self.directory = Directory(
+            Path(config.data), node=config.name, cluster=config.cluster, segment_bytes=config.limits.segment_bytes
+        )
+        self._started = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._waiters: dict[int, list[asyncio.Future[None]]] = {}
+        self._changed = asyncio.Event()
+        self._snapshotting = False
+        self._cut: set[str] = set()
+        try:
+            self.replica = self.directory.open(
+                region=config.region,
+                wall_ns=wall_ns,
+                config=StoreConfig(
+                    kinds=config.kinds,
+                    strategies=config.strategies,
+                    key_bytes_max=config.limits.key_bytes_max,
+                    value_bytes_max=config.limits.value_bytes_max,
+                    history_bytes=config.limits.history_bytes,
+                ),
+                metrics=self.registry,
+            )
+        except BaseException:
+            self.directory.close()
+            raise
+        self._metrics()
+
+    async def start(self) -> None:
+        """Listen for peers, meet the cluster, begin to tick."""
+        config = self.config
+        random = seeded()
+        delays = {region: delay / 1000 for region, delay in config.link_delay_ms.items()}
+        identity = Identity(
+            node=config.name,
+            region=config.region,
+            cluster=config.cluster,
+            incarnation=self.replica.incarnation,
+            address=config.listen,
+        )
+        self.transport = TcpTransport(
+            identity,
+            key=config.key.encode() if config.key else None,
+            send_delay=(lambda peer: delays.get(peer.region, 0.0)) if delays else None,
+        )
+        self.mesh = Mesh(
+            self.transport,
+            identity,
+            on_message=self._message,
+            on_up=self._peer_up,
+            on_down=self._peer_down,
+            chance=random,
+        )
+        self.listen = await self.mesh.listen(config.listen)
+        member = Member(
+            node=config.name,
+            region=config.region,
+            address=self.listen,
+            incarnation=self.replica.incarnation,
+            http=config.http,
+            version=__version__,
+        )
+        self.cluster = ClusterCore(
+            self.replica,
+            member,
+            random=random,
+            membership=MembershipConfig(
+                tick_ms=TICK_MS,
+                probe_ms=config.gossip.probe_ms,
+                probe_timeout_ms=config.gossip.probe_timeout_ms,
+                suspicion_ms=config.gossip.suspicion_ms,
+            ),
+            gossip=GossipConfig(
+                tick_ms=TICK_MS, round_ms=config.gossip.round_ms, push_pull_ms=config.gossip.push_pull_ms
+            ),
+            antientropy=AntiEntropyConfig(tick_ms=TICK_MS, period_ms=config.gossip.anti_entropy_ms),
+        )
+        self.runtime = Runtime(
+            self.cluster,
+            self.directory.log,
+            send=self._send,
+            applied=self._applied,
+            fatal=self._fatal,
+            tick_ms=TICK_MS,
+        )
+        self.runtime.start()
+        for seed in config.join:
+            self.mesh.dial(seed)
+        self._housekeeper = self._loop.create_task(self._keep_house())
+
+    async def stop(self) -> None:
+        """Tell the peers, bring everything to disk, close. Nothing that was acknowledged depends on this."""
+        if hasattr(self, "runtime"):
+            self._housekeeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._housekeeper
+            self.runtime.submit(self.cluster.leave())
+            await self.runtime.stop()
+            await self.mesh.close()
+            if self._failure is None and self.directory.since_snapshot_bytes > 1 << 20:
+                await self._snapshot()
+        self.directory.close()
+
+    # -- the API's backend --
+
+    async def put(self, put: Put) -> Entry:
+        self._check_writable()
+        token, _ = self.replica.put(put)
+        entry = self.replica.get(put.key)
+        await self._durable(token)
+        return entry
+
+    async def put_many(self, puts: Puts) -> Results:
+        self._check_writable()
+        results: Results = []
+        token = 0
+        for number, put in enumerate(puts):
+            if number % 500 == 499:  # let heartbeats and other clients through
+                await asyncio.sleep(0)
+            try:
+                token, _ = self.replica.put(put)
+                results.append(self.replica.get(put.key))
+            except NovaError as error:
+                results.append(error)
+        if token:
+            await self._durable(token)
+        return results
+
+    async def get(self, key: str) -> Entry:
+        token = self.replica.token_of(key)
+        if token:
+            await self._durable(token)
+        return self.replica.get(key)
+
+    async def delete(self, key: str, context: dict[str, int] | None, conditional: bool) -> Entry:
+        self._check_writable()
+        rows = self.replica.space.get(key)
+        kind = self.replica.view(rows).kind if rows is not None else ""
+        token, write = self.replica.delete(key, context, conditional)
+        left = self.replica.space.get(key)
+        await self._durable(token)
+        if left is not None:
+            return self.replica.view(left)
+        dot = write.dot
+        return Entry(
+            key, kind, None, write.clock, write.stamp, self.config.name, (dot.actor, dot.count),
+            self.replica.space.revision,
+        )  # fmt: skip
+
+    def list(self, prefix: str, limit: int, after: str | None) -> tuple[Entries, str | None]:
+        return self.replica.scan(prefix, min(limit, LIST_MAX), after or "")
+
+    async def watch(self, since: int | None, prefix: str) -> AsyncIterator[Change | None]:
+        seen = self.replica.space.revision if since is None else since
+        if seen < self.replica.feed.compacted:
+            error = UnavailableError(
+                f"changes up to revision {self.replica.feed.compacted} are compacted, {seen} was asked for; "
+                "list the keys and watch from the revision of /v1/status"
+            )
+            error.code = "compacted"
+            error.oldest = self.replica.feed.compacted  # type: ignore[attr-defined]
+            raise error
+        while not self._stopped.is_set():
+            changed = self._changed
+            changes = self.replica.changes(seen, prefix)
+            for change in changes:
+                yield change
+            newest = self.replica.feed.newest
+            seen = max(seen, newest)
+            if not changes:
+                try:
+                    await asyncio.wait_for(changed.wait(), 10)
+                except TimeoutError:
+                    yield None
+
+    def status(self) -> dict[str, Any]:
+        space = self.replica.space
+        healthy, _ = self.ready()
+        return {
+            "name": self.config.name,
+            "region": self.config.region,
+            "version": __version__,
+            "revision": space.revision,
+            "digest": self.replica.digest,
+            "keys": len(space),
+            "peers": len(self.mesh.connected()),
+            "healthy": healthy,
+            "cluster": self.config.cluster,
+            "incarnation": self.replica.incarnation,
+            "clock": space.clock,
+            "uptime_s": round(time.monotonic() - self._started, 3),
+            "conflicts": self.replica.conflicts.total,
+            "pending": self.replica.conflicts.pending(),
+            "writes_total": space.count(space.actor),
+            "rss_bytes": _rss_bytes(),
+            "log": {
+                "durable": self.directory.log.durable,
+                "segments": self.directory.log.segments,
+                "bytes": self.directory.log.size_bytes,
+            },
+            "http": self.config.http,
+            "listen": self.listen,
+        }
+
+    def peers(self) -> Rows:
+        out = []
+        links = self.mesh.stats()
+        for node, member in sorted(self.cluster.membership.members.items()):
+            if node == self.config.name:
+                continue
+            link = links.get(node)
+            out.append(
+                {
+                    "node": node,
+                    "region": member.region,
+                    "address": member.address,
+                    "http": member.http,
+                    "state": member.state,
+                    "incarnation": member.incarnation,
+                    "connected": link.connected if link else False,
+                    "rtt_ms": link.rtt_ms if link else None,
+                    "lag_ops": self.cluster.lag(node),
+                    "sent_bytes": link.sent_bytes if link else 0,
+                    "received_bytes": link.received_bytes if link else 0,
+                }
+            )
+        return out
+
+    def conflicts(
+        self, *, limit: int, after: str | None, type: str | None, strategy: str | None, key: str | None
+    ) -> dict[str, Any]:
+        return self.replica.conflicts.page(min(limit, LIST_MAX), after, type, strategy, key)
+
+    def why(self, key: str) -> dict[str, Any]:
+        return self.replica.why(key)
+
+    def audit(
+        self, *, resource: str | None, conflict: str | None, type: str | None, limit: int, after: str | None
+    ) -> dict[str, Any]:
+        limit = min(limit, LIST_MAX)
+        try:
+            start = int(after) if after else 0
+        except ValueError:
+            raise UsageError(f"after is {after!r}; give the number of an event, as `next` of the last page") from None
+        events = self.directory.events(resource=resource, conflict=conflict, type=type, after=start, limit=limit + 1)
+        page = [
+            {
+                "seq": event.seq,
+                "time_ms": event.time_ms,
+                "type": event.type,
+                "conflict_id": event.conflict_id,
+                "resource_id": event.resource_id,
+                "body": event.body,
+                "hash": event.hash.hex(),
+            }
+            for event in events[:limit]
+        ]
+        return {"events": page, "next": str(events[limit - 1].seq) if len(events) > limit else None}
+
+    async def audit_verify(self) -> dict[str, Any]:
+        self.directory.index()
+        head = self.directory.catalog.get("audit_head")
+        return await asyncio.to_thread(verdict_of, self.directory.archive, head)
+
+    def metrics(self) -> bytes:
+        return self.registry.render()
+
+    def ready(self) -> tuple[bool, str]:
+        if self._failure is not None:
+            return False, f"storage failed: {self._failure}"
+        if self._stopped.is_set():
+            return False, "stopping"
+        return True, "ok"
+
+    def chaos_cut(self, peers: Names) -> Names:
+        self._cut |= set(peers)
+        self.mesh.cut(self._cut)
+        return sorted(self._cut)
+
+    def chaos_heal(self) -> Names:
+        self._cut.clear()
+        self.mesh.heal()
+        return []
+
+    # -- the driver's side --
+
+    def _send(self, peer: str, message: Any) -> None:
+        self.mesh.send(peer, CODEC.encode(message))
+
+    def _message(self, peer: str, payload: memoryview) -> None:
+        self.runtime.received(peer, CODEC.decode(payload))
+
+    def _peer_up(self, peer: Identity) -> None:
+        log.info("peer %s (%s) is connected", peer.node, peer.region)
+        self.runtime.submit(
+            # As of incarnation 0: what the peer says of itself, a moment later, is more and shall count.
+            self.cluster.met(Member(peer.node, 0, region=peer.region, address=peer.address))
+        )
+
+    def _peer_down(self, peer: Identity, reason: str) -> None:
+        log.info("peer %s is gone: %s", peer.node, reason)
+        if not self._stopped.is_set():
+            self.runtime.submit(self.cluster.lost(peer.node))
+
+    def _applied(self, event: Any) -> None:
+        if isinstance(event, Durable):
+            self.replica.applied(event)
+            self.directory.applied(event)
+            for token in [token for token in self._waiters if token <= event.token]:
+                for waiter in self._waiters.pop(token):
+                    if not waiter.done():
+                        waiter.set_result(None)
+            self._changed.set()
+            self._changed = asyncio.Event()
+        elif isinstance(event, Peers):
+            self.mesh.set_peers(event.addresses)
+        elif isinstance(event, Notice):
+            log.log(logging.WARNING if event.bad else logging.INFO, "%s", event.text)
+
+    async def _durable(self, token: int) -> None:
+        if token <= self.replica.durable_token:
+            return
+        waiter = self._loop.create_future()
+        self._waiters.setdefault(token, []).append(waiter)
+        self.runtime.wake()
+        await waiter
+
+    def _check_writable(self) -> None:
+        if self._failure is not None:
+            raise UnavailableError(f"this node takes no writes: storage failed ({self._failure}); restart it", 10**10)
+        if self._stopped.is_set():
+            raise UnavailableError("this node is stopping; ask another one")
+
+    def _fatal(self, error: BaseException) -> None:
+        log.critical("storage failed, no write is taken any more: %s", error)
+        self._failure = error
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_exception(UnavailableError(f"storage failed: {error}; the write is not acknowledged"))
+        self._waiters.clear()
+
+    async def _keep_house(self) -> None:
+        """Snapshots when the log has grown, and the index of the audit archive."""
+        while True:
+            await asyncio.sleep(1)
+            self.directory.index()
+            if self.directory.since_snapshot_bytes > self.config.limits.snapshot_log_bytes:
+                await self._snapshot()
+
+    async def _snapshot(self) -> None:
+        # Right after a turn: what the snapshot holds and what the log holds up to its last record are the same.
+        self.runtime.submit(self.cluster.turn())
+        position, state = self.directory.log.last, self.replica.snapshot()
+        self.directory.index()
+        try:
+            await asyncio.to_thread(self.directory.save_snapshot, position, state)
+        except (NovaError, OSError) as error:
+            log.error("snapshot failed, the log is kept: %s", error)
+            return
+        await self._durable(self.replica.newest_token)
+        self.directory.trim(position)
+        log.info("snapshot of %d keys, %d bytes, up to record %d", len(self.replica.space), len(state), position)
+
+    def _metrics(self) -> None:
+        space, replica = self.replica.space, self.replica
+        gauge = self.registry.gauge
+        gauge("nova_keys", "Keys that hold a value", function=lambda: len(space))
+        gauge("nova_rows", "Live rows of all keys", function=lambda: space.rows_live)
+        gauge("nova_revision", "Operations applied, of all writers", function=lambda: space.revision)
+        gauge("nova_writes_total", "Operations written by this node since it started",
+              function=lambda: space.count(space.actor))  # fmt: skip
+        gauge("nova_log_durable_position", "Newest log record on disk", function=lambda: self.directory.log.durable)
+        gauge("nova_log_since_snapshot_bytes", "Log that a restart replays",
+              function=lambda: self.directory.since_snapshot_bytes)  # fmt: skip
+        gauge("nova_peers_connected", "Peers with a live session", function=lambda: len(self.mesh.connected()))
+        gauge("nova_resident_bytes", "Resident memory of the process", function=_rss_bytes)
+        gauge("dwcp_pending_conflicts_count", "Conflicts that wait for somebody", function=replica.conflicts.pending)
+
+
+def _rss_bytes() -> int:
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # no Linux
+        return 0
+
+
+async def _serve(config: NodeConfig) -> None:
+    sock: socket.socket = bind(config.http)
+    node = None
+    try:
+        node = Node(config)
+        await node.start()
+        server = make_server(make_app(node, config))
+        serving = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]))
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        host, port = sock.getsockname()[:2]
+        log.info("%s (%s) serves http://%s:%d, peers at %s", config.name, config.region, host, port, node.listen)
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        node._stopped.set()
+        node._changed.set()
+        server.should_exit = True
+        await serving
+    finally:
+        sock.close()
+        if node is not None:
+            await node.stop()
+
+
+def run(config: NodeConfig) -> None:
+    """Run a node until SIGTERM or SIGINT. Raises NovaError if it cannot start."""
+    logging.basicConfig(
+        level=os.environ.get("NOVA_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(_serve(config))
+        return
+    uvloop.run(_serve(config))
+
+
+__all__ = ["Node", "run"]

@@ -1,0 +1,1 @@
+"""Nodes in one process under one seed: virtual time, a network and disks that fail, and checks after every event."""

@@ -1,0 +1,1 @@
+"""Storage: the log, snapshots and the catalogue, on real files. `nova.storage.base` has the seams."""

@@ -1,0 +1,201 @@
+"""A member of a cluster as one state machine: the replica, who else is alive, and how news travels between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from nova.crdt.keyspace import batch_head
+from nova.errors import PeerError
+from nova.store.core import Durable, Replica, StoreConfig
+from nova.sync.antientropy import ANTIENTROPY_MESSAGES, AntiEntropy, AntiEntropyConfig, Diverged, Joined
+from nova.sync.gossip import GOSSIP_MESSAGES, Behind, Gossip, GossipConfig, Refused
+from nova.sync.membership import (
+    MEMBERSHIP_MESSAGES,
+    Member,
+    MemberDown,
+    MemberLeft,
+    Membership,
+    MembershipConfig,
+    MemberSuspected,
+    MemberUp,
+    MemberUpdated,
+)
+from nova.types import NodeId, Outputs, Random
+from nova.wire import Codec
+
+CODEC = Codec(*MEMBERSHIP_MESSAGES, *GOSSIP_MESSAGES, *ANTIENTROPY_MESSAGES)
+"""Every message that members of a cluster send each other."""
+
+MemberEvent = MemberUp | MemberSuspected | MemberDown | MemberLeft | MemberUpdated
+
+
+class Peers(msgspec.Struct, frozen=True):
+    """Event: keep sessions with these nodes, node -> address. The dead are among them: they may come back."""
+
+    addresses: dict[NodeId, str]
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """Event: something that an operator should read. `bad` if it needs one."""
+
+    text: str
+    bad: bool = False
+
+
+Event = Durable | Peers | Notice
+"""What comes out of `ClusterCore` in `Outputs.apply`."""
+
+
+class ClusterCore:
+    """Replica, membership, gossip and anti-entropy, composed; see `nova.runtime.Core` for how it is driven.
+
+    replica  the state; from now on its batches are published by this core
+    member   this node as others shall know it
+    tick_ms  how much time a tick is
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        member: Member,
+        *,
+        random: Random,
+        membership: MembershipConfig | None = None,
+        gossip: GossipConfig | None = None,
+        antientropy: AntiEntropyConfig | None = None,
+    ) -> None:
+        self.replica = replica
+        self.membership = Membership(member, config=membership, random=random)
+        self.gossip = Gossip(member.node, replica, head=batch_head, region=member.region, config=gossip, random=random)
+        self.antientropy = AntiEntropy(member.node, replica, config=antientropy, random=random)
+        self._connected: set[NodeId] = set()
+        replica.published = self.gossip.published
+
+    # -- driven by the runtime --
+
+    def turn(self) -> Outputs:
+        """What was written here since the last turn."""
+        return self.replica.turn()
+
+    def tick(self) -> Outputs:
+        """Let one tick pass."""
+        out = self._digested(self.membership.tick())
+        out.extend(self._digested(self.gossip.tick()))
+        out.extend(self._digested(self.antientropy.tick()))
+        return out
+
+    def step(self, sender: NodeId, message: Any) -> Outputs:
+        """Take a message of an authenticated peer. Raises PeerError."""
+        if isinstance(message, GOSSIP_MESSAGES):
+            return self._digested(self.gossip.step(sender, message))
+        if isinstance(message, MEMBERSHIP_MESSAGES):
+            return self._digested(self.membership.step(sender, message))
+        if isinstance(message, ANTIENTROPY_MESSAGES):
+            return self._digested(self.antientropy.step(sender, message))
+        raise PeerError(f"{sender} sent a {type(message).__name__}, which no part of this node takes")
+
+    def met(self, member: Member) -> Outputs:
+        """There is a session with this node now."""
+        self._connected.add(member.node)
+        out = self._digested(self.membership.met(member))
+        out.extend(self.gossip.peer_up(member.node))
+        return out
+
+    def lost(self, node: NodeId) -> Outputs:
+        """The session with this node is gone."""
+        self._connected.discard(node)
+        return self._digested(self.membership.lost(node))
+
+    def leave(self) -> Outputs:
+        """This node goes on purpose: its peers need not wonder."""
+        return self._digested(self.membership.leave())
+
+    def lag(self, node: NodeId) -> int:
+        """Operations durable here that this peer is not known to have."""
+        return self.gossip.lag(node)
+
+    # -- what the parts tell each other --
+
+    def _digested(self, outputs: Outputs) -> Outputs:
+        """Hand events of one part to the others; what is left is for the driver."""
+        if not outputs.apply:
+            return outputs
+        events, outputs.apply = outputs.apply, []
+        changed = False
+        for event in events:
+            match event:
+                case Durable():
+                    outputs.apply.append(event)
+                case MemberUp(member):
+                    outputs.apply.append(Notice(f"{member.node} ({member.region}) is alive"))
+                    self._follow_members(outputs)
+                    changed = True
+                    if member.node in self._connected:
+                        outputs.extend(self.gossip.peer_up(member.node))
+                case MemberSuspected(member):
+                    outputs.apply.append(Notice(f"{member.node} does not answer", bad=True))
+                case MemberDown(member):
+                    outputs.apply.append(
+                        Notice(f"{member.node} is declared dead; its data is safe on its disk", bad=True)
+                    )
+                    changed = True
+                case MemberLeft(member):
+                    outputs.apply.append(Notice(f"{member.node} left"))
+                    changed = True
+                case MemberUpdated():
+                    changed = True
+                case Behind(node):
+                    outputs.extend(self._digested(self.antientropy.sync(node)))
+                case Joined(node, size):
+                    outputs.apply.append(Notice(f"took over {size} bytes of state from {node}"))
+                case Refused(node, reason):
+                    outputs.apply.append(Notice(f"refused what {node} sent: {reason}", bad=True))
+                case Diverged(node, mine, theirs, _):
+                    outputs.apply.append(
+                        Notice(
+                            f"this node and {node} know the same events but hold different states ({mine.hex()} and "
+                            f"{theirs.hex()}): memory, disk or program failed on one of them; compare with a third "
+                            "node and restore the odd one from its peers",
+                            bad=True,
+                        )
+                    )
+                case _:
+                    outputs.apply.append(event)
+        if changed:
+            self._follow_members(outputs)
+            outputs.apply.append(
+                Peers(
+                    {
+                        node: member.address
+                        for node, member in self.membership.members.items()
+                        if member.state != "left" and member.address and node != self.membership.self_member.node
+                    }
+                )
+            )
+        return outputs
+
+    def _follow_members(self, outputs: Outputs) -> None:
+        live = {node: member.region for node, member in self.membership.peers().items()}
+        self.gossip.set_peers(live)
+        self.antientropy.set_peers(live)
+
+
+def member_core(
+    node: NodeId,
+    *,
+    region: str,
+    incarnation: int,
+    address: str,
+    random: Random,
+    wall_ns: Callable[[], int],
+    config: StoreConfig | None = None,
+) -> ClusterCore:
+    """A member with an empty replica, for simulations and tests."""
+    replica = Replica(node, region=region, incarnation=incarnation, wall_ns=wall_ns, config=config)
+    return ClusterCore(replica, Member(node, incarnation, region=region, address=address), random=random)
+
+
+__all__ = ["CODEC", "ClusterCore", "Event", "Notice", "Peers", "member_core"]

@@ -1,0 +1,359 @@
+"""Conflicts of a replica: found as operations arrive, settled by the key's strategy, recorded in the audit chain."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from nova.clock import VectorClock, stamp_ms
+from nova.conflict import vm
+from nova.conflict.audit import AuditChain, AuditEvent, decode_event, detect_body, explain, resolve_body
+from nova.conflict.detect import MISSING, Conflict, ConflictDetector, Contention, ResourceIndex, Version
+from nova.conflict.strategies import Resolution, ResolveContext, Strategy, strategy_named
+from nova.crdt.keyspace import Entry as Rows
+from nova.crdt.keyspace import Row, Write
+from nova.metrics import Registry
+from nova.store.kinds import BY_CODE, KINDS
+from nova.types import NodeId
+
+if TYPE_CHECKING:
+    from nova.store.core import Replica
+
+_unpack = msgspec.msgpack.Decoder().decode
+
+Effect = tuple[str, Write, list[str] | None, list[tuple[str, Write]] | None, bool, list[tuple[str, bytes]]]
+"""What one operation did; see Keyspace.write."""
+
+VM = KINDS["vm"].code
+OWNERS_MAX = 16
+CLAIMS = "/networks/"
+"""Paths of a VM whose leaves claim something exclusive."""
+
+
+class Conflicts:
+    """Finds the conflicts that operations make and keeps the newest of them readable.
+
+    The id of a conflict is a function of the versions that met, so replicas name it alike. A record stays when later
+    writes supersede its versions; the whole story is in the audit chain.
+    """
+
+    def __init__(self, replica: Replica, metrics: Registry) -> None:
+        self._replica = replica
+        self._detector = ConflictDetector()
+        self._resources = ResourceIndex()
+        self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._of_key: dict[str, str] = {}
+        self._strategies = sorted(
+            ((prefix, strategy_named(name)) for prefix, name in replica.config.strategies.items()),
+            key=lambda item: -len(item[0]),
+        )
+        self.chain = AuditChain()
+        self.by_type: Tally[str] = Tally()
+        self.by_strategy: Tally[str] = Tally()
+        self.total = 0
+        self._detected = metrics.counter(
+            "dwcp_conflicts_detected_total", "Conflicts found, by type and severity", ("type", "severity")
+        )
+        self._resolved = metrics.counter(
+            "dwcp_conflict_resolutions_attempted_total", "Resolutions, by strategy and result", ("strategy", "result")
+        )
+        self._logged = metrics.counter(
+            "dwcp_conflict_events_logged_total", "Events written to the audit chain, by type", ("event_type",)
+        )
+
+    # -- finding --
+
+    def examine(self, effects: Sequence[Effect]) -> list[bytes]:
+        """Audit records for what these operations brought about; usually none."""
+        clashes: dict[str, dict[str, list[Write]]] = {}
+        claims: list[tuple[str, list[Contention]]] = []
+        for key, write, contended, deletions, alive, puts in effects:
+            if contended or deletions:
+                clash = clashes.setdefault(key, {})
+                for path in contended or ():
+                    clash.setdefault(path, [])
+                    if not any(path == put for put, _ in puts):  # a deletion met a row that it had not seen
+                        clash[path].append(write)
+                for path, deletion in deletions or ():
+                    for put, _ in puts:
+                        if path in ("", put):
+                            clash.setdefault(put, []).append(deletion)
+            if write.kind == VM and (not alive or not puts or any(path.startswith(CLAIMS) for path, _ in puts)):
+                found = self.index(key, self._replica.space.get(key))
+                if found:
+                    claims.append((key, found))
+        out: list[bytes] = []
+        for key, clash in clashes.items():
+            rows = self._replica.space.get(key)
+            if rows is not None:
+                out += self._found(rows, clash)
+        for key, contentions in claims:
+            out += self._contended(key, contentions)
+        return out
+
+    def examine_keys(self, keys: Iterable[str]) -> list[bytes]:
+        """The same for keys whose state was joined."""
+        out: list[bytes] = []
+        for key in keys:
+            rows = self._replica.space.get(key)
+            if rows is not None:
+                out += self._found(rows, {path: [] for path, items in rows.live() if len(items) > 1})
+        return out
+
+    def index(self, key: str, rows: Rows | None) -> list[Contention]:
+        """Note which exclusive resources (addresses) a VM claims; returns new contentions."""
+        if rows is None:
+            self._resources.remove(key)
+            return []
+        if rows.kind != VM:
+            return []
+        leaves = {path: _unpack(items[-1].value) for path, items in rows.live() if path.startswith(CLAIMS)}
+        return self._resources.update(key, vm.resources(leaves)) if leaves else []
+
+    # -- settling --
+
+    def settle(self, rows: Rows, contended: Mapping[str, Sequence[Row]]) -> tuple[Conflict, Resolution]:
+        """The conflict between live rows, and what the key's strategy makes of it. A pure function of the rows."""
+        leaves = self._uncontended(rows, contended)
+        siblings = {path: [_version(row) for row in items] for path, items in contended.items()}
+        conflict = self._detector.examine(rows.key, BY_CODE[rows.kind].name, siblings, leaves=leaves)
+        strategy = self.strategy_for(rows.key, rows.kind)
+        return conflict, strategy.resolve(conflict, ResolveContext(leaves=leaves))
+
+    def strategy_for(self, key: str, kind: int) -> Strategy:
+        """The strategy configured for the longest prefix of a key, else the one of its kind."""
+        for prefix, strategy in self._strategies:
+            if key.startswith(prefix):
+                return strategy
+        return strategy_named("semantic" if kind == VM else "lww")
+
+    def _uncontended(self, rows: Rows, contended: Mapping[str, object]) -> dict[str, Any]:
+        if rows.kind != VM:
+            return {}
+        return {path: _unpack(items[-1].value) for path, items in rows.live() if path not in contended}
+
+    # -- recording --
+
+    def _found(self, rows: Rows, clash: Mapping[str, list[Write]]) -> list[bytes]:
+        contended = {}
+        siblings: dict[str, list[Version]] = {}
+        removed: list[tuple[str, Write]] = []
+        for path, deletions in clash.items():
+            items = rows.at(path)
+            if len(items) > 1 and any(row.value != items[0].value for row in items):
+                contended[path] = items
+            elif not deletions or not items:
+                continue
+            siblings[path] = [_version(row) for row in items] + [_deletion(write) for write in deletions]
+            removed += [(path, write) for write in deletions]
+        if not siblings:
+            return []
+        leaves = self._uncontended(rows, siblings)
+        conflict = self._detector.examine(rows.key, BY_CODE[rows.kind].name, siblings, leaves=leaves)
+        if conflict.id in self._records:
+            return []
+        if contended:
+            _, resolution = self.settle(rows, contended)
+            settlement = resolve_body(resolution)
+        else:
+            settlement = {
+                "strategy": "observed_remove", "values": {}, "explanation": [], "discarded": [], "confidence": 1.0,
+                "pending": False,
+            }  # fmt: skip
+        for path, write in removed:
+            origin = _node(write)
+            if path not in contended:
+                settlement["values"][path] = _unpack(rows.at(path)[-1].value)
+            settlement["explanation"].append(
+                f"{path or 'the value'}: {origin} removed it without having seen the concurrent write; "
+                "a removal takes only what it saw, so the write stays"
+            )
+            reason = "a removal does not undo a write that it had not seen"
+            settlement["discarded"].append({"path": path, "value": None, "origin": origin, "reason": reason})
+        return self._record(conflict, settlement)
+
+    def _contended(self, key: str, contentions: list[Contention]) -> list[bytes]:
+        out: list[bytes] = []
+        for contention in contentions:
+            count = len(contention.owners)
+            if count > OWNERS_MAX:
+                # A mistake made a thousand times over is one mistake: told at 32, 64, 128 ... claimants, and named by
+                # some of them.
+                if count & (count - 1):
+                    continue
+                contention = Contention(contention.resource, contention.owners[:OWNERS_MAX])
+            conflict = self._detector.examine(contention.resource, "resource", {}, contentions=[contention])
+            if conflict.id in self._records:
+                continue
+            owners = ", ".join(contention.owners) + (f" and {count - OWNERS_MAX} others" if count > OWNERS_MAX else "")
+            settlement = {
+                "strategy": "manual", "values": {}, "discarded": [], "confidence": 0.0, "pending": True,
+                "explanation": [
+                    f"{contention.resource} is claimed by {owners}; all keep it until somebody changes one of them: "
+                    "which of them has to give way is not for the store to guess"
+                ],
+            }  # fmt: skip
+            out += self._record(conflict, settlement, key)
+        return out
+
+    def _record(self, conflict: Conflict, settlement: dict[str, Any], key: str = "") -> list[bytes]:
+        now = self._replica.now_ms()
+        record = {
+            "id": conflict.id,
+            "key": key or conflict.resource_id,
+            "resource": conflict.resource_id,
+            "detected_ms": now,
+            **detect_body(conflict),
+        }
+        record["paths"] = record["paths"] or [contention.resource for contention in conflict.contentions]
+        resolved = {**record, "resolution": settlement}
+        self._remember(resolved)
+        for kind in conflict.types:
+            self._detected.labels(type=str(kind), severity=conflict.severity.label).inc()
+        result = "pending" if settlement["pending"] else "ok"
+        self._resolved.labels(strategy=settlement["strategy"], result=result).inc()
+        self._logged.labels(event_type="detect").inc()
+        self._logged.labels(event_type="resolve").inc()
+        return [
+            self.chain.append("detect", now, conflict.id, record["key"], record),
+            self.chain.append("resolve", now, conflict.id, record["key"], {"resolution": settlement}),
+        ]
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        self._records[record["id"]] = record
+        self._of_key[record["key"]] = record["id"]
+        self.total += 1
+        for kind in record["types"]:
+            self.by_type[kind] += 1
+        self.by_strategy[record["resolution"]["strategy"]] += 1
+        if len(self._records) > self._replica.config.conflicts_count:
+            _, oldest = self._records.popitem(last=False)
+            if self._of_key.get(oldest["key"]) == oldest["id"]:
+                del self._of_key[oldest["key"]]
+
+    def replayed(self, data: bytes) -> AuditEvent:
+        """Take an event of the chain back from the archive or the log, oldest first; each only once."""
+        event = decode_event(data)
+        if event.seq <= self.chain.seq:
+            return event
+        self.chain.resume(event)
+        if event.type == "detect":
+            self._half = event.body
+        elif event.type == "resolve" and event.conflict_id not in self._records:
+            if self._half is not None and self._half["id"] == event.conflict_id:
+                self._remember({**self._half, **event.body})
+            self._half = None
+        return event
+
+    _half: dict[str, Any] | None = None
+
+    # -- reading --
+
+    def get(self, conflict_id: str) -> dict[str, Any] | None:
+        """One record by id, or None if it is unknown or no longer held."""
+        record = self._records.get(conflict_id)
+        return None if record is None else {**record, "status": self._status(record)}
+
+    def pending(self) -> int:
+        """How many held conflicts wait for somebody."""
+        return sum(1 for record in self._records.values() if self._status(record) == "pending")
+
+    def page(
+        self,
+        limit: int = 100,
+        after: str | None = None,
+        type: str | None = None,
+        strategy: str | None = None,
+        key: str | None = None,
+    ) -> dict[str, Any]:
+        """Conflicts, newest first, and the totals by type and strategy."""
+        records: Iterable[dict[str, Any]] = reversed(self._records.values())
+        if after:
+            records = _after(records, after)
+        matching = (
+            record
+            for record in records
+            if (not type or type in record["types"])
+            and (not strategy or strategy == record["resolution"]["strategy"])
+            and (not key or key in (record["key"], record["resource"]))
+        )
+        page = [{**record, "status": self._status(record)} for record in islice(matching, limit + 1)]
+        more = len(page) > limit
+        return {
+            "conflicts": page[:limit],
+            "total": self.total,
+            "by_type": dict(self.by_type),
+            "by_strategy": dict(self.by_strategy),
+            "next": page[limit - 1]["id"] if more else None,
+        }
+
+    def why(self, key: str, events: Iterable[AuditEvent] = ()) -> dict[str, Any]:
+        """The present value of a key, the writes behind it, its conflicts, and all of it in sentences."""
+        rows = self._replica.space.get(key)
+        entry = self._replica.view(rows) if rows is not None else None
+        writes = []
+        if rows is not None:
+            for path, items in sorted(rows.live(), key=lambda item: item[0]):
+                for row in items:
+                    write = row.write
+                    writes.append(
+                        {
+                            "path": path,
+                            "value": _unpack(row.value),
+                            "origin": _node(write),
+                            "dot": list(write.dot),
+                            "timestamp": write.stamp,
+                            "time_ms": stamp_ms(write.stamp),
+                        }
+                    )
+        conflicts = self.page(limit=100, key=key)["conflicts"]
+        value = entry.value if entry is not None else None
+        return {
+            "key": key,
+            "kind": entry.kind if entry is not None else None,
+            "value": value,
+            "writes": writes,
+            "conflicts": conflicts,
+            "text": explain(key, value, writes, conflicts),
+        }
+
+    def _status(self, record: dict[str, Any]) -> str:
+        if record["kind"] == "resource":
+            if self._resources.contention(record["resource"]) is None:
+                return "superseded"
+        elif self._of_key.get(record["key"]) != record["id"] or self._superseded(record):
+            return "superseded"
+        return "pending" if record["resolution"]["pending"] else "resolved"
+
+    def _superseded(self, record: dict[str, Any]) -> bool:
+        rows = self._replica.space.get(record["key"])
+        if rows is None:
+            return True
+        stamps = {version["timestamp"] for version in record["versions"]}
+        return not any(row.write.stamp in stamps for _, items in rows.live() for row in items)
+
+
+def _after(records: Iterable[dict[str, Any]], last: str) -> Iterable[dict[str, Any]]:
+    found = False
+    for record in records:
+        if found:
+            yield record
+        found = found or record["id"] == last
+
+
+def _node(write: Write) -> NodeId:
+    actor: str = write.actor
+    return actor.rpartition("~")[0] or actor
+
+
+def _version(row: Row) -> Version:
+    return Version(_unpack(row.value), VectorClock(row.write.clock), row.write.stamp, _node(row.write))
+
+
+def _deletion(write: Write) -> Version:
+    return Version(MISSING, VectorClock(write.clock), write.stamp, _node(write))

@@ -1,0 +1,479 @@
+"""A replica as a state machine: writes and messages in, records, messages and events out. It does no I/O.
+
+The same object runs on the network (`nova.runtime`), alone in a process (`ReplicatedStore`) and in `nova.sim`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from nova.clock import HybridLogicalClock
+from nova.conflict.audit import AuditEvent
+from nova.conflict.detect import MISSING
+from nova.crdt.keyspace import Entry as Rows
+from nova.crdt.keyspace import Keyspace, Row, Write, batch_head
+from nova.errors import CorruptionError, KeyNotFoundError, LimitError, StaleContextError, UsageError
+from nova.metrics import Registry
+from nova.store.conflicts import VM, Conflicts
+from nova.store.history import Feed, History
+from nova.store.kinds import BY_CODE, Kind, kind_named
+from nova.store.model import Change, Entry, Put, Sibling
+from nova.types import Actor, NodeId, Outputs, Region
+
+BATCH, STATE, AUDIT = b"\x01", b"\x02", b"\x03"
+"""First byte of a log record: operations of one actor, a joined state, an event of the audit chain."""
+
+_pack = msgspec.msgpack.Encoder(order="deterministic").encode
+_unpack = msgspec.msgpack.Decoder().decode
+
+
+class StoreConfig(msgspec.Struct, frozen=True):
+    """What a store is told about its keys and its limits.
+
+    kinds       prefix -> kind of the keys below it; the longest prefix wins
+    strategies  prefix -> strategy for their conflicts; else the kind's: `semantic` for vm, `lww` for the others
+    """
+
+    kinds: dict[str, str] = {}
+    strategies: dict[str, str] = {}
+    key_bytes_max: int = 1024
+    value_bytes_max: int = 256 * 1024
+    history_bytes: int = 64 * 1024 * 1024
+    feed_count: int = 65_536
+    conflicts_count: int = 10_000
+    drift_ms_max: int = 60_000
+
+
+class Durable(msgspec.Struct, frozen=True):
+    """Event: what this token stands for is on disk. Whoever waits for a write with this token may be answered."""
+
+    token: int
+    clock: dict[Actor, int]
+    changes: list[tuple[int, str]]
+    batch: bytes | None
+    audit: list[bytes]
+
+
+class Replica:
+    """Rows, clock, history, conflicts: everything about the state, nothing about who else is out there.
+
+    It is the `Replica` that gossip and anti-entropy are given (see nova.sync.gossip).
+    """
+
+    def __init__(
+        self,
+        node: NodeId,
+        *,
+        region: Region = "local",
+        incarnation: int = 1,
+        wall_ns: Callable[[], int],
+        config: StoreConfig | None = None,
+        metrics: Registry | None = None,
+        published: Callable[[bytes], Outputs] | None = None,
+    ) -> None:
+        self.config = config or StoreConfig()
+        self.node, self.region, self.incarnation = node, region, incarnation
+        self.space = Keyspace(f"{node}~{incarnation}")
+        self.hlc = HybridLogicalClock(drift_ms_max=self.config.drift_ms_max)
+        self.published = published or (lambda batch: Outputs())
+        self._wall_ns = wall_ns
+        self._history = History(self.config.history_bytes)
+        self.feed = Feed(self.config.feed_count)
+        self.conflicts = Conflicts(self, metrics or Registry())
+        self._durable: dict[Actor, int] = {}
+        self._durable_cache: dict[Actor, int] | None = None
+        self._token = 0
+        self.durable_token = 0
+        self._dirty: dict[str, int] = {}
+        self._open_changes: list[tuple[int, str]] = []
+        self._open_audit: list[bytes] = []
+        self._closed = Outputs()
+        self._sorted: list[str] = []
+        self._unsorted = True
+        self._prefix_kinds = sorted(self.config.kinds.items(), key=lambda item: -len(item[0]))
+        for _, name in self._prefix_kinds:
+            kind_named(name)
+
+    def now_ms(self) -> int:
+        """Wall clock, milliseconds."""
+        return self._wall_ns() // 1_000_000
+
+    # -- writing --
+
+    def put(self, request: Put) -> tuple[int, Write]:
+        """Apply one write; (token, write). Nobody may be told before the event Durable of that token or a later one."""
+        key = self._checked_key(request.key)
+        rows = self.space.get(key)
+        kind = self._kind_for(key, rows, request.kind)
+        self._check_condition(key, rows, request)
+        if request.merge:
+            leaves, drops = self._patch(kind, rows, request.value)
+            if not leaves and not drops and rows is None:
+                raise UsageError(f"nothing to write: key {key!r} holds nothing and the change is empty")
+        else:
+            leaves = kind.split(request.value)
+            drops = [path for path in rows.paths() if path not in leaves] if rows is not None else []
+            if rows is not None and request.context is None and len(leaves) > 1:
+                leaves = self._changed(rows, leaves)
+        if not leaves and drops:
+            leaves = {"": None}  # a mark that something was removed, so that the key's clock knows of it
+        puts = [(path, _pack(leaf)) for path, leaf in leaves.items()]
+        size = sum(len(value) for _, value in puts)
+        if size > self.config.value_bytes_max:
+            raise LimitError(
+                f"the value of {key!r} takes {size} bytes; the limit is {self.config.value_bytes_max}; "
+                "split it over several keys or raise limits.value_bytes_max"
+            )
+        return self._write(key, kind.code, puts, drops, False, request.context)
+
+    def delete(
+        self, key: str, context: Mapping[str, int] | None = None, conditional: bool = False
+    ) -> tuple[int, Write]:
+        """Remove what the context knows of a key; concurrent writes that it does not know survive."""
+        key = self._checked_key(key)
+        rows = self.space.get(key)
+        if rows is None:
+            raise KeyNotFoundError(f"key {key!r} holds nothing; nothing to delete")
+        self._check_condition(key, rows, Put(key, None, context=dict(context or {}), conditional=conditional))
+        return self._write(key, rows.kind, [], [], True, context)
+
+    def _write(
+        self,
+        key: str,
+        kind: int,
+        puts: list[tuple[str, bytes]],
+        drops: list[str],
+        clear: bool,
+        context: Mapping[str, int] | None,
+    ) -> tuple[int, Write]:
+        known = len(self.space)
+        effect = self.space.write(key, kind, puts, drops, clear, context, self.hlc.tick(self._wall_ns()))
+        if len(self.space) != known:
+            self._unsorted = True
+        self._open_changes.append((self.space.revision, key))
+        self._dirty[key] = self._token + 1
+        if effect[2] or effect[3] or kind == VM:
+            self._open_audit += self.conflicts.examine([effect])
+        return self._token + 1, effect[1]
+
+    def turn(self) -> Outputs:
+        """Everything written since the last turn, as one batch: persist it, then send it, then answer the writers."""
+        self._close()
+        return self._after_own(Outputs())
+
+    def _close(self) -> None:
+        """End the open batch. Also before anything of others is applied: the log holds operations in causal order."""
+        closed = self.space.close_batch()
+        if closed is not None:
+            _, last, batch = closed
+            outputs = self._record(BATCH, batch, {self.space.actor: last}, self._open_changes, batch, self._open_audit)
+            outputs.send = self.published(batch).send
+            self._closed.extend(outputs)
+            self._open_changes, self._open_audit = [], []
+
+    def _after_own(self, outputs: Outputs) -> Outputs:
+        own, self._closed = self._closed, Outputs()
+        own.extend(outputs)
+        return own
+
+    def _record(
+        self,
+        tag: bytes,
+        data: bytes,
+        clock: dict[Actor, int],
+        changes: list[tuple[int, str]],
+        batch: bytes | None,
+        audit: list[bytes],
+    ) -> Outputs:
+        self._token += 1
+        for _, key in changes:
+            self._dirty[key] = self._token
+        persist = [tag + data, *(AUDIT + event for event in audit)]
+        return Outputs(persist=persist, apply=[Durable(self._token, clock, changes, batch, audit)])
+
+    def applied(self, event: Durable) -> None:
+        """The driver says that an event's records are on disk."""
+        self.durable_token = event.token
+        for actor, count in event.clock.items():
+            if count > self._durable.get(actor, 0):
+                self._durable[actor] = count
+        self._durable_cache = None
+        if event.batch is not None:
+            head = batch_head(event.batch)
+            self._history.add(head.origin, head.first, head.last, event.batch)
+        else:
+            self._history.skip(event.clock)
+        for revision, key in event.changes:
+            self.feed.add(revision, key)
+            if self._dirty.get(key, 0) <= event.token:
+                self._dirty.pop(key, None)
+
+    @property
+    def settled(self) -> bool:
+        """Everything applied here was handed to the driver: a snapshot now covers the log up to its last record."""
+        return not self.space.open_bytes and not self._closed
+
+    @property
+    def newest_token(self) -> int:
+        """The token of the newest outputs: when it is durable, so is everything before."""
+        return self._token
+
+    def token_of(self, key: str) -> int:
+        """The token that a reader of this key must wait for: 0 if what it holds is durable."""
+        return self._dirty.get(key, 0)
+
+    # -- reading --
+
+    def get(self, key: str) -> Entry:
+        """What a key holds. Raises KeyNotFoundError."""
+        rows = self.space.get(key)
+        if rows is None:
+            raise KeyNotFoundError(f"key {key!r} holds nothing")
+        return self.view(rows)
+
+    def view(self, rows: Rows) -> Entry:
+        """The value of an entry, settled where its rows are concurrent."""
+        single = rows.single
+        if single is not None:
+            write = single.write
+            dot = write.dot
+            return Entry(
+                rows.key, BY_CODE[rows.kind].name, BY_CODE[rows.kind].join({"": _unpack(single.value)}), rows.clock,
+                write.stamp, node_of(dot.actor), (dot.actor, dot.count), rows.revision,
+            )  # fmt: skip
+        leaves, contended = self._parts(rows)
+        newest = rows.newest()
+        siblings: list[Sibling] = []
+        conflict = strategy = None
+        if contended:
+            found, resolution = self.conflicts.settle(rows, contended)
+            leaves |= {path: value for path, value in resolution.settled.items() if value is not MISSING}
+            conflict, strategy = found.id, resolution.strategy
+            siblings = [
+                Sibling(path, _unpack(row.value), row.write.clock, row.write.stamp, node_of(row.write.actor))
+                for path, items in contended.items()
+                for row in items
+            ]
+        dot = newest.dot
+        return Entry(
+            rows.key, BY_CODE[rows.kind].name, BY_CODE[rows.kind].join(leaves), rows.clock, newest.stamp,
+            node_of(dot.actor), (dot.actor, dot.count), rows.revision, siblings, conflict, strategy,
+        )  # fmt: skip
+
+    def scan(self, prefix: str = "", limit: int = 100, after: str = "") -> tuple[list[Entry], str | None]:
+        """Entries in order of key, and the key to go on after, or None at the end."""
+        keys = self.keys()
+        start = bisect_left(keys, max(prefix, after))
+        out: list[Entry] = []
+        for index in range(start, len(keys)):
+            key = keys[index]
+            if not key.startswith(prefix):
+                break
+            if key == after:
+                continue
+            if len(out) == limit:
+                return out, out[-1].key
+            rows = self.space.get(key)
+            assert rows is not None
+            out.append(self.view(rows))
+        return out, None
+
+    def keys(self) -> list[str]:
+        """All keys in order. O(n) after a change of the set of keys, else O(1)."""
+        if self._unsorted:
+            self._sorted = sorted(self.space.entries)
+            self._unsorted = False
+        return self._sorted
+
+    def changes(self, since: int, prefix: str = "") -> list[Change]:
+        """The change feed after a revision, each key once at its newest. Raises UsageError code `compacted`."""
+        out = []
+        for revision, key in self.feed.since(since):
+            if not key.startswith(prefix):
+                continue
+            rows = self.space.get(key)
+            if rows is None:
+                out.append(Change(revision, key, "", True, None, {}, 0, ""))
+            else:
+                entry = self.view(rows)
+                out.append(
+                    Change(revision, key, entry.kind, False, entry.value, entry.clock, entry.timestamp, entry.origin)
+                )
+        return out
+
+    def _parts(self, rows: Rows) -> tuple[dict[str, Any], dict[str, list[Row]]]:
+        """Leaves that are settled by themselves, and the rows of those that are not."""
+        leaves: dict[str, Any] = {}
+        contended: dict[str, list[Row]] = {}
+        for path, items in rows.live():
+            if len(items) == 1 or all(row.value == items[0].value for row in items):
+                leaves[path] = _unpack(items[-1].value)
+            else:
+                contended[path] = items
+        return leaves, contended
+
+    def _patch(self, kind: Kind, rows: Rows | None, value: Any) -> tuple[dict[str, Any], list[str]]:
+        if rows is None:
+            return kind.patch(value, {}, self.space.actor)
+        current, contended = self._parts(rows)
+        if not contended:
+            return kind.patch(value, current, self.space.actor)
+        _, resolution = self.conflicts.settle(rows, contended)
+        current |= {path: leaf for path, leaf in resolution.settled.items() if leaf is not MISSING}
+        puts, drops = kind.patch(value, current, self.space.actor)
+        # Whoever repeats the settled value decides the conflict by that: it is written, and supersedes the siblings.
+        named, _ = kind.patch(value, {}, self.space.actor)
+        return {path: current[path] for path in contended if path in named and path in current} | puts, drops
+
+    def _changed(self, rows: Rows, leaves: dict[str, Any]) -> dict[str, Any]:
+        """The leaves of a whole write that say something new: one who repeats what stands there is no writer of it."""
+        current, _ = self._parts(rows)
+        changed = {
+            path: leaf for path, leaf in leaves.items() if path not in current or _pack(current[path]) != _pack(leaf)
+        }
+        return changed or leaves
+
+    def _kind_for(self, key: str, rows: Rows | None, wanted: str | None) -> Kind:
+        if rows is not None:
+            kind = BY_CODE[rows.kind]
+            if wanted is not None and wanted != kind.name:
+                kind_named(wanted)
+                raise UsageError(f"key {key!r} holds a {kind.name}, not a {wanted}; delete it first or use another key")
+            return kind
+        if wanted is None:
+            wanted = next((kind for prefix, kind in self._prefix_kinds if key.startswith(prefix)), "register")
+        return kind_named(wanted)
+
+    def _checked_key(self, key: str) -> str:
+        size = len(key.encode())
+        if not 0 < size <= self.config.key_bytes_max:
+            raise LimitError(f"a key of {size} bytes; keys have 1 to {self.config.key_bytes_max} bytes of UTF-8")
+        return key
+
+    def _check_condition(self, key: str, rows: Rows | None, request: Put) -> None:
+        if not request.conditional:
+            return
+        present = rows.clock if rows is not None else {}
+        if present != (request.context or {}):
+            current = self.view(rows) if rows is not None else None
+            raise StaleContextError(
+                f"key {key!r} changed since it was read: its clock is {present}, the context says "
+                f"{request.context or {}}; read it again, decide, and put with the new clock",
+                current,
+            )
+
+    # -- what gossip and anti-entropy ask for --
+
+    def clock(self) -> dict[Actor, int]:
+        """What is durable here: the only clock that others are told."""
+        if self._durable_cache is None:
+            self._durable_cache = dict(self._durable)
+        return self._durable_cache
+
+    def batches_since(self, clock: Mapping[Actor, int], limit_bytes: int) -> list[bytes] | None:
+        return self._history.since(clock, self._durable, limit_bytes)
+
+    def receive(self, batch: bytes) -> Outputs | None:
+        """Apply a batch of a peer. None: something that it depends on is missing. Raises PeerError."""
+        limit = (self._wall_ns() // 1_000_000 + self.config.drift_ms_max) << 16
+        before = len(self.space)
+        self._close()
+        effects = self.space.receive(batch, limit)
+        if effects is None:
+            return None
+        if not effects:
+            return Outputs()
+        if len(self.space) != before:
+            self._unsorted = True
+        self.hlc.receive(self.space.stamp_max, self._wall_ns())
+        head = batch_head(batch)
+        audit = self.conflicts.examine(effects)
+        first = self.space.revision - len(effects) + 1
+        changes = [(first + index, effect[0]) for index, effect in enumerate(effects)]
+        return self._after_own(self._record(BATCH, batch, {head.origin: head.last}, changes, batch, audit))
+
+    def leaf_digests(self) -> bytes:
+        return self.space.leaf_digests()
+
+    def state_for(self, leaf_digests: bytes) -> bytes:
+        self._close()
+        return self.space.state(leaf_digests)
+
+    def join(self, state: bytes) -> Outputs:
+        """Merge the state of a peer. Raises PeerError."""
+        self._close()
+        changed = self.space.join(state)
+        self._unsorted = True
+        self.hlc.receive(self.space.stamp_max, self._wall_ns())
+        audit = self.conflicts.examine_keys([key for key, contended, _ in changed if contended])
+        changes = [(self.space.revision, key) for key, _, _ in changed]
+        return self._after_own(self._record(STATE, state, self.space.clock, changes, None, audit))
+
+    @property
+    def digest(self) -> str:
+        return self.space.digest.hex()
+
+    # -- recovery --
+
+    def snapshot(self) -> bytes:
+        """The whole state, for `restore`. Raises UsageError while a batch is open: call it right after `turn`."""
+        return self.space.state()
+
+    def restore(self, state: bytes) -> None:
+        """Start from a snapshot."""
+        self.space.join(state)
+        for key, rows in self.space.entries.items():
+            self.conflicts.index(key, rows)
+        self.feed.compacted = self.feed.newest = self.space.revision
+        self.recovered()
+
+    def replay(self, record: bytes) -> AuditEvent | None:
+        """Take one record of the log, oldest first; an audit event is handed back for the archive."""
+        tag, data = record[:1], record[1:]
+        if tag == BATCH:
+            effects = self.space.receive(data)
+            if effects is None:
+                head = batch_head(data)
+                raise CorruptionError(
+                    f"the log holds {head.origin} {head.first}..{head.last} without what it depends on; "
+                    "restore this node from a peer: move its data directory away and start it with --join"
+                )
+            head = batch_head(data)
+            self._history.add(head.origin, head.first, head.last, data)
+            first = self.space.revision - len(effects) + 1
+            for index, effect in enumerate(effects):
+                self.feed.add(first + index, effect[0])
+                self.conflicts.index(effect[0], self.space.get(effect[0]))
+        elif tag == STATE:
+            for key, _, _ in self.space.join(data):
+                self.conflicts.index(key, self.space.get(key))
+            self._history.skip(self.space.clock)
+        elif tag == AUDIT:
+            return self.conflicts.replayed(data)
+        else:
+            raise CorruptionError(
+                f"the log holds a record of type {tag!r}; a newer release wrote it: upgrade this node"
+            )
+        return None
+
+    def recovered(self) -> None:
+        """The log is at its end: what was replayed is durable."""
+        self._durable = self.space.clock
+        self._durable_cache = None
+        self._unsorted = True
+        self.hlc = HybridLogicalClock(drift_ms_max=self.config.drift_ms_max, last=self.space.stamp_max)
+        if not self._history.size_bytes:
+            self._history.skip(self.space.clock)
+
+    def why(self, key: str, events: Iterable[AuditEvent] = ()) -> dict[str, Any]:
+        """Why a key holds what it holds: its writes, its conflicts, what was discarded and by which rule."""
+        return self.conflicts.why(key, events)
+
+
+def node_of(actor: Actor) -> NodeId:
+    """The node behind an actor."""
+    return actor.rpartition("~")[0] or actor

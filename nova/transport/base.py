@@ -1,0 +1,94 @@
+"""The transport seam: ordered, authenticated, bounded message streams between nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who a node says it is, proved by the cluster key in the handshake."""
+
+    node: str
+    region: str
+    cluster: str
+    incarnation: int
+    address: str
+    """host:port on which the node listens for peers; empty if it does not."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a stream accepts from the other side, and how much it queues for it."""
+
+    frame_bytes_max: int = 16 * 1024 * 1024
+    queue_bytes_max: int = 32 * 1024 * 1024
+    credit_bytes: int = 4 * 1024 * 1024
+    message_bytes_max: int = 256 * 1024 * 1024
+    handshake_ms_max: int = 5_000
+    idle_ms_max: int = 30_000
+
+
+class StreamStats(msgspec.Struct, frozen=True):
+    """What one stream has carried so far. `rtt_ns` is 0 until the first answer to a ping."""
+
+    sent_bytes: int
+    received_bytes: int
+    rtt_ns: int
+    queue_bytes: int
+
+
+class Stream(Protocol):
+    """One session with one peer. Messages arrive whole, in order, at most once; a broken stream stays broken."""
+
+    @property
+    def local(self) -> Identity: ...
+    @property
+    def peer(self) -> Identity: ...
+    @property
+    def closed(self) -> bool: ...
+
+    def send(self, payload: Buffer) -> bool:
+        """Queue one message. False, and nothing queued, when the queue is full or the stream is closed."""
+
+    async def drain(self) -> None:
+        """Wait until the queue is below half of its limit. Raises PeerError if the stream broke."""
+
+    async def recv(self) -> memoryview | None:
+        """The next message, None once the peer has closed in good order. Raises PeerError if the stream broke."""
+
+    async def recv_batch(self) -> list[memoryview]:
+        """All messages that are here, waiting for the first; empty once the peer has closed. Raises PeerError."""
+
+    async def close(self, reason: str = "") -> None:
+        """Send what is queued, say goodbye with `reason`, close. May be called twice."""
+
+    def abort(self, reason: str) -> None:
+        """Break the stream now; nothing queued is sent. `reason` is for the local side only."""
+
+    @property
+    def initiator(self) -> bool:
+        """True on the side that connected."""
+
+    @property
+    def reason(self) -> str:
+        """Why the stream is closed, in one line; empty while it is open."""
+
+    @property
+    def stats(self) -> StreamStats: ...
+
+
+class Transport(Protocol):
+    """Makes streams. One engine (TCP, io_uring, RDMA, the simulated network) is one implementation."""
+
+    async def listen(self, address: str, accept: Callable[[Stream], Awaitable[None]]) -> str:
+        """Accept peers on `address` (host:port, port 0 picks one); returns the address in use."""
+
+    async def connect(self, address: str) -> Stream:
+        """A stream to the node at `address`, both sides proved. Raises PeerError or UnavailableError."""
+
+    async def close(self) -> None:
+        """Stop listening and close every stream. May be called twice."""

@@ -1,0 +1,212 @@
+"""TCP on asyncio: the portable engine."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from nova.errors import UnavailableError, UsageError
+from nova.transport.base import Identity, Limits, Stream
+from nova.transport.session import NONCE_BYTES, Session
+from nova.transport.stream import SessionStream, logger
+
+WRITE_BYTES_HIGH = 1 << 20
+HANDSHAKES_MAX = 256
+BACKLOG = 256
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """host and port of ``host:port`` or ``[ipv6]:port``. Raises UsageError."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise UsageError(
+            f"address {address!r} is not host:port with a port from 0 to 65535; for example 127.0.0.1:7400"
+        )
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class TcpTransport:
+    """Streams over TCP.
+
+    key         the cluster key that both sides prove, 32 bytes or more; None only where the configuration says so
+    send_delay  seconds that everything to a peer is held back, in order: stands in for the distance of regions
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        key: bytes | None,
+        limits: Limits | None = None,
+        send_delay: Callable[[Identity], float] | None = None,
+    ) -> None:
+        self._identity = identity
+        self._key = key
+        self._limits = limits or Limits()
+        self._send_delay = send_delay
+        self._servers: list[asyncio.Server] = []
+        self._streams: set[SessionStream] = set()
+        self._handshakes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def listen(self, address: str, accept: Callable[[Stream], Awaitable[None]]) -> str:
+        if self._closed:
+            raise UsageError("this transport is closed; make a new one to listen")
+        host, port = split_address(address)
+        loop = asyncio.get_running_loop()
+
+        def accepted(stream: SessionStream) -> None:
+            self._handshakes -= 1
+
+            async def run() -> None:
+                await accept(stream)
+
+            task = loop.create_task(run())
+            self._tasks.add(task)
+            task.add_done_callback(self._accept_done)
+
+        try:
+            server = await loop.create_server(lambda: _Connection(self, None, accepted), host, port, backlog=BACKLOG)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UsageError(
+                    f"address {address} is in use by another process: stop it or choose another port"
+                ) from None
+            raise UsageError(
+                f"cannot listen on {address}: {_plain(error)}; choose an address of this machine"
+            ) from None
+        self._servers.append(server)
+        name = server.sockets[0].getsockname()
+        return join_address(name[0], name[1])
+
+    async def connect(self, address: str) -> Stream:
+        if self._closed:
+            raise UsageError("this transport is closed; make a new one to connect")
+        host, port = split_address(address)
+        loop = asyncio.get_running_loop()
+        seconds = self._limits.handshake_ms_max / 1000
+        try:
+            async with asyncio.timeout(seconds):
+                _, connection = await loop.create_connection(lambda: _Connection(self, address, None), host, port)
+        except TimeoutError:
+            raise UnavailableError(f"no answer from {address} within {seconds:g} s") from None
+        except OSError as error:
+            raise UnavailableError(f"cannot connect to {address}: {_plain(error)}") from None
+        stream = connection.stream
+        assert stream is not None
+        try:
+            await asyncio.shield(stream.ready)
+        except asyncio.CancelledError:
+            stream.abort("given up while connecting")
+            raise
+        return stream
+
+    async def close(self) -> None:
+        self._closed = True
+        for server in self._servers:
+            server.close()
+        await asyncio.gather(*(stream.close("the node shuts down") for stream in list(self._streams)))
+        current = asyncio.current_task()
+        tasks = [task for task in self._tasks if task is not current]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._servers.clear()
+
+    def _accept_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("serving a peer failed", exc_info=task.exception())
+
+    def _session(self, initiator: bool) -> Session:
+        return Session(
+            self._identity,
+            key=self._key,
+            initiator=initiator,
+            nonce=os.urandom(NONCE_BYTES),
+            now_ns=int(asyncio.get_running_loop().time() * 1e9),
+            limits=self._limits,
+        )
+
+
+class _Connection(asyncio.Protocol):
+    """One socket: its bytes go to the stream, the stream's bytes to the socket."""
+
+    def __init__(
+        self, owner: TcpTransport, address: str | None, accepted: Callable[[SessionStream], None] | None
+    ) -> None:
+        self._owner = owner
+        self._address = address
+        self._accepted = accepted
+        self.stream: SessionStream | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
+        owner = self._owner
+        if owner._closed or (self._accepted and owner._handshakes >= HANDSHAKES_MAX):
+            logger.warning(
+                "a connection is refused: %s", "closing" if owner._closed else "too many handshakes under way"
+            )
+            transport.abort()
+            return
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport.set_write_buffer_limits(high=WRITE_BYTES_HIGH)
+        name = transport.get_extra_info("peername")
+        remote = self._address or (join_address(name[0], name[1]) if isinstance(name, tuple) else "an unknown peer")
+        if self._accepted:
+            owner._handshakes += 1
+        self.stream = SessionStream(
+            owner._session(initiator=self._accepted is None),
+            transport,
+            remote,
+            on_established=self._accepted,
+            on_closed=self._closed,
+            send_delay=owner._send_delay,
+        )
+        owner._streams.add(self.stream)
+
+    def _closed(self, stream: SessionStream) -> None:
+        self._owner._streams.discard(stream)
+        if self._accepted and (not stream.ready.done() or stream.ready.exception() is not None):
+            self._owner._handshakes -= 1
+
+    def data_received(self, data: bytes) -> None:
+        if self.stream is not None:
+            self.stream.bytes_received(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.stream is not None:
+            self.stream.pipe_lost(_plain(error) if isinstance(error, OSError) else "")
+
+    def pause_writing(self) -> None:
+        if self.stream is not None:
+            self.stream.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self.stream is not None:
+            self.stream.resume_writing()
+
+
+def _plain(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"the name is not known ({error.strerror})"
+    if error.errno in (
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EADDRNOTAVAIL,
+    ):
+        return os.strerror(error.errno).lower()
+    return (error.strerror or str(error)).lower()

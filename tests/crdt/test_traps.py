@@ -1,0 +1,397 @@
+"""What replicated types are known to get wrong, one test each (shared by counters, registers, sets and maps)."""
+
+from __future__ import annotations
+
+import copy
+import math
+import struct
+
+import msgspec
+import pytest
+
+from nova.crdt import GCounter, GSet, LWWMap, LWWRegister, MVRegister, ORMap, ORSet, PNCounter
+from nova.errors import CorruptionError, LimitError, UsageError
+
+U64_MAX = 2**64 - 1
+NAN_OTHER = struct.unpack("<d", struct.pack("<Q", 0xFFF8_0000_0000_0001))[0]
+
+
+def counting(actor, *amounts, kind=GCounter):
+    counter = kind(actor=actor)
+    for amount in amounts:
+        counter.increment(amount)
+    return counter
+
+
+# --- counters and actors ---
+
+
+def test_merging_twice_does_not_count_twice():
+    a, b = counting("a", 2, 3), counting("b", 7)
+    for _ in range(3):
+        a.merge(b)
+        b.merge(a)
+    assert a.value == b.value == 12
+
+
+def test_a_restored_replica_needs_a_new_actor():
+    data = counting("a", 1).to_bytes()
+    with pytest.raises(UsageError, match="under a new one"):
+        GCounter.from_bytes(data, actor="a")
+    with pytest.raises(UsageError, match="under a new one"):
+        GCounter.from_bytes(data).fork("a")
+    again = GCounter.from_bytes(data, actor="a~2")
+    again.increment()
+    assert again.value == 2
+
+
+def test_a_replica_without_an_actor_reads_and_merges_only():
+    reader = GCounter.from_bytes(counting("a", 4).to_bytes())
+    assert reader.merge(counting("b", 1)).value == 5
+    before = reader.to_bytes()
+    with pytest.raises(UsageError, match="made with actor="):
+        reader.increment()
+    assert reader.to_bytes() == before
+
+
+def test_two_live_replicas_of_one_actor_are_found_out():
+    one, two, reader = counting("a", 1), counting("a", 5), GCounter()
+    reader.merge(one)
+    with pytest.raises(CorruptionError, match="share an actor"):
+        one.merge(counting("a", 5, 5))
+    two.merge(counting("b", 1))
+    with pytest.raises(CorruptionError, match="two different writes"):
+        reader.merge(two)
+    assert reader.value == 1
+
+
+@pytest.mark.parametrize("amount", [0, -1, U64_MAX + 1, 1.0, True, "1", None])
+def test_an_amount_that_is_none_is_refused(amount):
+    counter = PNCounter(actor="a")
+    for call in (counter.increment, counter.decrement, GCounter(actor="a").increment):
+        with pytest.raises(UsageError, match="amount"):
+            call(amount)
+    assert counter.to_bytes() == PNCounter().to_bytes()
+
+
+def test_a_total_never_wraps():
+    for kind in (GCounter, PNCounter):
+        counter = counting("a", U64_MAX, kind=kind)
+        with pytest.raises(UsageError, match="go on under a new actor"):
+            counter.increment()
+        other = counting("b", U64_MAX, kind=kind)
+        assert counter.merge(other).value == 2 * U64_MAX
+        assert kind.from_bytes(counter.to_bytes()).value == 2 * U64_MAX
+
+
+# --- registers ---
+
+
+def test_a_tie_of_stamps_goes_to_the_greater_actor():
+    a, b = LWWRegister(actor="a"), LWWRegister(actor="b")
+    a.set("zzz", 5)
+    b.set("aaa", 5)
+    assert a.merge(b).value == b.merge(a).value == "aaa"
+
+
+def test_one_stamp_and_actor_with_two_values_is_corruption():
+    register = LWWRegister(actor="a")
+    register.set(1, 5)
+    with pytest.raises(UsageError, match="take a new one from the clock"):
+        register.set(2, 5)
+    clone = LWWRegister(actor="a")
+    clone.set(0, 1)
+    clone.set(2, 5)
+    reader = LWWRegister().merge(register)
+    with pytest.raises(CorruptionError, match="stamp 5 to two values"):
+        reader.merge(clone)
+    assert reader.value == 1
+
+
+def test_a_write_that_is_outranked_says_so_and_changes_nothing_visible():
+    a, b = LWWRegister(actor="a"), LWWRegister(actor="b")
+    assert a.set("new", 9)
+    b.merge(a)
+    assert not b.set("old", 8)
+    assert b.value == a.merge(b).value == "new"
+    assert a == b
+
+
+def test_a_register_write_replaces_exactly_what_its_writer_read():
+    a, b, c = (MVRegister(actor=name) for name in "abc")
+    a.set(1)
+    b.set(2)
+    c.merge(a)
+    c.set(3)
+    assert c.merge(b).value == [2, 3]
+    assert a.merge(c).value == [2, 3]
+    a.set(4)
+    assert c.merge(a).value == [4]
+
+
+# --- sets and maps ---
+
+
+def test_a_remove_takes_only_the_adds_that_it_saw():
+    a, b = ORSet(actor="a"), ORSet(actor="b")
+    a.add("x")
+    b.merge(a)
+    a.add("x")
+    assert b.remove("x")
+    assert a.merge(b).value == b.merge(a).value == {"x"}
+
+
+def test_a_delta_with_a_remove_of_an_unseen_add_leaves_nothing_behind():
+    a, b = ORSet(actor="a"), ORSet(actor="b")
+    a.add("x")
+    add = a.delta_since()
+    a.remove("x")
+    b.apply_delta(a.delta_since())
+    b.apply_delta(add)
+    assert b.value == frozenset()
+    assert a == b
+
+
+def test_a_delta_made_for_somebody_who_knew_more_is_refused():
+    a = ORSet(actor="a")
+    a.add("x")
+    context = a.context
+    a.add("y")
+    stranger = ORSet(actor="b")
+    with pytest.raises(UsageError, match="delta_since"):
+        stranger.apply_delta(a.delta_since(context))
+    assert stranger == ORSet()
+    assert stranger.apply_delta(a.delta_since(stranger.context)).value == {"x", "y"}
+
+
+def test_a_remove_of_what_is_not_there_is_no_event():
+    for replica, remove in (
+        (s := ORSet(actor="a"), s.remove),
+        (m := LWWMap(actor="a"), m.remove),
+        (n := ORMap("a"), n.remove),
+    ):
+        assert not remove("x")
+        assert len(replica.context) == 0
+
+
+def test_a_million_cycles_would_leave_as_little_as_a_thousand():
+    s = ORSet(actor="a")
+    sizes = set()
+    for round in range(2000):
+        s.add(round % 10)
+        s.remove(round % 10)
+        if round in (999, 1999):
+            sizes.add(len(s.to_bytes()))
+    assert len(s) == 0
+    assert max(sizes) < 40
+
+
+def test_a_concurrent_update_keeps_a_removed_key_without_the_part_that_was_seen():
+    a, b = ORMap(actor="a"), ORMap(actor="b")
+    a.at("k", ORSet).add("old")
+    b.merge(a)
+    a.remove("k")
+    b.at("k", ORSet).add("new")
+    assert a.merge(b).value == b.merge(a).value == {"k": {"new"}}
+
+
+def test_a_map_keeps_a_concurrent_write_to_a_removed_key():
+    a, b = LWWMap(actor="a"), LWWMap(actor="b")
+    a.set("k", 1, 1)
+    b.merge(a)
+    b.remove("k")
+    a.set("k", 2, 2)
+    assert a.merge(b).value == b.merge(a).value == {"k": 2}
+
+
+def test_removing_one_of_two_concurrent_writes_shows_the_other_everywhere():
+    a, b, c = (LWWMap(actor=name) for name in "abc")
+    a.set("k", "low", 1)
+    b.set("k", "high", 2)
+    c.merge(b)
+    c.remove("k")
+    a.merge(b)
+    assert a.value == {"k": "high"}
+    assert a.merge(c).value == c.merge(a).value == {"k": "low"}
+
+
+def test_the_type_is_part_of_the_key():
+    a, b = ORMap(actor="a"), ORMap(actor="b")
+    a.at("k", PNCounter).increment(3)
+    b.at("k", ORSet).add("x")
+    assert a.merge(b).types("k") == b.merge(a).types("k") == [PNCounter, ORSet]
+    assert a.at("k", ORSet).value == {"x"}
+    assert a.value == b.value == {"k": 3}
+
+
+def test_nested_maps_share_one_context():
+    a = ORMap(actor="a")
+    inner = a.at("x", ORMap).at("y", ORMap)
+    inner.at("n", GCounter).increment(2)
+    inner.at("r", LWWRegister).set([1], 7)
+    inner.at("m", LWWMap).set("q", None, 8)
+    a.at("s", GSet).add(b"e")
+    assert inner.context == a.context
+    assert a.context.vector.to_dict() == {"a": 4}
+    assert a.value == {"s": {b"e"}, "x": {"y": {"m": {"q": None}, "n": 2, "r": [1]}}}
+    for call in (inner.to_bytes, inner.digest, inner.delta_since, lambda: inner.merge(a), lambda: a.merge(inner)):
+        with pytest.raises(UsageError, match="call this on the map"):
+            call()
+    a.at("x", ORMap).remove("y")
+    assert a.value == {"s": {b"e"}}
+    assert a.at("x", ORMap).at("y", ORMap).value == {}
+
+
+# --- values ---
+
+
+def test_one_true_and_one_point_nothing_are_three_elements():
+    s = ORSet(actor="a")
+    for element in (1, 1.0, True, 0.0, -0.0):
+        s.add(element)
+    assert len(s) == 5
+    s.remove(True)
+    assert [1 in s, 1.0 in s, True in s] == [True, True, False]
+    assert [math.copysign(1, x) for x in s if x == 0] == [1.0, -1.0]
+
+
+def test_every_nan_is_one_element():
+    s = ORSet(actor="a")
+    s.add(math.nan)
+    s.add(NAN_OTHER)
+    assert len(s) == 1
+    assert NAN_OTHER in s
+    assert s.remove(-math.nan)
+    m = MVRegister(actor="a")
+    m.set({"x": [NAN_OTHER]})
+    assert MVRegister.from_bytes(m.to_bytes()).to_bytes() == m.to_bytes()
+
+
+def test_the_order_of_a_mapping_does_not_show():
+    one, two = MVRegister(actor="a"), MVRegister(actor="a")
+    one.set({"x": 1, "y": {"b": 1, "a": 2}})
+    two.set({"y": {"a": 2, "b": 1}, "x": 1})
+    assert one.to_bytes() == two.to_bytes()
+    assert one.digest() == two.digest()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        0,
+        31,
+        32,
+        127,
+        128,
+        255,
+        256,
+        65535,
+        65536,
+        2**32 - 1,
+        2**32,
+        U64_MAX,
+        -1,
+        -32,
+        -33,
+        -128,
+        -129,
+        -32768,
+        -32769,
+        -(2**31),
+        -(2**31) - 1,
+        -(2**63),
+        0.5,
+        "x" * 31,
+        "x" * 32,
+        "x" * 255,
+        "x" * 256,
+        "x" * 65536,
+        b"",
+        b"x" * 256,
+        b"x" * 65536,
+        [],
+        [0] * 15,
+        [0] * 16,
+        [0] * 65536,
+        {},
+        {str(i): i for i in range(16)},
+        None,
+        [True, False],
+    ],
+    ids=lambda value: f"{type(value).__name__}-{str(value)[:8]}-{len(str(value))}",
+)
+def test_values_of_every_size_round_trip(value):
+    register = MVRegister(actor="a")
+    register.set(value)
+    again = MVRegister.from_bytes(register.to_bytes())
+    assert again.value == [value]
+    assert again.digest() == register.digest()
+
+
+def test_cycles_and_towers_are_refused():
+    cycle: list = []
+    cycle.append(cycle)
+    tower: list = []
+    for _ in range(100):
+        tower = [tower]
+    register = MVRegister(actor="a")
+    for value in (cycle, tower):
+        with pytest.raises(LimitError, match="nested too deep"):
+            register.set(value)
+    for value in (object(), "\ud800", 2**64, {1, object()}, msgspec.msgpack.Ext(5, b"x")):
+        with pytest.raises(UsageError):
+            register.set(value)
+    assert register.to_bytes() == MVRegister().to_bytes()
+
+
+def test_elements_must_be_hashable_and_lists_come_back_as_tuples():
+    s = GSet(actor="a")
+    s.add([1, ["x"]])
+    assert (1, ("x",)) in s
+    assert s.value == {(1, ("x",))}
+    with pytest.raises(UsageError, match="hashable"):
+        s.add({"a": 1})
+    with pytest.raises(UsageError, match="hashable"):
+        s.add([{"a": 1}])
+
+
+@pytest.mark.parametrize("key", [1, None, b"k", "\ud800"])
+def test_keys_are_text(key):
+    with pytest.raises(UsageError, match="key"):
+        LWWMap(actor="a").set(key, 1, 1)
+    with pytest.raises(UsageError, match="key"):
+        ORMap(actor="a").at(key, GSet)
+
+
+def test_a_callback_that_mutates_while_a_value_is_packed_does_no_harm():
+    s = ORSet(actor="a")
+
+    class Sly(list):
+        def __iter__(self):
+            s.clear()
+            return super().__iter__()
+
+    s.add("x")
+    s.add(Sly([1]))
+    assert (1,) in s
+    assert ORSet.from_bytes(s.to_bytes()) == s
+
+
+def test_types_do_not_mix():
+    with pytest.raises(UsageError, match="merge equal types"):
+        GCounter(actor="a").merge(PNCounter(actor="b"))
+    with pytest.raises(CorruptionError, match="type 1, expected 2"):
+        PNCounter.from_bytes(counting("a", 1).to_bytes())
+    with pytest.raises(CorruptionError, match="type 1, expected 2"):
+        PNCounter(actor="b").apply_delta(counting("a", 1).delta_since())
+    with pytest.raises(UsageError, match="no CRDT class"):
+        ORMap(actor="a").at("k", int)
+
+
+def test_a_copy_reads_and_a_fork_writes():
+    a = counting("a", 1)
+    reader, fork = copy.deepcopy(a), a.fork("b")
+    fork.increment(2)
+    assert reader.actor is None
+    assert reader == a
+    assert a.merge(fork).value == 3

@@ -1,0 +1,225 @@
+"""A replica too simple to be wrong, for gossip and anti-entropy: rows by dot under one vector clock, no tombstones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from nova.errors import PeerError
+from nova.storage.base import Log
+from nova.sync.antientropy import ANTIENTROPY_MESSAGES, AntiEntropy, AntiEntropyConfig
+from nova.sync.gossip import GOSSIP_MESSAGES, Behind, Gossip, GossipConfig
+from nova.types import Outputs, Random
+
+LEAVES = 64
+DIGEST_BYTES = 16
+
+
+class Head(NamedTuple):
+    origin: str
+    first: int
+    last: int
+
+
+class Durable(msgspec.Struct, frozen=True):
+    clock: dict[str, int]
+    batch: bytes | None
+
+
+def head_of(batch: bytes) -> Head:
+    try:
+        origin, first, last = msgspec.msgpack.decode(batch)[:3]
+    except (msgspec.DecodeError, ValueError) as error:
+        raise PeerError(f"a batch that is none: {error}") from None
+    return Head(origin, first, last)
+
+
+class ToyReplica:
+    """`history_count` batches are remembered for `batches_since`."""
+
+    def __init__(self, actor: str, history_count: int = 1_000_000) -> None:
+        self.actor = actor
+        self.rows: dict[str, dict[tuple[str, int], str]] = {}
+        self.known: dict[str, int] = {}
+        self.durable: dict[str, int] = {}
+        self.history: list[tuple[Head, bytes]] = []
+        self.history_start: dict[str, int] = {}
+        self.history_count = history_count
+        self.open: list[Any] = []
+        self.open_deps: dict[str, int] = {}
+        self.joined_bytes = 0
+
+    def write(self, key: str, value: str | None) -> tuple[str, int]:
+        if not self.open:
+            self.open_deps = {a: n for a, n in self.known.items() if a != self.actor}
+        count = self.known[self.actor] = self.known.get(self.actor, 0) + 1
+        drops = list(self.rows.get(key, {}))
+        self._apply(key, value, drops, (self.actor, count))
+        self.open.append((key, value, drops))
+        return self.actor, count
+
+    def _apply(self, key: str, value: str | None, drops: list[Any], dot: tuple[str, int]) -> None:
+        rows = self.rows.setdefault(key, {})
+        for drop in drops:
+            rows.pop(tuple(drop), None)
+        if value is not None:
+            rows[dot] = value
+        if not rows:
+            del self.rows[key]
+
+    def close(self) -> tuple[bytes, Outputs] | None:
+        if not self.open:
+            return None
+        last = self.known[self.actor]
+        batch = msgspec.msgpack.encode((self.actor, last - len(self.open) + 1, last, self.open_deps, self.open))
+        self.open = []
+        return batch, Outputs(persist=[b"b" + batch], apply=[Durable({self.actor: last}, batch)])
+
+    def applied(self, event: Durable) -> None:
+        for actor, count in event.clock.items():
+            self.durable[actor] = max(count, self.durable.get(actor, 0))
+        if event.batch is None:
+            self.history.clear()
+            self.history_start = dict(self.durable)
+        else:
+            self.history.append((head_of(event.batch), event.batch))
+            if len(self.history) > self.history_count:
+                head, _ = self.history.pop(0)
+                self.history_start[head.origin] = head.last
+
+    def replay(self, log: Log) -> None:
+        for _, record in log.replay():
+            if record[:1] == b"b":
+                assert self.receive(record[1:]) is not None
+                head = head_of(record[1:])
+                self.applied(Durable({head.origin: head.last}, record[1:]))
+            else:
+                self.join(record[1:])
+                self.applied(Durable(dict(self.known), None))
+
+    # -- the protocol Replica --
+
+    def clock(self) -> dict[str, int]:
+        return self.durable
+
+    def batches_since(self, clock: Mapping[str, int], limit_bytes: int) -> list[bytes] | None:
+        if any(clock.get(a, 0) < n for a, n in self.history_start.items()):
+            return None
+        out: list[bytes] = []
+        size = 0
+        for head, batch in self.history:
+            if head.last > clock.get(head.origin, 0):
+                if out and size + len(batch) > limit_bytes:
+                    break
+                out.append(batch)
+                size += len(batch)
+        return out
+
+    def receive(self, batch: bytes) -> Outputs | None:
+        origin, first, last, deps, ops = msgspec.msgpack.decode(batch)
+        known = self.known.get(origin, 0)
+        if last <= known:
+            return Outputs()
+        if first > known + 1 or any(self.known.get(a, 0) < n for a, n in deps.items()):
+            return None
+        for offset, (key, value, drops) in enumerate(ops):
+            if first + offset > known:
+                self._apply(key, value, drops, (origin, first + offset))
+        self.known[origin] = last
+        return Outputs(persist=[b"b" + batch], apply=[Durable({origin: last}, batch)])
+
+    def leaf_digests(self) -> bytes:
+        leaves: list[list[Any]] = [[] for _ in range(LEAVES)]
+        for key in sorted(self.rows):
+            leaves[leaf_of(key)].append((key, sorted(self.rows[key].items())))
+        return b"".join(blake2b(repr(leaf).encode(), digest_size=DIGEST_BYTES).digest() for leaf in leaves)
+
+    def state_for(self, leaf_digests: bytes) -> bytes:
+        mine = self.leaf_digests()
+        differ = [
+            i
+            for i in range(LEAVES)
+            if mine[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES]
+            != leaf_digests[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES]
+        ]
+        rows = [(key, list(rows.items())) for key, rows in sorted(self.rows.items()) if leaf_of(key) in set(differ)]
+        return msgspec.msgpack.encode((self.known, differ, rows))
+
+    def join(self, state: bytes) -> Outputs:
+        self.joined_bytes += len(state)
+        clock, leaves, rows = msgspec.msgpack.decode(state)
+        theirs = {key: {tuple(dot): value for dot, value in items} for key, items in rows}
+        for key in {*theirs, *(k for k in self.rows if leaf_of(k) in leaves)}:
+            mine, other = self.rows.get(key, {}), theirs.get(key, {})
+            merged = {d: v for d, v in mine.items() if d in other or d[1] > clock.get(d[0], 0)}
+            merged |= {d: v for d, v in other.items() if d in mine or d[1] > self.known.get(d[0], 0)}
+            if merged:
+                self.rows[key] = merged
+            else:
+                self.rows.pop(key, None)
+        for actor, count in clock.items():
+            self.known[actor] = max(count, self.known.get(actor, 0))
+        return Outputs(persist=[b"s" + state], apply=[Durable(dict(self.known), None)])
+
+
+def leaf_of(key: str) -> int:
+    return crc32(key.encode()) % LEAVES
+
+
+class ToyNode:
+    """Replica, gossip and anti-entropy in one; peers are given, not found."""
+
+    def __init__(
+        self,
+        name: str,
+        log: Log,
+        random: Random,
+        regions: Mapping[str, str],
+        *,
+        gossip: GossipConfig | None = None,
+        antientropy: AntiEntropyConfig | None = None,
+        history_count: int = 1_000_000,
+    ) -> None:
+        self.name = name
+        self.replica = ToyReplica(f"{name}~{log.last + 1}", history_count)
+        self.replica.replay(log)
+        self.gossip = Gossip(name, self.replica, head=head_of, region=regions[name], config=gossip, random=random)
+        self.antientropy = AntiEntropy(name, self.replica, config=antientropy, random=random)
+        self.gossip.set_peers({peer: region for peer, region in regions.items() if peer != name})
+        self.antientropy.set_peers([peer for peer in regions if peer != name])
+        self.events: list[Any] = []
+
+    def step(self, sender: str, message: Any) -> Outputs:
+        if isinstance(message, GOSSIP_MESSAGES):
+            return self.gossip.step(sender, message)
+        assert isinstance(message, ANTIENTROPY_MESSAGES)
+        return self.antientropy.step(sender, message)
+
+    def tick(self) -> Outputs:
+        out = self.gossip.tick()
+        out.extend(self.antientropy.tick())
+        return out
+
+    def turn(self) -> Outputs:
+        closed = self.replica.close()
+        if closed is None:
+            return Outputs()
+        batch, out = closed
+        out.extend(self.gossip.published(batch))
+        return out
+
+    def applied(self, event: Any) -> Outputs | None:
+        self.events.append(event)
+        if isinstance(event, Durable):
+            self.replica.applied(event)
+        elif isinstance(event, Behind):
+            return self.antientropy.sync(event.node)
+        return None
+
+    @property
+    def state(self) -> tuple[bytes, dict[str, int]]:
+        return self.replica.leaf_digests(), self.replica.durable

@@ -1,0 +1,214 @@
+"""A whole node in one dictionary: enough of nova.server.api.Backend to try the HTTP face on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import uvloop
+
+from nova.errors import CorruptionError, KeyNotFoundError, StaleContextError, UnavailableError, UsageError
+from nova.server.api import bind, make_app, make_server
+from nova.server.config import NodeConfig
+from nova.store.model import Change, Entry, Put
+
+KEEP_ALIVE_S = 0.2
+
+
+class MemoryBackend:
+    def __init__(self, oldest: int = 0) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.changes: list[Change] = []
+        self.oldest = oldest
+        self.cut: list[str] = []
+        self.is_ready = True
+        self.open_watches = 0
+        self.changed = asyncio.Condition()
+
+    async def put(self, put: Put) -> Entry:
+        if put.key == "broken":
+            raise CorruptionError("the secret inside")
+        if put.key == "busy":
+            raise UnavailableError("the log is full; try again", retry_after_ns=2_500_000_000)
+        if put.kind not in (None, "register", "vm"):
+            raise UsageError(f"kind {put.kind!r} is unknown; use register or vm")
+        current = self.entries.get(put.key)
+        clock = current.clock if current else {}
+        if put.conditional and (put.context or {}) != clock:
+            raise StaleContextError(f"{put.key} has moved on; read it again", current)
+        return await self._write(put.key, put.kind or "register", put.value, deleted=False)
+
+    async def _write(self, key: str, kind: str, value: Any, *, deleted: bool) -> Entry:
+        revision = len(self.changes) + 1
+        stamp = int(time.time() * 1000) << 16 | 7
+        entry = Entry(key, kind, value, {"n1~1": revision}, stamp, "n1", ("n1~1", revision), revision)
+        if deleted:
+            self.entries.pop(key)
+        else:
+            self.entries[key] = entry
+        self.changes.append(Change(revision, key, kind, deleted, value, entry.clock, stamp, "n1"))
+        async with self.changed:
+            self.changed.notify_all()
+        return entry
+
+    async def put_many(self, puts: list[Put]) -> list[Entry | Exception]:
+        results: list[Entry | Exception] = []
+        for put in puts:
+            try:
+                results.append(await self.put(put))
+            except Exception as error:
+                results.append(error)
+        return results
+
+    async def get(self, key: str) -> Entry:
+        if key not in self.entries:
+            raise KeyNotFoundError(f"{key!r} holds nothing; nova list shows the keys")
+        return self.entries[key]
+
+    async def delete(self, key: str, context: dict[str, int] | None, conditional: bool) -> Entry:
+        current = await self.get(key)
+        if conditional and context != current.clock:
+            raise StaleContextError(f"{key} has moved on; read it again", current)
+        return await self._write(key, current.kind, None, deleted=True)
+
+    def list(self, prefix: str, limit: int, after: str | None) -> tuple[list[Entry], str | None]:
+        keys = sorted(key for key in self.entries if key.startswith(prefix) and (after is None or key > after))
+        page = keys[:limit]
+        return [self.entries[key] for key in page], page[-1] if len(keys) > limit else None
+
+    async def watch(self, since: int | None, prefix: str) -> AsyncIterator[Change | None]:
+        if since is not None and since < self.oldest:
+            error = UnavailableError(f"changes up to {self.oldest} are forgotten; list the keys again")
+            error.code = "compacted"
+            error.oldest = self.oldest  # type: ignore[attr-defined]
+            raise error
+        at = len(self.changes) if since is None else since
+        self.open_watches += 1
+        try:
+            while True:
+                for change in self.changes[at:]:
+                    at = change.revision
+                    if change.key.startswith(prefix):
+                        yield change
+                try:
+                    async with self.changed, asyncio.timeout(KEEP_ALIVE_S):
+                        await self.changed.wait_for(lambda seen=at: len(self.changes) > seen)
+                except TimeoutError:
+                    yield None
+        finally:
+            self.open_watches -= 1
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "name": "n1", "region": "here", "version": "0", "revision": len(self.changes), "digest": "ab" * 16,
+            "keys": len(self.entries), "peers": 1, "healthy": True, "cluster": "nova", "incarnation": 1,
+            "clock": {"n1~1": len(self.changes)}, "uptime_s": 1.5, "conflicts": 1, "pending": 0,
+            "writes_total": len(self.changes), "rss_bytes": 50_000_000,
+            "log": {"bytes": 1, "segments": 1, "durable": 1}, "http": "", "listen": "",
+        }  # fmt: skip
+
+    def peers(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "node": "n2", "region": "there", "address": "127.0.0.1:1", "state": "alive", "incarnation": 2,
+                "connected": True, "rtt_ms": 80.5, "lag_ops": 0, "sent_bytes": 10, "received_bytes": 20,
+            }
+        ]  # fmt: skip
+
+    def conflicts(self, **filters: Any) -> dict[str, Any]:
+        conflict = {
+            "id": "c1", "key": "vm/1", "kind": "vm", "types": ["concurrent_update"], "severity": "low", "complexity": 1,
+            "paths": ["cpus"],
+            "versions": [{"origin": "n1", "timestamp": 1, "time_ms": 0, "clock": {"n1~1": 1}, "values": {"cpus": 4}}],
+            "resolution": {
+                "strategy": "semantic", "values": {"cpus": 8}, "explanation": ["the larger one fits"],
+                "discarded": [{"path": "cpus", "value": 4, "origin": "n1", "reason": "smaller"}], "confidence": 1.0,
+            },
+            "detected_ms": 1_700_000_000_000, "status": "resolved",
+        }  # fmt: skip
+        wanted = filters["key"] in (None, "vm/1") and filters["type"] in (None, "concurrent_update")
+        return {
+            "conflicts": [conflict] if wanted else [], "total": 1, "by_type": {"concurrent_update": 1},
+            "by_strategy": {"semantic": 1}, "next": None,
+        }  # fmt: skip
+
+    def why(self, key: str) -> dict[str, Any]:
+        if key not in self.entries:
+            raise KeyNotFoundError(f"{key!r} holds nothing; nova list shows the keys")
+        entry = self.entries[key]
+        write = {
+            "path": "", "value": entry.value, "origin": "n1", "dot": entry.dot,
+            "timestamp": entry.timestamp, "time_ms": 1,
+        }  # fmt: skip
+        return {
+            "key": key, "kind": entry.kind, "value": entry.value, "writes": [write], "conflicts": [],
+            "text": f"{key} was written once, by n1.",
+        }  # fmt: skip
+
+    def audit(self, **filters: Any) -> dict[str, Any]:
+        return {"events": [{"seq": 1, "type": "resolved", "resource": "vm/1", "asked": filters}], "next": None}
+
+    async def audit_verify(self) -> dict[str, Any]:
+        return {"ok": True, "events": 1, "head": "00ff"}
+
+    def metrics(self) -> bytes:
+        return b"nova_keys %d\n" % len(self.entries)
+
+    def ready(self) -> tuple[bool, str]:
+        return self.is_ready, "serving" if self.is_ready else "replaying the log"
+
+    def chaos_cut(self, peers: list[str]) -> list[str]:
+        self.cut = sorted({*self.cut, *peers})
+        return self.cut
+
+    def chaos_heal(self) -> list[str]:
+        self.cut = []
+        return self.cut
+
+
+class Running:
+    """A node on a real port, in a thread of its own."""
+
+    def __init__(self, backend: MemoryBackend, config: NodeConfig, *, shortcut: bool = True) -> None:
+        self.backend = backend
+        self.config = config
+        self._sock = bind(config.http)
+        self.port: int = self._sock.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._server = make_server(make_app(backend, config, shortcut=shortcut))
+        self._thread = threading.Thread(
+            target=lambda: uvloop.run(self._server.serve(sockets=[self._sock])), daemon=True
+        )
+
+    def start(self) -> None:
+        self._thread.start()
+        eventually(lambda: self._server.started)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+        self._sock.close()
+        assert not self._thread.is_alive()
+
+
+@contextlib.contextmanager
+def running(*, shortcut: bool = True, oldest: int = 0, **settings: Any) -> Iterator[Running]:
+    config = NodeConfig(**{"name": "n1", "http": "127.0.0.1:0", **settings})
+    node = Running(MemoryBackend(oldest), config, shortcut=shortcut)
+    node.start()
+    try:
+        yield node
+    finally:
+        node.stop()
+
+
+def eventually(condition: Any, seconds: float = 5.0) -> None:
+    """Wait until `condition()` holds; fail when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nova.crdt.keyspace import Keyspace, batch_head
+from nova.errors import PeerError, UnavailableError
+from tests.models.keyspace import Op, live
+
+KEYS, PATHS = ("k", "l"), ("", "/p", "/q")
+
+
+def rows_of(space: Keyspace) -> set[tuple[str, str, str, int, bytes]]:
+    return {
+        (key, path, row.write.dot.actor, row.write.dot.count, row.value)
+        for key, entry in space.entries.items()
+        for path, rows in entry.live()
+        for row in rows
+    }
+
+
+class Fleet:
+    """Keyspaces beside the sets of operations that the model says they hold; batches travel by hand."""
+
+    def __init__(self, count: int) -> None:
+        self.spaces = [Keyspace(f"n{i}~1") for i in range(count)]
+        self.ops: list[set[Op]] = [set() for _ in range(count)]
+        self.batches: list[tuple[bytes, frozenset[Op]]] = []
+        self.open: list[set[Op]] = [set() for _ in range(count)]
+        self.stamp = 0
+
+    def write(self, i: int, key: str, puts: dict[str, bytes], drops: list[str], clear: bool, stale: bool) -> None:
+        space = self.spaces[i]
+        self.stamp += 1
+        entry = space.get(key)
+        if stale and entry is not None:  # a client that read an older version: it knows only part of what is here
+            context = {actor: count - 1 for actor, count in entry.clock.items()}
+        else:
+            context = None
+        write = space.write(
+            key, 0, list(puts.items()), [d for d in drops if d not in puts], clear, context, self.stamp
+        )[1]
+        for path in [*puts, *drops] if not stale else []:
+            rows = space.get(key).at(path) if space.get(key) is not None else []
+            assert [row.write.dot for row in rows] == ([write.dot] if path in puts else []), "an own write sees all"
+        known = write.context if context is None else context
+        op = Op(write.dot.actor, write.dot.count, key, tuple(puts.items()), tuple(d for d in drops if d not in puts),
+                clear, tuple(sorted(known.items())))  # fmt: skip
+        self.ops[i].add(op)
+        self.open[i].add(op)
+
+    def close(self, i: int) -> None:
+        closed = self.spaces[i].close_batch()
+        if closed is not None:
+            self.batches.append((closed[2], frozenset(self.open[i])))
+            self.open[i] = set()
+
+    def deliver(self, i: int, number: int) -> bool:
+        batch, ops = self.batches[number]
+        if batch_head(batch).origin == self.spaces[i].actor or self.spaces[i].receive(batch) is None:
+            return False
+        self.ops[i] |= ops
+        return True
+
+    def settle(self) -> None:
+        for i in range(len(self.spaces)):
+            self.close(i)
+        for i in range(len(self.spaces)):
+            waiting = [
+                n for n in range(len(self.batches)) if batch_head(self.batches[n][0]).origin != self.spaces[i].actor
+            ]
+            while waiting:
+                left = [n for n in waiting if not self.deliver(i, n)]
+                assert len(left) < len(waiting), "causal delivery is stuck"
+                waiting = left
+
+    def check(self) -> None:
+        for space, ops in zip(self.spaces, self.ops, strict=True):
+            assert rows_of(space) == live(ops)
+
+
+steps = st.lists(
+    st.tuples(
+        st.integers(0, 2),  # replica
+        st.sampled_from(["write", "write", "write", "close", "deliver", "deliver", "state"]),
+        st.sampled_from(KEYS),
+        st.dictionaries(st.sampled_from(PATHS), st.binary(min_size=1, max_size=2), max_size=2),
+        st.lists(st.sampled_from(PATHS), max_size=2, unique=True),
+        st.booleans(),
+        st.integers(0, 30),
+    ),
+    max_size=30,
+)
+
+
+@given(steps)
+def test_every_replica_holds_what_the_definition_says_and_all_end_equal(script):
+    fleet = Fleet(3)
+    for i, what, key, puts, drops, flag, number in script:
+        if what == "write":
+            fleet.write(i, key, puts, drops, clear=not puts and flag, stale=flag and number % 2 == 0)
+        elif what == "close":
+            fleet.close(i)
+        elif what == "deliver" and fleet.batches:
+            fleet.deliver(i, number % len(fleet.batches))
+        elif what == "state":
+            other = number % 3
+            for j in (i, other):
+                fleet.close(j)
+            fleet.spaces[i].join(fleet.spaces[other].state(fleet.spaces[i].leaf_digests()))
+            fleet.ops[i] |= fleet.ops[other]
+        fleet.check()
+    fleet.settle()
+    fleet.check()
+    assert len({space.digest for space in fleet.spaces}) == 1
+    assert len({tuple(sorted(space.clock.items())) for space in fleet.spaces}) == 1
+
+
+@given(steps)
+def test_a_state_joined_into_nothing_is_the_same_state(script):
+    fleet = Fleet(3)
+    for i, what, key, puts, drops, flag, number in script:
+        if what == "write":
+            fleet.write(i, key, puts, drops, clear=not puts and flag, stale=False)
+        elif what == "deliver" and fleet.batches:
+            fleet.deliver(i, number % len(fleet.batches))
+        else:
+            fleet.close(i)
+    for i, space in enumerate(fleet.spaces):
+        fleet.close(i)
+        copy = Keyspace("copy~1")
+        copy.join(space.state())
+        assert rows_of(copy) == rows_of(space)
+        assert copy.digest == space.digest
+        assert copy.clock == space.clock
+
+
+def test_a_gap_is_never_jumped():
+    a, b = Keyspace("a~1"), Keyspace("b~1")
+    batches = []
+    for n in range(3):
+        a.write("k", 0, [("", b"%d" % n)], [], False, None, n)
+        batches.append(a.close_batch()[2])
+    assert b.receive(batches[1]) is None
+    assert b.receive(batches[0]) is not None
+    assert b.receive(batches[2]) is None
+    assert b.receive(batches[1]) is not None
+    assert b.receive(batches[2]) is not None
+    assert b.receive(batches[0]) == []
+    assert b.clock == {"a~1": 3}
+
+
+def test_an_operation_waits_for_what_its_writer_had_seen():
+    a, b, c = Keyspace("a~1"), Keyspace("b~1"), Keyspace("c~1")
+    a.write("k", 0, [("", b"1")], [], False, None, 1)
+    first = a.close_batch()[2]
+    b.receive(first)
+    b.write("other", 0, [("", b"2")], [], False, None, 2)
+    second = b.close_batch()[2]
+    assert c.receive(second) is None
+    assert c.receive(first) is not None
+    assert c.receive(second) is not None
+
+
+def test_a_removed_row_does_not_come_back_from_an_old_state():
+    a, b = Keyspace("a~1"), Keyspace("b~1")
+    a.write("k", 0, [("", b"1")], [], False, None, 1)
+    b.receive(a.close_batch()[2])
+    old = b.state()
+    a.write("k", 0, [], [], True, None, 2)
+    a.close_batch()
+    a.join(old)
+    assert a.get("k") is None
+    b.join(a.state())
+    assert b.get("k") is None
+    assert a.digest == b.digest == bytes(16)
+
+
+def test_a_write_that_a_removal_had_not_seen_survives_it():
+    a, b = Keyspace("a~1"), Keyspace("b~1")
+    a.write("k", 0, [("", b"1")], [], False, None, 1)
+    b.receive(a.close_batch()[2])
+    a.write("k", 0, [("", b"2")], [], False, None, 2)
+    b.write("k", 0, [], [], True, None, 3)
+    removal, update = b.close_batch()[2], a.close_batch()[2]
+    (at_a,) = a.receive(removal)
+    (at_b,) = b.receive(update)
+    assert at_a[2] == [""], "the removal met a row that it had not seen"
+    assert [path for path, _ in at_b[3]] == [""], "the update met a removal that it had not seen"
+    assert a.get("k").single.value == b.get("k").single.value == b"2"
+
+
+def test_two_nodes_with_one_name_are_found_out():
+    a, clone, b = Keyspace("a~1"), Keyspace("a~1"), Keyspace("b~1")
+    clone.write("k", 0, [("", b"1")], [], False, None, 1)
+    batch = clone.close_batch()[2]
+    with pytest.raises(PeerError, match="share a name"):
+        a.receive(batch)
+    b.receive(batch)
+    with pytest.raises(PeerError, match="share a name"):
+        a.join(b.state())
+
+
+def test_a_context_ahead_of_the_replica_is_refused():
+    a = Keyspace("a~1")
+    with pytest.raises(UnavailableError, match="knows event 7 of b~1, this node only 0"):
+        a.write("k", 0, [("", b"1")], [], False, {"b~1": 7}, 1)
+    assert a.close_batch() is None
+
+
+def sample() -> tuple[bytes, bytes]:
+    a, b = Keyspace("a~1"), Keyspace("b~1")
+    for n in range(5):
+        a.write(f"k{n % 2}", 1, [("/p", b"x" * n), ("", b"y")], ["/q"], False, None, n + 1)
+    batch = a.close_batch()[2]
+    b.receive(batch)
+    b.write("k0", 1, [("/p", b"z")], [], False, None, 9)
+    return b.close_batch()[2], b.state()
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_damaged_bytes_raise_a_clear_error_and_change_nothing(seed):
+    rng = random.Random(seed)
+    batch, state = sample()
+    for original, take in ((batch, "receive"), (state, "join")):
+        data = bytearray(original)
+        for _ in range(rng.randint(1, 4)):
+            where = rng.randrange(len(data))
+            match rng.randrange(3):
+                case 0:
+                    data[where] ^= 1 << rng.randrange(8)
+                case 1:
+                    del data[where:]
+                case 2:
+                    data[where:where] = rng.randbytes(rng.randint(1, 9))
+            if not data:
+                break
+        space = Keyspace("c~1")
+        try:
+            getattr(space, take)(bytes(data))
+        except PeerError:
+            assert len(space) == 0
+            assert space.clock == {}
+            assert space.digest == bytes(16)
