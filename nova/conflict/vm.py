@@ -306,7 +306,9 @@ def split_patch(patch: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[d
 
     null removes a field. In `labels`, `metrics` and, by id, in `networks`, `disks`, `snapshots` an object changes the
     parts it names and null removes one; `tags` take {tag: true | null}. A list replaces its whole collection.
-    `migration` is one leaf and replaced as a whole. Leaves that stay as they are are not written.
+    `migration` is one leaf and replaced as a whole. What is named is written, even if it stands there already: its
+    writer means it, and one who changes it elsewhere at the same time has a conflict with him. Only in a list, which
+    names everything, leaves that stay as they are are not written.
     """
     puts: dict[str, Any] = {}
     drops: list[str] = []
@@ -361,8 +363,7 @@ def _patch_items(
             validate({name: [leaf]})
             if name == "networks":
                 leaf = _nic_leaf(leaf)
-        if path not in current or not same(current[path], leaf):
-            puts[path] = leaf
+        puts[path] = leaf
 
 
 def join(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -324,10 +324,7 @@ class Replica:
             return kind.patch(value, current, self.space.actor)
         _, resolution = self.conflicts.settle(rows, contended)
         current |= {path: leaf for path, leaf in resolution.settled.items() if leaf is not MISSING}
-        puts, drops = kind.patch(value, current, self.space.actor)
-        # Whoever repeats the settled value decides the conflict by that: it is written, and supersedes the siblings.
-        named, _ = kind.patch(value, {}, self.space.actor)
-        return {path: current[path] for path in contended if path in named and path in current} | puts, drops
+        return kind.patch(value, current, self.space.actor)
 
     def _changed(self, rows: Rows, leaves: dict[str, Any]) -> dict[str, Any]:
         """The leaves of a whole write that say something new: one who repeats what stands there is no writer of it."""
