@@ -131,26 +131,16 @@ def surviving(writes: list[Acked]) -> dict[str, list[Any]]:
             before = history.get(path)
             if before is None:
                 history[path] = [(write, value)]
-            elif path.count("/") == 1 or not _changes_nothing(write, value, before, path):
-                # A single writer's last word stands alone; what it replaced need not be kept.
-                if several:
-                    before.append((write, value))
-                else:
-                    history[path] = [(write, value)]
+            elif several:
+                before.append((write, value))
+            else:  # a single writer's last word stands alone; what it replaced need not be kept
+                history[path] = [(write, value)]
     out = {}
     for path, entries in history.items():
         live = _maximal(entries)
         if live:
             out[path] = live
     return out
-
-
-def _changes_nothing(write: Acked, value: Any, before: list[tuple[Acked, Any]], path: str) -> bool:
-    """A member of a collection that is written as it stands is not written at all."""
-    if value is _GONE or not any(value == other for _, other in before):
-        return False
-    seen = _maximal([(other, held) for other, held in before if knows(write, other)])
-    return bool(seen) and rule(path, seen) == value
 
 
 def _maximal(entries: list[tuple[Acked, Any]]) -> list[Any]:

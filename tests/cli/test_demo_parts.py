@@ -101,10 +101,10 @@ def test_a_delete_takes_what_it_saw_and_an_update_it_had_not_seen_stays():
     assert verdict([BASE, HERE, gone], None).lost
 
 
-def test_a_member_written_as_it_stands_is_no_write():
+def test_a_member_written_as_it_stands_outlives_a_concurrent_removal():
     again = write("x", 2, 2, {"tags": {"t": True}, "owner": "p"})
     removed = write("y", 1, 3, {"tags": {"t": None}, "name": "n"}, x=1)
-    value = {"id": "a", "cpu": 2, "power_state": "stopped", "owner": "p", "name": "n"}
+    value = {"id": "a", "cpu": 2, "power_state": "stopped", "tags": ["t"], "owner": "p", "name": "n"}
     assert verdict([BASE, again, removed], value) == ([], [])
 
 
