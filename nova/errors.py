@@ -62,6 +62,16 @@ class UnavailableError(NovaError):
         self.retry_after_ns = retry_after_ns
 
 
+class CompactedError(UnavailableError):
+    """The change feed no longer reaches back that far; `oldest` is the first revision to watch from."""
+
+    code = "compacted"
+
+    def __init__(self, message: str, oldest: int) -> None:
+        super().__init__(message)
+        self.oldest = oldest
+
+
 class CorruptionError(NovaError):
     """Bytes or a state that cannot be: stop, never guess."""
 

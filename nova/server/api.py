@@ -37,6 +37,7 @@ from litestar.types import Receive, Scope, Send
 
 from nova._version import __version__
 from nova.errors import (
+    CompactedError,
     ConfigError,
     KeyNotFoundError,
     LimitError,
@@ -77,7 +78,7 @@ class Backend(Protocol):
     def watch(self, since: int | None, prefix: str) -> AsyncIterator[Change | None]:
         """Changes after revision `since`, None: from now on. A None item says that nothing happened for a while.
 
-        Raises UnavailableError with the code `compacted` (and, if known, an attribute `oldest`) before the first item.
+        Raises CompactedError before the first item if that is too long ago.
         """
 
     def status(self) -> dict[str, Any]: ...
@@ -175,6 +176,7 @@ class Peer(msgspec.Struct):
     node: str
     region: str
     address: str
+    http: str
     state: str
     incarnation: int
     connected: bool
@@ -714,8 +716,8 @@ def problem(error: Exception, request_id: bytes) -> tuple[int, bytes, Headers]:
             status = 413
         case UsageError():
             status = 400
-        case UnavailableError() if code == "compacted":
-            status, extra = 410, {"oldest": getattr(error, "oldest", None)}
+        case CompactedError(oldest=oldest):
+            status, extra = 410, {"oldest": oldest}
         case UnavailableError():
             status = 503
             headers = [(b"retry-after", b"%d" % max(1, -(-error.retry_after_ns // 1_000_000_000)))]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nova._version import __version__
-from nova.errors import NovaError, UnavailableError, UsageError
+from nova.errors import CompactedError, NovaError, UnavailableError, UsageError
 from nova.metrics import Registry
 from nova.runtime import Runtime, seeded, wall_ns
 from nova.server.api import bind, make_app, make_server
@@ -207,13 +207,11 @@ class Node:
     async def watch(self, since: int | None, prefix: str) -> AsyncIterator[Change | None]:
         seen = self.replica.space.revision if since is None else since
         if seen < self.replica.feed.compacted:
-            error = UnavailableError(
+            raise CompactedError(
                 f"changes up to revision {self.replica.feed.compacted} are compacted, {seen} was asked for; "
-                "list the keys and watch from the revision of /v1/status"
+                "list the keys and watch from the revision of /v1/status",
+                self.replica.feed.compacted,
             )
-            error.code = "compacted"
-            error.oldest = self.replica.feed.compacted  # type: ignore[attr-defined]
-            raise error
         while not self._stopped.is_set():
             changed = self._changed
             changes = self.replica.changes(seen, prefix)
@@ -359,13 +357,16 @@ class Node:
     def _applied(self, event: Any) -> None:
         if isinstance(event, Durable):
             self.replica.applied(event)
-            self.directory.applied(event)
             for token in [token for token in self._waiters if token <= event.token]:
                 for waiter in self._waiters.pop(token):
                     if not waiter.done():
                         waiter.set_result(None)
             self._changed.set()
             self._changed = asyncio.Event()
+            try:
+                self.directory.applied(event)
+            except NovaError as error:
+                self._fatal(error)
         elif isinstance(event, Peers):
             self.mesh.set_peers(event.addresses)
         elif isinstance(event, Notice):
@@ -374,6 +375,8 @@ class Node:
     async def _durable(self, token: int) -> None:
         if token <= self.replica.durable_token:
             return
+        if self._failure is not None:  # nobody would wake us
+            raise self._not_acknowledged(self._failure)
         waiter = self._loop.create_future()
         self._waiters.setdefault(token, []).append(waiter)
         self.runtime.wake()
@@ -386,33 +389,44 @@ class Node:
             raise UnavailableError("this node is stopping; ask another one")
 
     def _fatal(self, error: BaseException) -> None:
+        if self._failure is not None:
+            return
         log.critical("storage failed, no write is taken any more: %s", error)
         self._failure = error
         for waiters in self._waiters.values():
             for waiter in waiters:
                 if not waiter.done():
-                    waiter.set_exception(UnavailableError(f"storage failed: {error}; the write is not acknowledged"))
+                    waiter.set_exception(self._not_acknowledged(error))
         self._waiters.clear()
+
+    def _not_acknowledged(self, error: BaseException) -> UnavailableError:
+        return UnavailableError(
+            f"storage failed: {error}; the newest write of this key is not acknowledged, restart the node", 10**10
+        )
 
     async def _keep_house(self) -> None:
         """Snapshots when the log has grown, and the index of the audit archive."""
-        while True:
+        while self._failure is None:
             await asyncio.sleep(1)
-            self.directory.index()
-            if self.directory.since_snapshot_bytes > self.config.limits.snapshot_log_bytes:
-                await self._snapshot()
+            try:
+                self.directory.index()
+                if self.directory.since_snapshot_bytes > self.config.limits.snapshot_log_bytes:
+                    await self._snapshot()
+            except NovaError as error:
+                self._fatal(error)
 
     async def _snapshot(self) -> None:
         # Right after a turn: what the snapshot holds and what the log holds up to its last record are the same.
         self.runtime.submit(self.cluster.turn())
         position, state = self.directory.log.last, self.replica.snapshot()
+        # A snapshot ahead of the log would hide the records that a restarted node writes at the same positions.
+        await self._durable(self.replica.newest_token)
         self.directory.index()
         try:
             await asyncio.to_thread(self.directory.save_snapshot, position, state)
         except (NovaError, OSError) as error:
             log.error("snapshot failed, the log is kept: %s", error)
             return
-        await self._durable(self.replica.newest_token)
         self.directory.trim(position)
         log.info("snapshot of %d keys, %d bytes, up to record %d", len(self.replica.space), len(state), position)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import uvloop
 
-from nova.errors import CorruptionError, KeyNotFoundError, StaleContextError, UnavailableError, UsageError
+from nova.errors import CompactedError, CorruptionError, KeyNotFoundError, StaleContextError, UnavailableError, UsageError
 from nova.server.api import bind, make_app, make_server
 from nova.server.config import NodeConfig
 from nova.store.model import Change, Entry, Put
@@ -82,10 +82,7 @@ class MemoryBackend:
 
     async def watch(self, since: int | None, prefix: str) -> AsyncIterator[Change | None]:
         if since is not None and since < self.oldest:
-            error = UnavailableError(f"changes up to {self.oldest} are forgotten; list the keys again")
-            error.code = "compacted"
-            error.oldest = self.oldest  # type: ignore[attr-defined]
-            raise error
+            raise CompactedError(f"changes up to {self.oldest} are forgotten; list the keys again", self.oldest)
         at = len(self.changes) if since is None else since
         self.open_watches += 1
         try:
