@@ -6,17 +6,10 @@ from typing import Any
 
 import pytest
 
+from nova.cli.benchmarks import dict_before, dict_merge
 from nova.clock import CausalContext, HybridLogicalClock, Order, VectorClock
 
 LOOP = 100  # under a microsecond the harness is half the number, so a loop of a hundred is timed
-
-
-def dict_before(a: dict[str, int], b: dict[str, int]) -> bool:
-    return all(b.get(actor, 0) >= count for actor, count in a.items()) and a != b
-
-
-def dict_merge(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
-    return {actor: max(a.get(actor, 0), b.get(actor, 0)) for actor in a.keys() | b.keys()}
 
 
 def pair(actors: int) -> tuple[dict[str, int], dict[str, int]]:
@@ -28,7 +21,8 @@ def pair(actors: int) -> tuple[dict[str, int], dict[str, int]]:
 @pytest.mark.parametrize("peer", ["nova", "nova-unshared", "dict"])
 def test_before_when_one_actor_differs(benchmark: Any, actors: int, peer: str) -> None:
     a, b = pair(actors)
-    benchmark.group = f"clock.before {actors}, {LOOP} calls"
+    benchmark.group = f"clock.before, {actors} actors"
+    benchmark.extra_info["operations"] = LOOP
     if peer == "dict":
         less, x, y = dict_before, a, b
     else:
@@ -59,7 +53,7 @@ def test_merge(benchmark: Any, actors: int, peer: str, news: str) -> None:
     a, b = pair(actors)
     if news == "both":
         a = {**a, "node-1": 9}
-    benchmark.group = f"clock.merge {actors}, news {news}"
+    benchmark.group = f"clock.merge, {actors} actors, news on {news} side{'s' * (news == 'both')}"
     if peer == "dict":
         assert benchmark(dict_merge, b, a)["node-0"] == 2
     else:

@@ -6,41 +6,11 @@ from typing import Any
 
 import pytest
 
+from nova.cli.benchmarks import DictORSet
 from nova.crdt import LWWMap, LWWRegister, MVRegister, ORSet, PNCounter
 from nova.digest import SetDigest
 
 SIZES = [1_000, 20_000]
-
-
-class DictORSet:
-    """Element -> dots, and a clock: the same semantics with what Python has."""
-
-    def __init__(self, actor: str) -> None:
-        self.actor, self.clock, self.rows = actor, {}, {}  # type: ignore[var-annotated]
-
-    def add(self, element: Any) -> None:
-        self.clock[self.actor] = count = self.clock.get(self.actor, 0) + 1
-        self.rows[element] = {(self.actor, count)}
-
-    def merge(self, other: DictORSet) -> None:
-        for element in self.rows.keys() | other.rows.keys():
-            mine, theirs = self.rows.get(element, set()), other.rows.get(element, set())
-            live = (
-                (mine & theirs)
-                | {dot for dot in mine if other.clock.get(dot[0], 0) < dot[1]}
-                | {dot for dot in theirs if self.clock.get(dot[0], 0) < dot[1]}
-            )
-            if live:
-                self.rows[element] = live
-            else:
-                self.rows.pop(element, None)
-        for actor, count in other.clock.items():
-            self.clock[actor] = max(self.clock.get(actor, 0), count)
-
-    def fork(self, actor: str) -> DictORSet:
-        out = DictORSet(actor)
-        out.clock, out.rows = dict(self.clock), dict(self.rows)
-        return out
 
 
 PEERS = {"nova": ORSet, "dict": DictORSet}
@@ -56,7 +26,7 @@ def filled(kind: Any, actor: str, size: int) -> Any:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("peer", list(PEERS))
 def test_or_set_merge_of_concurrent_adds(benchmark: Any, size: int, peer: str) -> None:
-    benchmark.group = f"crdt.or_set.merge {size}"
+    benchmark.group = f"crdt.or_set.merge, {size:,} concurrent adds a side"
     a, b = filled(PEERS[peer], "a", size), filled(PEERS[peer], "b", size)
 
     def setup() -> Any:
@@ -68,7 +38,7 @@ def test_or_set_merge_of_concurrent_adds(benchmark: Any, size: int, peer: str) -
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("peer", list(PEERS))
 def test_merge_that_brings_nothing_new(benchmark: Any, size: int, peer: str) -> None:
-    benchmark.group = f"crdt.or_set.merge nothing new {size}"
+    benchmark.group = f"crdt.or_set.merge that brings nothing new, {size:,} elements"
     a = filled(PEERS[peer], "a", size)
     b = a.fork("b")
     benchmark(a.merge, b)

@@ -1,80 +1,53 @@
 """Durable appends beside their bound (bare pwrite + fdatasync of the same bytes) and beside SQLite.
 
-Each call makes `records` records of 100 bytes durable; divide by it for the cost of one.
+Each call makes `records` records of 100 bytes durable (`operations` of the report).
 """
 
-import os
+import contextlib
 import sqlite3
 
 import pytest
 
-from nova.storage.log import RECORD_OVERHEAD_BYTES, FileLog, crc32c, crc32c_software
+from nova.cli.benchmarks import bare_commits, log_commits
+from nova.storage.log import FileLog, crc32c, crc32c_software
 
 RECORD = bytes(range(100))
-FILE_BYTES = 64 << 20
 
 
-def nova_log(directory, records):
-    log = FileLog(directory / "log")
+def sqlite_commits(records):
+    @contextlib.contextmanager
+    def maker(folder):
+        db = sqlite3.connect(folder / "db", isolation_level=None)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("CREATE TABLE log (position INTEGER PRIMARY KEY, record BLOB)")
+        rows = [(record,) for record in records]
 
-    def commit():
-        log.append(records)
-        return log.commit()
+        def commit():
+            db.execute("BEGIN")
+            db.executemany("INSERT INTO log (record) VALUES (?)", rows)
+            db.execute("COMMIT")
+            return len(rows)
 
-    return commit, log.close
+        yield commit
+        db.close()
 
-
-def bare_disk(directory, records):
-    fd = os.open(directory / "bare", os.O_RDWR | os.O_CREAT)
-    os.posix_fallocate(fd, 0, FILE_BYTES)
-    os.fsync(fd)
-    data = b"".join(records) + bytes(RECORD_OVERHEAD_BYTES * len(records))
-    offset = 0
-
-    def commit():
-        nonlocal offset
-        if offset + len(data) > FILE_BYTES:
-            os.ftruncate(fd, 0)  # written blocks would be cheaper to sync than fresh ones: stay like a log
-            os.posix_fallocate(fd, 0, FILE_BYTES)
-            offset = 0
-        os.pwrite(fd, data, offset)
-        os.fdatasync(fd)
-        offset += len(data)
-        return offset
-
-    return commit, lambda: os.close(fd)
+    return maker
 
 
-def sqlite(directory, records):
-    db = sqlite3.connect(directory / "db", isolation_level=None)
-    db.execute("PRAGMA journal_mode=WAL")
-    db.execute("PRAGMA synchronous=FULL")
-    db.execute("CREATE TABLE log (position INTEGER PRIMARY KEY, record BLOB)")
-    rows = [(record,) for record in records]
-
-    def commit():
-        db.execute("BEGIN")
-        db.executemany("INSERT INTO log (record) VALUES (?)", rows)
-        db.execute("COMMIT")
-        return len(rows)
-
-    return commit, db.close
+PEERS = {"nova": log_commits, "bare pwrite + fdatasync": bare_commits, "SQLite, WAL, synchronous=FULL": sqlite_commits}
 
 
 @pytest.mark.parametrize("records", [1, 10, 100, 1000])
-@pytest.mark.parametrize("peer", [nova_log, bare_disk, sqlite])
-@pytest.mark.benchmark(group="log.commit", max_time=0.5, min_rounds=20)
-def test_make_records_durable(benchmark, tmp_path, peer, records):
-    benchmark.group = f"log.commit of {records}"
-    commit, close = peer(tmp_path, [RECORD] * records)
-    try:
-        assert benchmark(commit) > 0
-    finally:
-        close()
+@pytest.mark.parametrize("peer", list(PEERS))
+def test_make_records_durable(benchmark, durable_in_turns, peer, records):
+    benchmark.group = f"log.durable record of 100 bytes, {records:,} in a commit"
+    durable_in_turns(benchmark, {name: make([RECORD] * records) for name, make in PEERS.items()}, peer, records)
 
 
-@pytest.mark.benchmark(group="log.append of 1000, without the disk", max_time=0.5)
+@pytest.mark.benchmark(group="log.append, 1,000 records, without the disk", max_time=0.5)
 def test_append_alone(benchmark, tmp_path):
+    benchmark.extra_info["operations"] = 1000
     log = FileLog(tmp_path)
     records = [RECORD] * 1000
     try:
@@ -83,16 +56,18 @@ def test_append_alone(benchmark, tmp_path):
         log.close()
 
 
-@pytest.mark.benchmark(group="log.replay of 100,000", min_rounds=3, max_time=0.5)
+@pytest.mark.benchmark(group="log.replay of a record", min_rounds=3, max_time=0.5)
 def test_replay(benchmark, tmp_path):
+    benchmark.extra_info["operations"] = 100_000
     with FileLog(tmp_path) as log:
         log.append([RECORD] * 100_000)
         log.commit()
         assert benchmark(lambda: sum(1 for _ in log.replay())) == 100_000
 
 
-@pytest.mark.parametrize("function", [crc32c, crc32c_software])
+@pytest.mark.parametrize("peer", ["nova", "table in C"])
 @pytest.mark.benchmark(group="log.crc32c of 64 KiB", max_time=0.5)
-def test_checksum(benchmark, function):
+def test_checksum(benchmark, peer):
+    function = crc32c if peer == "nova" else crc32c_software
     data = bytes(range(256)) * 256
     assert benchmark(function, data) == crc32c_software(data)

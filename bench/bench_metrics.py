@@ -1,4 +1,4 @@
-"""Instruments beside prometheus_client's. The first two groups time a loop of a hundred calls."""
+"""Instruments beside prometheus_client's. The first two time a loop of a hundred calls."""
 
 import random
 
@@ -13,8 +13,9 @@ VALUES = [random.Random(5).expovariate(10) for _ in range(100)]
 
 
 @pytest.mark.parametrize("peer", ["nova", "prometheus_client"])
-@pytest.mark.benchmark(group="metrics.counter, 100 increments", max_time=0.3)
+@pytest.mark.benchmark(group="metrics.counter, one increment", max_time=0.3)
 def test_increment_a_bound_counter(benchmark, peer):
+    benchmark.extra_info["operations"] = 100
     if peer == "nova":
         counter = Registry().counter("c_total", "", ["a", "b"]).labels("x", "y")
     else:
@@ -29,8 +30,9 @@ def test_increment_a_bound_counter(benchmark, peer):
 
 
 @pytest.mark.parametrize("peer", ["nova", "prometheus_client"])
-@pytest.mark.benchmark(group="metrics.histogram, 100 observations in 15 buckets", max_time=0.3)
+@pytest.mark.benchmark(group="metrics.histogram, one observation in 15 buckets", max_time=0.3)
 def test_observe(benchmark, peer):
+    benchmark.extra_info["operations"] = 100
     if peer == "nova":
         histogram = Registry().histogram("h", "", buckets=BUCKETS)
     else:

@@ -7,9 +7,11 @@ FLAG_MAC: int
 HEADER_BYTES: int
 TRACE_BYTES: int
 MAC_BYTES: int
+MESSAGE_COST_BYTES_MIN: int
 
 def crc32c(data: bytes | bytearray | memoryview, crc: int = 0) -> int: ...
 def crc32c_plain(data: bytes | bytearray | memoryview, crc: int = 0) -> int: ...
+def cost(messages: list[memoryview] | list[bytes]) -> int: ...
 def encode(
     type: int,
     stream: int,
@@ -26,8 +28,9 @@ def pack(
     queue: deque[bytes],
     offset: int,
     payload_bytes_max: int,
+    credit: int,
     mac: bool = False,
-) -> tuple[bytearray, int, int] | None: ...
+) -> tuple[bytearray, int, int, int] | None: ...
 def split(payload: memoryview) -> tuple[list[memoryview], bool]: ...
 
 @disjoint_base

@@ -12,6 +12,9 @@ FLAG_MAC = NOVA_FLAG_MAC
 HEADER_BYTES = NOVA_FRAME_HEADER
 TRACE_BYTES = NOVA_FRAME_TRACE
 MAC_BYTES = NOVA_FRAME_MAC
+cdef enum:
+    COST_MIN = 64
+MESSAGE_COST_BYTES_MIN = COST_MIN
 
 
 def crc32c(const uint8_t[::1] data not None, uint32_t crc=0):
@@ -68,30 +71,50 @@ def seal(bytearray frame not None, bytes mac=None):
     nova_frame_write(raw, &header)
 
 
+cdef inline size_t charge(size_t payload_bytes) noexcept:
+    return max(payload_bytes + 4, <size_t>COST_MIN)
+
+
+def cost(list messages not None):
+    """What these messages or pieces charge to credit and queue: 4 bytes more than their payload, and never less than
+    MESSAGE_COST_BYTES_MIN each, for an object weighs as much even when it is empty."""
+    cdef size_t total = 0
+    cdef object message
+    for message in messages:
+        total += charge(PyBytes_GET_SIZE(message) if type(message) is bytes else len(message))
+    return total
+
+
 def pack(int type, uint32_t stream, uint64_t sequence, object queue not None, size_t offset, size_t payload_bytes_max,
-         bint mac=False):
+         size_t credit, bint mac=False):
     """Fill one frame with pieces of the messages in `queue` (a deque of bytes), taking out those it finishes.
 
     offset   how much of the first message has left already
-    returns  (frame, its payload in bytes, new offset); None if not even one byte fits
+    credit   what all pieces together may charge, see `cost`
+    returns  (frame, charged, how much lighter the queue is, new offset); None if not even one byte fits
 
     A piece is a u32 (high bit: the message goes on in the next frame; else its length) and its bytes.
     """
-    cdef size_t total = 0, whole = 0, size, take, tail = 0
+    cdef size_t total = 0, charged = 0, left = 0, whole = 0, size, take, tail = 0, spare
     cdef bytes message
     for message in queue:
         size = PyBytes_GET_SIZE(message) - (offset if whole == 0 else 0)
-        if total + 4 + size > payload_bytes_max:
+        if total + 4 + size > payload_bytes_max or charged + charge(size) > credit:
             # A small message waits for the next frame rather than being cut, unless it would never fit one.
-            if payload_bytes_max > total + 4 and (total == 0 or payload_bytes_max - total > 16384):
-                tail = payload_bytes_max - total - 4
+            spare = min(payload_bytes_max - total, credit - charged)
+            if spare > 4 and (total == 0 or spare > 16384) and credit - charged >= <size_t>COST_MIN:
+                tail = spare - 4
             break
         total += 4 + size
+        charged += charge(size)
+        left += charge(PyBytes_GET_SIZE(message)) - (offset if whole == 0 else 0)
         whole += 1
     if whole == 0 and tail == 0:
         return None
     if tail:
         total += 4 + tail
+        charged += charge(tail)
+        left += tail
     cdef nova_frame frame
     cdef bytearray out = room(type, 0, stream, sequence, total, None, mac, &frame)
     cdef uint8_t *at = <uint8_t *>PyByteArray_AS_STRING(out) + NOVA_FRAME_HEADER
@@ -104,7 +127,7 @@ def pack(int type, uint32_t stream, uint64_t sequence, object queue not None, si
         memcpy(at + 4, PyBytes_AS_STRING(message) + offset, take)
         at += 4 + take
         offset = 0 if i < whole else offset + tail
-    return out, total, offset
+    return out, charged, left, offset
 
 
 def split(object payload not None):

@@ -56,6 +56,7 @@ cdef class Entry:
     cdef Keyspace space
     cdef readonly uint64_t revision
     cdef readonly uint8_t kind
+    cdef bint mixed
     cdef uint16_t leaf
 
 
@@ -84,6 +85,7 @@ cdef class Keyspace:
     cdef uint16_t refer(self, uint32_t index) except *
     cdef int put_context(self, Dots *context) except -1
     cdef object supersede(self, Entry entry, Row head, Dots *context, Write write)
+    cdef int put_clock(self, Bytes *out) except -1
     cdef void count_row(self, Entry entry, Row row, bint added)
     cdef tuple apply(self, str key, Write write, bint clear, list puts, list drops)
     cdef Entry entry_for(self, str key, uint8_t kind)

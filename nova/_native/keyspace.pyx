@@ -21,6 +21,7 @@ DEF WRITERS_MAX = 4096
 cdef uint64_t COUNT_MASK = (<uint64_t>1 << COUNT_BITS) - 1
 cdef bytes BATCH_MAGIC = b"NVB\x01"
 cdef bytes STATE_MAGIC = b"NVS\x01"
+cdef bytes SUMMARY_MAGIC = b"NVQ\x01"
 cdef uint8_t CLEAR = 1
 
 leaf_count = LEAVES
@@ -209,6 +210,7 @@ cdef dict clock_dict(Keyspace space, Dots *clock):
 
 
 @cython.final
+@cython.trashcan(True)  # a chain of a million siblings must not be freed by a million nested calls
 cdef class Row:
     """A live value at one path of one key, and the write that put it there."""
 
@@ -411,6 +413,26 @@ cdef class Keyspace:
         """The digests of the 1024 key ranges (by hash of the key), 16 bytes each."""
         return PyBytes_FromStringAndSize(<const char *>self.leaves, sizeof(self.leaves))
 
+    def summary(self):
+        """What a state is asked for with: the clock and the digests of the key ranges, of one instant."""
+        cdef Bytes out
+        memset(&out, 0, sizeof(out))
+        try:
+            put_raw(&out, PyBytes_AS_STRING(SUMMARY_MAGIC), 4)
+            self.put_clock(&out)
+            put_raw(&out, self.leaves, sizeof(self.leaves))
+            return PyBytes_FromStringAndSize(<const char *>out.at, out.size)
+        finally:
+            free(out.at)
+
+    cdef int put_clock(self, Bytes *out) except -1:
+        cdef uint32_t i
+        put_number(out, len(self.actors))
+        for i in range(len(self.actors)):
+            put_text(out, self.actors[i])
+            put_number(out, self.counts[i])
+        return 0
+
     cdef void count_row(self, Entry entry, Row row, bint added):
         cdef Py_ssize_t nkey, npath
         cdef const char *key = PyUnicode_AsUTF8AndSize(entry.key, &nkey)
@@ -551,11 +573,16 @@ cdef class Keyspace:
                 del self.graves[next(iter(self.graves))]
             return key, write, contended, deletions, False, puts
         if entry.kind != write.kind:
+            entry.mixed = True
+        if entry.mixed:
             self.settle_kind(entry)
         return key, write, contended, deletions, True, puts
 
     cdef int settle_kind(self, Entry entry) except -1:
-        """Writers that did not see each other may create a key with different kinds: the newest write decides."""
+        """Writers that did not see each other may create a key with different kinds: the newest live write decides.
+
+        Called after every change of an entry that ever had rows of two kinds: the newest may also have been removed.
+        """
         cdef Write newest = entry.newest()
         entry.kind = newest.kind
         return 0
@@ -772,15 +799,18 @@ cdef class Keyspace:
 
     # -- whole states --
 
-    def state(self, bytes leaf_digests=None):
-        """The clock and all rows, or only those in key ranges whose digest differs from `leaf_digests`.
+    def state(self, bytes summary=None):
+        """The clock and all rows, or only those in key ranges whose digest differs from that in another's `summary`.
 
-        `join` on another replica takes it. O(keys) for the whole; the snapshot of a replica is state().
+        `join` on that replica takes it. O(keys) for the whole; the snapshot of a replica is state().
         """
+        cdef Cursor c
+        cdef const uint8_t *base = NULL
+        cdef size_t base_size = 0
         cdef Bytes out
         cdef uint8_t wanted[LEAVES]
         cdef uint32_t i
-        cdef const nova_digest *theirs
+        cdef nova_digest theirs
         cdef Entry entry
         cdef Row row
         cdef Write write
@@ -789,20 +819,27 @@ cdef class Keyspace:
         if self.batch_size:
             raise UsageError("a batch is open; close it before taking the state")
         memset(wanted, 1, LEAVES)
-        if leaf_digests is not None:
-            if len(leaf_digests) != sizeof(self.leaves):
-                raise PeerError(f"{len(leaf_digests)} bytes of range digests, {sizeof(self.leaves)} expected")
-            theirs = <const nova_digest *>PyBytes_AS_STRING(leaf_digests)
+        if summary is not None:
+            c.at = <const uint8_t *>PyBytes_AS_STRING(summary)
+            c.end = c.at + PyBytes_GET_SIZE(summary)
+            check_magic(&c, SUMMARY_MAGIC, "summary")
+            base = c.at
+            get_clock(&c)
+            base_size = c.at - base
+            if <size_t>(c.end - c.at) != sizeof(self.leaves):
+                raise malformed(f"{c.end - c.at} bytes of range digests, {sizeof(self.leaves)} expected")
             for i in range(LEAVES):
-                wanted[i] = theirs[i].lo != self.leaves[i].lo or theirs[i].hi != self.leaves[i].hi
+                memcpy(&theirs, c.at + i * sizeof(theirs), sizeof(theirs))
+                wanted[i] = theirs.lo != self.leaves[i].lo or theirs.hi != self.leaves[i].hi
         memset(&out, 0, sizeof(out))
         try:
             put_raw(&out, PyBytes_AS_STRING(STATE_MAGIC), 4)
-            put_number(&out, len(self.actors))
-            for i in range(len(self.actors)):
-                put_text(&out, self.actors[i])
-                put_number(&out, self.counts[i])
+            self.put_clock(&out)
             put_raw(&out, &self.stamp_max, 8)
+            if base == NULL:
+                put_number(&out, 0)
+            else:
+                put_raw(&out, base, base_size)
             for i in range(0, LEAVES, 8):
                 put_byte(&out, wanted[i] | wanted[i + 1] << 1 | wanted[i + 2] << 2 | wanted[i + 3] << 3
                          | wanted[i + 4] << 4 | wanted[i + 5] << 5 | wanted[i + 6] << 6 | wanted[i + 7] << 7)
@@ -848,6 +885,8 @@ cdef class Keyspace:
         cdef Cursor c
         cdef uint64_t i, j, n, ref, count, stamp_max, theirs_size
         cdef uint64_t *theirs = NULL
+        cdef uint64_t *base = NULL
+        cdef bint covered
         cdef uint32_t *table = NULL
         cdef const uint8_t *bits
         cdef Entry entry
@@ -862,23 +901,19 @@ cdef class Keyspace:
         c.at = <const uint8_t *>PyBytes_AS_STRING(state)
         c.end = c.at + PyBytes_GET_SIZE(state)
         check_magic(&c, STATE_MAGIC, "state")
-        n = get_size(&c)
-        names = []
-        counts = []
-        for i in range(n):
-            names.append(get_text(&c))
-            count = get_number(&c)
-            if count > COUNT_MASK:
-                raise malformed(f"count {count} of {names[i]} is over 48 bits")
-            counts.append(count)
+        names, counts = get_clock(&c)
+        n = len(names)
         for i in range(n):
             if names[i] == self.actor and counts[i] > self.counts[self.own]:
                 raise PeerError(f"somebody else writes as {self.actor}: a state knows event {counts[i]}, we wrote "
                                 f"{self.counts[self.own]}; two nodes share a name or a copied data directory")
-        need(&c, 8 + LEAVES // 8)
+        need(&c, 8)
         memcpy(&stamp_max, c.at, 8)
-        bits = c.at + 8
-        c.at += 8 + LEAVES // 8
+        c.at += 8
+        base_names, base_counts = get_clock(&c)
+        need(&c, LEAVES // 8)
+        bits = c.at
+        c.at += LEAVES // 8
         table = <uint32_t *>malloc((n + 1) * sizeof(uint32_t))
         if table == NULL:
             raise MemoryError
@@ -891,6 +926,13 @@ cdef class Keyspace:
                 raise MemoryError
             for i in range(n):
                 theirs[table[i]] = counts[i]
+            base = <uint64_t *>calloc(theirs_size + 1, sizeof(uint64_t))
+            if base == NULL:
+                raise MemoryError
+            for i in range(<uint64_t>len(base_names)):
+                found = self.indexes.get(base_names[i])
+                if found is not None and <uint32_t>found < theirs_size:
+                    base[<uint32_t>found] = base_counts[i]
             for i in range(get_size(&c)):
                 key = get_text(&c)
                 writes = []
@@ -925,11 +967,11 @@ cdef class Keyspace:
                 raise malformed(f"{c.end - c.at} bytes too many")
 
             remote = dict(parsed)
-            # Ours that they may have removed: every key of the ranges that the state covers.
+            # Ours that they may have removed: in the ranges that the state covers, all that their clock knows and they
+            # have not; in the others, which were equal when we asked, what has arrived here since then and they knew.
             for key, item in list(self.entries.items()):
                 entry = <Entry>item
-                if not bits[entry.leaf >> 3] >> (entry.leaf & 7) & 1:
-                    continue
+                covered = bits[entry.leaf >> 3] >> (entry.leaf & 7) & 1
                 there = remote.get(key)
                 present = {}
                 if there is not None:
@@ -944,7 +986,8 @@ cdef class Keyspace:
                     while row is not None:
                         following = row.next
                         if (path, row.write.packed) not in present and \
-                                theirs[row.write.packed >> COUNT_BITS] >= row.write.packed & COUNT_MASK:
+                                theirs[row.write.packed >> COUNT_BITS] >= row.write.packed & COUNT_MASK and \
+                                (covered or base[row.write.packed >> COUNT_BITS] < row.write.packed & COUNT_MASK):
                             self.count_row(entry, row, False)
                             touched = True
                         else:
@@ -957,6 +1000,8 @@ cdef class Keyspace:
                         del entry.rows[path]
                     else:
                         entry.rows[path] = kept
+                if touched and entry.mixed and (entry.root is not None or entry.rows):
+                    self.settle_kind(entry)
                 if touched and there is None:
                     if entry.root is None and not entry.rows:
                         del self.entries[key]
@@ -986,6 +1031,8 @@ cdef class Keyspace:
                 contended = set()
                 for item_row in fresh:
                     row = <Row>item_row
+                    if row.write.kind != entry.kind:
+                        entry.mixed = True
                     if row.path == "":
                         row.next = entry.root
                         entry.root = row
@@ -1021,6 +1068,21 @@ cdef class Keyspace:
         finally:
             free(table)
             free(theirs)
+            free(base)
+
+
+cdef tuple get_clock(Cursor *c):
+    """(actors, counts) of a clock."""
+    cdef uint64_t count
+    cdef list names = [], counts = []
+    for _ in range(get_size(c)):
+        name = get_text(c)
+        count = get_number(c)
+        if count > COUNT_MASK:
+            raise malformed(f"count {count} of {name} is over 48 bits")
+        names.append(name)
+        counts.append(count)
+    return names, counts
 
 
 cdef int put_dots(Bytes *out, Dots *dots) except -1:

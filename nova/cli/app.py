@@ -30,7 +30,7 @@ COMMANDS = {
     "chaos": ("nova.cli.cluster", "chaos", "node"),
     "dashboard": ("nova.cli.dashboard", "dashboard", "ui"),
     "simulate": ("nova.cli.simulate", "simulate", "node"),
-    "bench": ("nova.cli.benchmarks", "bench", "test"),
+    "bench": ("nova.cli.benchmarks", "bench", "node"),
     "hw": ("nova.cli.tools", "hw", "node"),
     "config": ("nova.cli.tools", "config", "node"),
     "version": ("nova.cli.tools", "version", "node"),

@@ -333,10 +333,11 @@ class Demo:
     async def _probe(self, done: asyncio.Event) -> None:
         """How long from sending a write in one region until each other one's watch shows it."""
         begun: dict[str, float] = {}
+        since = {state["name"]: state["revision"] for state in await self.cluster.status()}
 
         async def look(member: Member) -> None:
             with contextlib.suppress(NovaError):
-                async for data in member.client.watch("probe/"):
+                async for data in member.client.watch("probe/", since[member.name]):
                     key = msgspec.json.decode(data)["key"]
                     if key in begun and not key.startswith(f"probe/{member.name}/"):
                         self.visible_ms.append((time.monotonic() - begun[key]) * 1000)

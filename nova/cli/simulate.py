@@ -68,7 +68,9 @@ class SimulatedMember:
         for record in archive:
             self.replica.conflicts.replayed(record)
         for _, record in log.replay(start):
-            self.replica.replay(record)
+            event = self.replica.replay(record)
+            if event is not None and event.seq > len(archive):
+                archive.append(record[1:])
         self.replica.recovered()
         self.core = ClusterCore(
             self.replica, Member(node, incarnation, region=_region(node), address=node), random=random
@@ -100,8 +102,9 @@ class SimulatedMember:
             self.waiting = [item for item in self.waiting if item[0] > event.token]
             for acknowledge in ready:
                 acknowledge()
-            if self._log.last - self._snapshot > SNAPSHOT_RECORDS and self.replica.settled:
-                position = self._log.last
+            # Never of more than the log holds durably: new records would take positions that the snapshot covers.
+            position = self._log.durable
+            if position == self._log.last and position - self._snapshot > SNAPSHOT_RECORDS and self.replica.settled:
                 self._snapshots.save(position, self.replica.snapshot())
                 self._log.truncate_before(position + 1)
                 self._snapshot = position

@@ -182,9 +182,11 @@ class Node:
 
     async def get(self, key: str) -> Entry:
         token = self.replica.token_of(key)
-        if token:
+        try:
+            # What it holds now, even if that is nothing; by the time this is on disk there may be newer that is not.
+            return self.replica.get(key)
+        finally:
             await self._durable(token)
-        return self.replica.get(key)
 
     async def delete(self, key: str, context: dict[str, int] | None, conditional: bool) -> Entry:
         self._check_writable()
@@ -192,32 +194,32 @@ class Node:
         kind = self.replica.view(rows).kind if rows is not None else ""
         token, write = self.replica.delete(key, context, conditional)
         left = self.replica.space.get(key)
-        await self._durable(token)
-        if left is not None:
-            return self.replica.view(left)
         dot = write.dot
-        return Entry(
+        entry = self.replica.view(left) if left is not None else Entry(
             key, kind, None, write.clock, write.stamp, self.config.name, (dot.actor, dot.count),
             self.replica.space.revision,
         )  # fmt: skip
+        await self._durable(token)
+        return entry
 
     def list(self, prefix: str, limit: int, after: str | None) -> tuple[Entries, str | None]:
         return self.replica.scan(prefix, min(limit, LIST_MAX), after or "")
 
     async def watch(self, since: int | None, prefix: str) -> AsyncIterator[Change | None]:
         seen = self.replica.space.revision if since is None else since
-        if seen < self.replica.feed.compacted:
-            raise CompactedError(
-                f"changes up to revision {self.replica.feed.compacted} are compacted, {seen} was asked for; "
-                "list the keys and watch from the revision of /v1/status",
-                self.replica.feed.compacted,
-            )
         while not self._stopped.is_set():
+            if seen < self.replica.feed.compacted:  # from the start, or because the reader is slower than the writers
+                raise CompactedError(
+                    f"changes up to revision {self.replica.feed.compacted} are compacted, {seen} was asked for; "
+                    "list the keys and watch from the revision of /v1/status",
+                    self.replica.feed.compacted,
+                )
             changed = self._changed
-            changes = self.replica.changes(seen, prefix)
+            changes, newest = self.replica.changes(seen, prefix), self.replica.feed.newest
+            # A value may be newer than the change that brought it here, and not on disk yet.
+            await self._durable(max((self.replica.token_of(change.key) for change in changes), default=0))
             for change in changes:
                 yield change
-            newest = self.replica.feed.newest
             seen = max(seen, newest)
             if not changes:
                 try:
@@ -311,8 +313,8 @@ class Node:
 
     async def audit_verify(self) -> dict[str, Any]:
         self.directory.index()
-        head = self.directory.catalog.get("audit_head")
-        return await asyncio.to_thread(verdict_of, self.directory.archive, head)
+        archive, head = self.directory.archive, self.directory.catalog.get("audit_head")
+        return await asyncio.to_thread(verdict_of, archive, head, archive.durable)
 
     def metrics(self) -> bytes:
         return self.registry.render()

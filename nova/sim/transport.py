@@ -18,6 +18,10 @@ from nova.types import NodeId, Random
 Delay = Callable[[NodeId, NodeId], float]
 
 
+def _virtual_ns() -> int:
+    return int(asyncio.get_running_loop().time() * 1e9)
+
+
 class Links:
     """All links of one simulated network.
 
@@ -148,10 +152,10 @@ class SimTransport:
             key=self._key,
             initiator=initiator,
             nonce=self._links.nonce(),
-            now_ns=int(asyncio.get_running_loop().time() * 1e9),
+            now_ns=_virtual_ns(),
             limits=self._limits,
         )
-        stream = SessionStream(session, pipe, remote, on_established=accepted, on_closed=self._gone)
+        stream = SessionStream(session, pipe, remote, on_established=accepted, on_closed=self._gone, clock=_virtual_ns)
         self._streams[stream] = None
         return stream
 
@@ -191,8 +195,8 @@ class _Pipe:
         self._dead = False
         links._pipes.add(self)
 
-    def write(self, data: bytes) -> None:
-        self._put(data)
+    def write(self, data: bytes | bytearray) -> None:
+        self._put(bytes(data))
 
     def close(self) -> None:
         self._put(None)

@@ -48,6 +48,7 @@ class Conflicts:
         self._resources = ResourceIndex()
         self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._of_key: dict[str, str] = {}
+        self._undecided: dict[str, dict[str, Any]] = {}  # of the records, those that wait, or did, for somebody
         self._strategies = sorted(
             ((prefix, strategy_named(name)) for prefix, name in replica.config.strategies.items()),
             key=lambda item: -len(item[0]),
@@ -227,12 +228,15 @@ class Conflicts:
     def _remember(self, record: dict[str, Any]) -> None:
         self._records[record["id"]] = record
         self._of_key[record["key"]] = record["id"]
+        if record["resolution"]["pending"]:
+            self._undecided[record["id"]] = record
         self.total += 1
         for kind in record["types"]:
             self.by_type[kind] += 1
         self.by_strategy[record["resolution"]["strategy"]] += 1
         if len(self._records) > self._replica.config.conflicts_count:
             _, oldest = self._records.popitem(last=False)
+            self._undecided.pop(oldest["id"], None)
             if self._of_key.get(oldest["key"]) == oldest["id"]:
                 del self._of_key[oldest["key"]]
 
@@ -261,7 +265,7 @@ class Conflicts:
 
     def pending(self) -> int:
         """How many held conflicts wait for somebody."""
-        return sum(1 for record in self._records.values() if self._status(record) == "pending")
+        return sum(1 for record in self._undecided.values() if self._status(record) == "pending")
 
     def page(
         self,

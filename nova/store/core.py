@@ -20,12 +20,14 @@ from nova.errors import CorruptionError, KeyNotFoundError, LimitError, StaleCont
 from nova.metrics import Registry
 from nova.store.conflicts import VM, Conflicts
 from nova.store.history import Feed, History
-from nova.store.kinds import BY_CODE, Kind, kind_named
+from nova.store.kinds import BY_CODE, KINDS, Kind, kind_named
 from nova.store.model import Change, Entry, Put, Sibling
 from nova.types import Actor, NodeId, Outputs, Region
 
 BATCH, STATE, AUDIT = b"\x01", b"\x02", b"\x03"
 """First byte of a log record: operations of one actor, a joined state, an event of the audit chain."""
+
+REGISTER = KINDS["register"].code
 
 _pack = msgspec.msgpack.Encoder(order="deterministic").encode
 _unpack = msgspec.msgpack.Decoder().decode
@@ -110,19 +112,29 @@ class Replica:
         rows = self.space.get(key)
         kind = self._kind_for(key, rows, request.kind)
         self._check_condition(key, rows, request)
-        if request.merge:
+        leaves: dict[str, Any]
+        drops: list[str] = []
+        if not request.merge and kind.code == REGISTER and (rows is None or rows.single is not None):
+            leaves = {"": request.value}  # by far the most common write
+        elif request.merge:
             leaves, drops = self._patch(kind, rows, request.value)
             if not leaves and not drops and rows is None:
                 raise UsageError(f"nothing to write: key {key!r} holds nothing and the change is empty")
         else:
             leaves = kind.split(request.value)
-            drops = [path for path in rows.paths() if path not in leaves] if rows is not None else []
-            if rows is not None and request.context is None and len(leaves) > 1:
-                leaves = self._changed(rows, leaves)
+            if rows is not None:
+                drops = [path for path in rows.paths() if path not in leaves]
+                if request.context is None and len(leaves) > 1:
+                    leaves = self._changed(rows, leaves)
         if not leaves and drops:
             leaves = {"": None}  # a mark that something was removed, so that the key's clock knows of it
-        puts = [(path, _pack(leaf)) for path, leaf in leaves.items()]
-        size = sum(len(value) for _, value in puts)
+        try:
+            puts = [(path, _pack(leaf)) for path, leaf in leaves.items()]
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise UsageError(
+                f"the value of {key!r} cannot be stored: {error}; values are JSON, integers have at most 64 bits"
+            ) from None
+        size = len(puts[0][1]) if len(puts) == 1 else sum([len(value) for _, value in puts])
         if size > self.config.value_bytes_max:
             raise LimitError(
                 f"the value of {key!r} takes {size} bytes; the limit is {self.config.value_bytes_max}; "
@@ -151,7 +163,12 @@ class Replica:
         context: Mapping[str, int] | None,
     ) -> tuple[int, Write]:
         known = len(self.space)
-        effect = self.space.write(key, kind, puts, drops, clear, context, self.hlc.tick(self._wall_ns()))
+        try:
+            effect = self.space.write(key, kind, puts, drops, clear, context, self.hlc.tick(self._wall_ns()))
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"a name in the value of {key!r} holds half of a surrogate pair; names are UTF-8"
+            ) from None
         if len(self.space) != known:
             self._unsorted = True
         self._open_changes.append((self.space.revision, key))
@@ -192,7 +209,9 @@ class Replica:
         self._token += 1
         for _, key in changes:
             self._dirty[key] = self._token
-        persist = [tag + data, *(AUDIT + event for event in audit)]
+        # The audit first: if a crash leaves only the beginning of this, an event may be there whose operation is not (it
+        # comes again, and makes the same event), but never an operation whose conflict nobody recorded.
+        persist = [*(AUDIT + event for event in audit), tag + data]
         return Outputs(persist=persist, apply=[Durable(self._token, clock, changes, batch, audit)])
 
     def applied(self, event: Durable) -> None:
@@ -239,11 +258,11 @@ class Replica:
         """The value of an entry, settled where its rows are concurrent."""
         single = rows.single
         if single is not None:
-            write = single.write
-            dot = write.dot
+            kind, write = BY_CODE[rows.kind], single.write
+            value, dot = _unpack(single.value), write.dot
             return Entry(
-                rows.key, BY_CODE[rows.kind].name, BY_CODE[rows.kind].join({"": _unpack(single.value)}), rows.clock,
-                write.stamp, node_of(dot.actor), (dot.actor, dot.count), rows.revision,
+                rows.key, kind.name, value if kind.code == REGISTER else kind.join({"": value}), rows.clock,
+                write.stamp, node_of(dot.actor), dot, rows.revision,
             )  # fmt: skip
         leaves, contended = self._parts(rows)
         newest = rows.newest()
@@ -346,7 +365,10 @@ class Replica:
         return kind_named(wanted)
 
     def _checked_key(self, key: str) -> str:
-        size = len(key.encode())
+        try:
+            size = len(key) if key.isascii() else len(key.encode())
+        except UnicodeEncodeError:
+            raise UsageError(f"key {key!r} holds half of a surrogate pair; keys are UTF-8 text") from None
         if not 0 < size <= self.config.key_bytes_max:
             raise LimitError(f"a key of {size} bytes; keys have 1 to {self.config.key_bytes_max} bytes of UTF-8")
         return key
@@ -396,9 +418,12 @@ class Replica:
     def leaf_digests(self) -> bytes:
         return self.space.leaf_digests()
 
-    def state_for(self, leaf_digests: bytes) -> bytes:
+    def summary(self) -> bytes:
+        return self.space.summary()
+
+    def state_for(self, summary: bytes) -> bytes:
         self._close()
-        return self.space.state(leaf_digests)
+        return self.space.state(summary)
 
     def join(self, state: bytes) -> Outputs:
         """Merge the state of a peer. Raises PeerError."""
@@ -447,6 +472,7 @@ class Replica:
                 self.conflicts.index(effect[0], self.space.get(effect[0]))
         elif tag == STATE:
             for key, _, _ in self.space.join(data):
+                self.feed.add(self.space.revision, key)
                 self.conflicts.index(key, self.space.get(key))
             self._history.skip(self.space.clock)
         elif tag == AUDIT:

@@ -70,6 +70,11 @@ class Directory:
                 f"the log in {self.path / 'log'} starts at record {self.log.first} but the snapshot ends at "
                 f"{start - 1}; move the directory away and start this node with --join to copy from a peer"
             )
+        if self.log.last < start - 1:
+            raise CorruptionError(
+                f"the log in {self.path / 'log'} ends at record {self.log.last} but the snapshot covers {start - 1}: "
+                "log files are missing; restore them, or move the directory away and start this node with --join"
+            )
         for _, record in self.log.replay(start):
             self._since_snapshot_bytes += len(record)
             event = replica.replay(record)
@@ -114,19 +119,27 @@ class Directory:
 
     def close(self) -> None:
         """Sync and close everything; may be called twice."""
-        self._flush_archive()
-        self.log.close()
-        self.archive.close()
-        self.catalog.close()
+        try:
+            self._flush_archive()
+        finally:
+            self.log.close()
+            self.archive.close()
+            self.catalog.close()
 
     def _load_archive(self, replica: Replica) -> int:
         """Give the archived events to the replica, and to the index those that it lacks; the newest event's number."""
         indexed = self.catalog.last_indexed()
+        known = _mark(self.catalog.get("audit_head")).count
         last = 0
         for _, record in self.archive.replay(1):
-            last = replica.conflicts.replayed(record).seq
+            event = replica.conflicts.replayed(record)
+            last = event.seq
             if last > indexed:
                 self._note(record)
+            elif last > known:  # a crash came between the index and the head
+                self._head = f"{last}:{event.hash.hex()}"
+        if self._head and not self._unindexed:
+            self.catalog.set("audit_head", self._head)
         return last
 
     def _archive(self, records: list[bytes]) -> None:
@@ -169,22 +182,30 @@ def verify_audit(path: str | Path) -> dict[str, Any]:
             return verdict_of(archive, catalog.get("audit_head"))
 
 
-def verdict_of(archive: FileLog, head: str | None) -> dict[str, Any]:
-    """The verdict on an archive: `ok`, `events`, `head`, and `error` if it is not."""
-    expected = None
-    if head:
-        count, _, digest = head.partition(":")
-        expected = ChainMark(int(count), bytes.fromhex(digest))
-    verdict = verify(_records(archive), expected)
+def verdict_of(archive: FileLog, head: str | None, length: int | None = None) -> dict[str, Any]:
+    """The verdict on an archive: `ok`, `events`, `head`, and `error` if it is not.
+
+    length  how many records there were when `head` was read, of an archive that grows meanwhile
+    """
+    verdict = verify(_records(archive, length), _mark(head) if head else None)
     out: dict[str, Any] = {"ok": verdict.ok, "events": verdict.events, "head": verdict.head.hash.hex()}
     if verdict.error:
         out["error"] = verdict.error
     return out
 
 
-def _records(archive: FileLog) -> Iterator[bytes]:
-    for _, record in archive.replay(1):
+def _records(archive: FileLog, length: int | None) -> Iterator[bytes]:
+    for position, record in archive.replay(1):
+        if length is not None and position > length:
+            break
         yield record
+
+
+def _mark(head: str | None) -> ChainMark:
+    if not head:
+        return ChainMark()
+    count, _, digest = head.partition(":")
+    return ChainMark(int(count), bytes.fromhex(digest))
 
 
 __all__ = ["Directory", "verdict_of", "verify_audit"]

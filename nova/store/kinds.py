@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from nova.conflict import vm
+from nova.conflict.detect import escape, unescape
 from nova.errors import UsageError
 
 Leaves = dict[str, Any]
@@ -34,15 +35,6 @@ def _object(value: Any, kind: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"a {kind} is written as a JSON object, not as {type(value).__name__}")
     return value
-
-
-def escape(token: str) -> str:
-    """One reference token of a JSON pointer (RFC 6901, section 3)."""
-    return token.replace("~", "~0").replace("/", "~1")
-
-
-def unescape(token: str) -> str:
-    return token.replace("~1", "/").replace("~0", "~")
 
 
 class Register:
@@ -109,6 +101,9 @@ class Set:
         unknown = changes.keys() - {"add", "remove"}
         if unknown:
             raise UsageError(f"a change of a set has 'add' and 'remove', not {sorted(unknown)[0]!r}")
+        for name, items in changes.items():
+            if not isinstance(items, list):
+                raise UsageError(f"{name!r} of a change of a set is a JSON array, not {type(items).__name__}")
         puts = {self._path(item): item for item in changes.get("add", [])}
         drops = [self._path(item) for item in changes.get("remove", [])]
         return puts, [path for path in drops if path in current and path not in puts]

@@ -43,10 +43,10 @@ class Compared(msgspec.Struct, frozen=True, array_like=True, tag="ae"):
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, tag="aq"):
-    """Send me what differs from these leaf digests."""
+    """Send me what differs from this summary."""
 
     number: int
-    leaf_digests: bytes
+    summary: bytes
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True, tag="ap"):
@@ -226,8 +226,8 @@ class AntiEntropy:
                 self._judge(sender, clock, digest, mine, out)
             case Compared(clock, digest):
                 self._judge(sender, clock, digest, self._comparison(), out)
-            case Request(number, leaf_digests):
-                self._serve(sender, number, leaf_digests, out)
+            case Request(number, summary):
+                self._serve(sender, number, summary, out)
             case Part():
                 self._collect(sender, message, out)
             case More(number, index):
@@ -291,7 +291,7 @@ class AntiEntropy:
         del self._wanted[node]
         self._number += 1
         self._fetch = _Fetch(node, self._number, self._now + self._config.ticks(self._config.timeout_ms))
-        out.send.append((node, Request(self._number, self._replica.leaf_digests())))
+        out.send.append((node, Request(self._number, self._replica.summary())))
 
     def _collect(self, sender: NodeId, part: Part, out: Outputs) -> None:
         fetch = self._fetch
@@ -327,16 +327,13 @@ class AntiEntropy:
 
     # -- serving --
 
-    def _serve(self, node: NodeId, number: int, leaf_digests: bytes, out: Outputs) -> None:
-        mine = len(self._replica.leaf_digests())
-        if len(leaf_digests) != mine:
-            raise PeerError(f"{node} sent {len(leaf_digests)} bytes of leaf digests; this release has {mine}")
+    def _serve(self, node: NodeId, number: int, summary: bytes, out: Outputs) -> None:
         self._serving.pop(node, None)
         if len(self._serving) >= self._config.sessions_max:
             out.send.append((node, Gone(number)))
             return
         clock = dict(self._replica.clock())
-        state = self._replica.state_for(leaf_digests)
+        state = self._replica.state_for(summary)
         end = self._now + self._config.ticks(self._config.timeout_ms)
         serving = _Serving(number, state, _digest(state), clock, end)
         if len(state) > self._config.part_bytes:

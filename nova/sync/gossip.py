@@ -53,8 +53,14 @@ class Replica(Protocol):
     def leaf_digests(self) -> bytes:
         """One digest per range of keys."""
 
-    def state_for(self, leaf_digests: bytes) -> bytes:
-        """Clock and all rows of the ranges that differ, from one instant."""
+    def summary(self) -> bytes:
+        """What a state is asked for with: clock and digests of one instant."""
+
+    def state_for(self, summary: bytes) -> bytes:
+        """Clock and all rows of the ranges that differ from a peer's summary, from one instant. Raises PeerError.
+
+        The state repeats the clock of the summary: what reaches the peer between its question and the answer, in a
+        range that was equal, must be told from what was there."""
 
     def join(self, state: bytes) -> Outputs:
         """Merge what `state_for` of a peer gave. Raises PeerError."""

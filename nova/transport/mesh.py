@@ -290,6 +290,10 @@ class Mesh:
                     self._on_message(identity.node, message)
         except PeerError as error:
             reason = str(error)
+        except Exception as error:
+            # A bug above must cost one stream, not the dialling of this peer nor the node.
+            logger.exception("a message of node %s could not be handled: its stream is dropped", identity.node)
+            reason = f"a message could not be handled: {error!r}"
         finally:
             self._down(peer, stream, reason or stream.reason or "the peer closed")
             if not stream.closed:

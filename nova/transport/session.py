@@ -8,13 +8,15 @@
         DATA CREDIT PING PONG GOODBYE, each under a MAC of its direction's session key
 
 The proofs bind both nonces and both identities, and the roles differ, so a proof cannot be reflected or used again.
-The initiator proves first: a stranger learns nothing from a responder but its name. Every later frame carries a keyed
-BLAKE2b over header and body; header and MAC hold the sequence, so frames cannot be replayed, moved or injected.
-Without a cluster key frames carry their checksum only.
+The initiator proves first: a stranger learns nothing from a responder but its name. Every later frame carries a MAC
+over header and body, which hold the sequence, so frames cannot be replayed, moved or injected: keyed BLAKE2b for small
+bodies, where it is four times quicker to begin, HMAC-SHA256 from BULK_MAC_BYTES on, twice as fast a byte on processors
+with SHA instructions; each has a key of its own. Without a cluster key frames carry their checksum only.
 
-Flow control is credit in bytes: the receiver tells up to which total byte the sender may go. A message that is larger
-than the credit slides the window while it is put together, and only while no finished message waits before it, so
-one side never holds more than credit_bytes + message_bytes_max for the other.
+Flow control is credit in bytes: the receiver tells up to which total the sender may go. Every piece of a message
+charges its bytes and its length, and at least MESSAGE_COST_BYTES_MIN, so that empty messages do not come for nothing.
+A message that is larger than the credit slides the window while it is put together, and only while no finished message
+waits before it, so one side never holds more than credit_bytes + message_bytes_max for the other.
 """
 
 from __future__ import annotations
@@ -29,7 +31,18 @@ from typing import Annotated
 
 import msgspec
 
-from nova._native.frame import MAC_BYTES, Frame, FrameParser, crc32c, encode, pack, seal, split
+from nova._native.frame import (
+    MAC_BYTES,
+    MESSAGE_COST_BYTES_MIN,
+    Frame,
+    FrameParser,
+    cost,
+    crc32c,
+    encode,
+    pack,
+    seal,
+    split,
+)
 from nova.errors import LimitError, PeerError, UsageError
 from nova.transport.base import Buffer, Identity, Limits
 from nova.wire import Codec
@@ -42,6 +55,7 @@ KEY_BYTES_MIN = 32
 NONCE_BYTES = 32
 HANDSHAKE_FRAME_BYTES_MAX = 4096
 SEND_FRAME_BYTES = 256 * 1024
+BULK_MAC_BYTES = 4096
 CREDIT_BYTES_MIN = 64 * 1024
 PIECE_BYTES_MIN = 4096
 PING_MS_MAX = 5_000
@@ -95,6 +109,28 @@ class Goodbye:
 Event = Established | Goodbye | memoryview
 
 _hello: Codec[Hello] = Codec(Hello)
+DATA = int(FrameType.DATA)  # an enum member costs more than the rest of the comparison
+
+
+class _Mac:
+    """The MAC of one direction: which of the two a frame has follows from its size, so both sides agree."""
+
+    __slots__ = ("_bulk", "_small")
+
+    def __init__(self, small: bytes, bulk: bytes) -> None:
+        self._small = hashlib.blake2b(key=small, digest_size=MAC_BYTES)
+        self._bulk = hmac.new(bulk, digestmod="sha256")
+
+    def digest(self, head: Buffer, signed: Buffer) -> bytes:
+        if len(signed) < BULK_MAC_BYTES:
+            small = self._small.copy()
+            small.update(head)
+            small.update(signed)
+            return small.digest()
+        bulk = self._bulk.copy()
+        bulk.update(head)
+        bulk.update(signed)
+        return bulk.digest()[:MAC_BYTES]
 
 
 class Session:
@@ -157,8 +193,8 @@ class Session:
         self._hello_bytes = struct.pack(">H", version) + _hello.encode(self._hello)
         self._transcript = b""
         self._parser = FrameParser(min(HANDSHAKE_FRAME_BYTES_MAX, limits.frame_bytes_max))
-        self._mac_in: hashlib.blake2b | None = None
-        self._mac_out: hashlib.blake2b | None = None
+        self._mac_in: _Mac | None = None
+        self._mac_out: _Mac | None = None
         self._sequence_in = 0
         self._sequence_out = 0
         self._out: list[bytearray] = []
@@ -171,7 +207,7 @@ class Session:
         self._granted = limits.credit_bytes  # what we allowed, what came, what was consumed
         self._data_in = 0
         self._consumed = 0
-        self._costs: deque[int] = deque()
+        self._waiting = 0  # finished messages that the application has not taken
         self._partial: list[memoryview] = []
         self._partial_bytes = 0
         self._partial_cost = 0
@@ -208,10 +244,10 @@ class Session:
             raise
         return events
 
-    def consumed(self, messages: int = 1) -> None:
-        """The application has taken this many messages: their bytes become credit again."""
-        for _ in range(messages):
-            self._consumed += self._costs.popleft()
+    def consumed(self, messages: list[memoryview]) -> None:
+        """The application has taken these messages: what they were charged becomes credit again."""
+        self._waiting -= len(messages)
+        self._consumed += cost(messages)
         self._grant()
 
     def tick(self, now_ns: int) -> None:
@@ -250,10 +286,11 @@ class Session:
                 f"message of {size} bytes is over the limit of {self._message_bytes_max} that {self._who()} accepts; "
                 f"split it or raise message_bytes_max"
             )
-        if self.queue_bytes and self.queue_bytes + size > self.limits.queue_bytes_max:
+        charge = max(size + 4, MESSAGE_COST_BYTES_MIN)
+        if self.queue_bytes and self.queue_bytes + charge > self.limits.queue_bytes_max:
             return False
         self._queue.append(payload if type(payload) is bytes else bytes(payload))
-        self.queue_bytes += size + 4
+        self.queue_bytes += charge
         return True
 
     def close(self, reason: str = "", *, discard: bool = False) -> None:
@@ -266,25 +303,29 @@ class Session:
         if not self.established:
             self._broken = True
 
+    @property
+    def has_output(self) -> bool:
+        """False when `take_output` would surely give nothing."""
+        return bool(self._out or self._queue) or (self._closing is not None and not self.done)
+
     def take_output(self, bytes_max: int = 1 << 20) -> list[bytearray]:
         """Frames to send now, in order: all control, and data up to about `bytes_max` or the end of the credit."""
         taken = 0
         while self._queue and taken < bytes_max and not self._broken and not self._peer_done:
-            room = min(self._payload_bytes, self._may_send - self._data_out)
-            if room < PIECE_BYTES_MIN and room < 4 + len(self._queue[0]) - self._offset:
+            credit = self._may_send - self._data_out
+            if credit < PIECE_BYTES_MIN and credit < 4 + len(self._queue[0]) - self._offset:
                 break
             packed = pack(
-                FrameType.DATA, 0, self._sequence_out, self._queue, self._offset, room, self._mac_out is not None
-            )
+                DATA, 0, self._sequence_out, self._queue, self._offset, self._payload_bytes, credit,
+                self._mac_out is not None,
+            )  # fmt: skip
             if packed is None:
                 break
-            frame, size, offset = packed
-            self._data_out += size
+            frame, charged, left, self._offset = packed
+            self._data_out += charged
+            self.queue_bytes -= left
             self._seal(frame)
             taken += len(frame)
-            # Every piece of a cut message costs four bytes of its own; the queue counts them once.
-            self._offset = offset
-            self.queue_bytes -= size - (4 if offset else 0)
         may_end = self.established and not self.done and not self._broken
         if self._closing is not None and not self._queue and may_end:
             self.done = True
@@ -368,8 +409,8 @@ class Session:
         if self._key is not None:
             ends = ("key of initiator", "key of responder")
             out, into = ends if self.initiator else ends[::-1]
-            self._mac_out = hashlib.blake2b(key=self._proof(out), digest_size=MAC_BYTES)
-            self._mac_in = hashlib.blake2b(key=self._proof(into), digest_size=MAC_BYTES)
+            self._mac_out = _Mac(self._proof(out), self._proof("bulk " + out))
+            self._mac_in = _Mac(self._proof(into), self._proof("bulk " + into))
         self._parser.limit(self.limits.frame_bytes_max)
         self._ping_ns = min(PING_MS_MAX, max(1, self.limits.idle_ms_max // 3)) * 1_000_000
         self.established = True
@@ -381,17 +422,14 @@ class Session:
     # -- established ---------------------------------------------------------------------------------------------
 
     def _frame(self, frame: Frame, now_ns: int, events: list[Event]) -> None:
-        if self._mac_in is not None:
-            mac = self._mac_in.copy()
-            mac.update(frame.head)
-            mac.update(frame.signed)
-            if not hmac.compare_digest(mac.digest(), frame.mac):
-                raise PeerError(f"frame {frame.sequence} from {self._who()} was not made by it: its MAC is wrong")
+        mac_in = self._mac_in
+        if mac_in is not None and not hmac.compare_digest(mac_in.digest(frame.head, frame.signed), frame.mac):
+            raise PeerError(f"frame {frame.sequence} from {self._who()} was not made by it: its MAC is wrong")
         self._in_order(frame)
         if self._peer_done:
             raise PeerError(f"{self._who()} sent a frame of type {frame.type} after its goodbye")
         payload = frame.payload
-        if frame.type == FrameType.DATA:
+        if frame.type == DATA:
             self._data(payload, events)
         elif frame.type == FrameType.CREDIT:
             total = self._number(payload, "credit")
@@ -404,7 +442,10 @@ class Session:
         elif frame.type == FrameType.PONG:
             sent_ns = self._number(payload, "pong")
             if sent_ns <= now_ns:
-                self.rtt_ns = max(1, now_ns - sent_ns)
+                # Queues and busy loops only ever add to a round trip: down at once, up by an eighth (RFC 6298).
+                sample_ns = max(1, now_ns - sent_ns)
+                known_ns = self.rtt_ns or sample_ns
+                self.rtt_ns = sample_ns if sample_ns < known_ns else known_ns + (sample_ns - known_ns) // 8
         elif frame.type == FrameType.GOODBYE:
             if self._partial and self._closing is None:
                 raise PeerError(f"{self._who()} said goodbye in the middle of a message")
@@ -415,33 +456,39 @@ class Session:
             raise PeerError(f"frame of type {frame.type} from {self._who()} does not belong into a session")
 
     def _data(self, payload: memoryview, events: list[Event]) -> None:
-        self._data_in += len(payload)
+        pieces, more = split(payload)
+        self._data_in += cost(pieces)
         if self._data_in > self._granted:
             raise PeerError(f"{self._who()} sent {self._data_in - self._granted} bytes more than its credit")
-        pieces, more = split(payload)
+        if not more and not self._partial:
+            self._waiting += len(pieces)
+            events.extend(pieces)
+            return
         last = len(pieces) - 1
         for index, piece in enumerate(pieces):
             if not self._partial and not (more and index == last):
-                self._costs.append(4 + len(piece))
+                self._waiting += 1
                 events.append(piece)
                 continue
             self._partial.append(piece)
             self._partial_bytes += len(piece)
-            self._partial_cost += 4 + len(piece)
+            self._partial_cost += cost([piece])
             if self._partial_bytes > self.limits.message_bytes_max:
                 raise PeerError(
                     f"message of {self._partial_bytes} bytes and more is over the limit of "
                     f"{self.limits.message_bytes_max}"
                 )
             if not (more and index == last):
-                events.append(memoryview(b"".join(self._partial)))
-                self._costs.append(self._partial_cost)
+                whole = memoryview(b"".join(self._partial))
+                events.append(whole)
+                self._waiting += 1
+                self._consumed += self._partial_cost - cost([whole])  # what being cut has cost on top
                 self._partial, self._partial_bytes, self._partial_cost = [], 0, 0
         if self._partial:
             self._grant()
 
     def _grant(self) -> None:
-        limit = self._consumed + self.limits.credit_bytes + (self._partial_cost if not self._costs else 0)
+        limit = self._consumed + self.limits.credit_bytes + (self._partial_cost if not self._waiting else 0)
         if limit - self._granted >= self.limits.credit_bytes // 4 and not self.done and not self._broken:
             self._granted = limit
             self._put(FrameType.CREDIT, struct.pack(">Q", limit))
@@ -473,11 +520,9 @@ class Session:
         if self._mac_out is None:
             seal(frame)
         else:
-            mac = self._mac_out.copy()
             with memoryview(frame) as view:
-                mac.update(view[:20])
-                mac.update(view[24:-MAC_BYTES])
-            seal(frame, mac.digest())
+                mac = self._mac_out.digest(view[:20], view[24:-MAC_BYTES])
+            seal(frame, mac)
         self._out.append(frame)
 
     def _who(self) -> str:

@@ -1,13 +1,15 @@
 """The asyncio half that all engines share: a `Session` on a byte pipe, with waiting, timers and an emulated delay.
 
-An engine makes a pipe (a socket, a simulated link) and feeds what arrives to `SessionStream.bytes_received`. Sends are
-gathered and leave once per turn of the loop; nothing here makes a task per message.
+An engine makes a pipe (a socket, a simulated link) and feeds what arrives to `SessionStream.bytes_received`. The first
+send after something arrived leaves at once, for it may be the answer that the peer waits for; further ones are gathered
+and leave once per turn of the loop. Nothing here makes a task per message.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -24,7 +26,9 @@ CLOSE_SECONDS = 5.0
 class Pipe(Protocol):
     """Ordered bytes to the other side; the engine behind a stream."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes | bytearray) -> None:
+        """Take `data` over: nobody changes it later."""
+
     def close(self) -> None:
         """Close once everything written has left."""
 
@@ -43,6 +47,7 @@ class SessionStream:
         on_established: Callable[[SessionStream], None] | None = None,
         on_closed: Callable[[SessionStream], None] | None = None,
         send_delay: Callable[[Identity], float] | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._session = session
@@ -51,6 +56,8 @@ class SessionStream:
         self._on_established = on_established
         self._on_closed = on_closed
         self._send_delay = send_delay
+        self._now_ns = clock  # not the loop's: uvloop counts milliseconds, a round trip takes microseconds
+        self._answering = False
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self._messages: deque[memoryview] = deque()
         self._reader: asyncio.Future[None] | None = None
@@ -62,7 +69,7 @@ class SessionStream:
         self._closing = False
         self._paused = False
         self._flush_due = False
-        self._delayed: deque[tuple[float, bytes | None]] = deque()
+        self._delayed: deque[tuple[float, bytes | bytearray | None]] = deque()
         self._delay_timer: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._arm()
@@ -101,7 +108,10 @@ class SessionStream:
         if self._over or self._closing or not self._session.send(payload):
             return False
         if not self._flush_due:
-            self._schedule_flush()
+            if self._answering:
+                self._flush()
+            else:
+                self._schedule_flush()
         return True
 
     async def drain(self) -> None:
@@ -116,7 +126,7 @@ class SessionStream:
         if not await self._wait():
             return None
         message = self._messages.popleft()
-        self._took(1)
+        self._took([message])
         return message
 
     async def recv_batch(self) -> list[memoryview]:
@@ -124,7 +134,7 @@ class SessionStream:
             return []
         batch = list(self._messages)
         self._messages.clear()
-        self._took(len(batch))
+        self._took(batch)
         return batch
 
     async def close(self, reason: str = "") -> None:
@@ -173,7 +183,9 @@ class SessionStream:
                 self._session.close(discard=True)
         if self._messages or self._over:
             self._wake()
-        if not self._flush_due:
+        self._answering = True
+        # The last flush of a stream has nothing to send, it closes the pipe.
+        if not self._flush_due and (self._over or self._session.has_output):
             self._schedule_flush()
 
     def pipe_lost(self, cause: str) -> None:
@@ -204,9 +216,6 @@ class SessionStream:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    def _now_ns(self) -> int:
-        return int(self._loop.time() * 1e9)
-
     def _name(self) -> str:
         peer = self._session.peer
         return f"node {peer.node!r} at {self._remote}" if peer is not None else self._remote
@@ -224,12 +233,12 @@ class SessionStream:
             await self._reader
         return True
 
-    def _took(self, messages: int) -> None:
+    def _took(self, messages: list[memoryview]) -> None:
         try:
             self._session.consumed(messages)
         except PeerError as error:
             self._fail(error)
-        if not self._over and not self._flush_due:
+        if not self._over and not self._flush_due and self._session.has_output:
             self._schedule_flush()
 
     def _wake(self) -> None:
@@ -246,7 +255,7 @@ class SessionStream:
         self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._flush_due = False
+        self._flush_due = self._answering = False
         if self._gone.done() or self._paused:
             return
         try:
@@ -254,7 +263,7 @@ class SessionStream:
                 out = self._session.take_output()
                 if not out:
                     break
-                self._write(b"".join(out))
+                self._write(out[0] if len(out) == 1 else b"".join(out))
         except PeerError as error:
             self._fail(error)
             return
@@ -263,16 +272,15 @@ class SessionStream:
         if self._session.done and self._over:
             self._write(None)  # both sides have said goodbye
 
-    def _write(self, data: bytes | None) -> None:
+    def _write(self, data: bytes | bytearray | None) -> None:
         delay = 0.0
         if self._send_delay is not None and self._session.established and self._session.peer is not None:
             delay = self._send_delay(self._session.peer)
         if not self._delayed and delay <= 0:
             self._emit(data)
             return
+        # First in, first out: whatever is due earlier than its predecessors leaves with them, bytes never overtake.
         due = self._loop.time() + max(0.0, delay)
-        if self._delayed:
-            due = max(due, self._delayed[-1][0])  # bytes never overtake
         self._delayed.append((due, data))
         if self._delay_timer is None:
             self._delay_timer = self._loop.call_at(due, self._delay_over)
@@ -285,7 +293,7 @@ class SessionStream:
         if self._delayed and not self._gone.done():
             self._delay_timer = self._loop.call_at(self._delayed[0][0], self._delay_over)
 
-    def _emit(self, data: bytes | None) -> None:
+    def _emit(self, data: bytes | bytearray | None) -> None:
         if data is None:
             self._pipe.close()
         else:
@@ -294,7 +302,7 @@ class SessionStream:
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(self._session.deadline_ns / 1e9 + 1e-6, self._tick)
+        self._timer = self._loop.call_later((self._session.deadline_ns - self._now_ns()) / 1e9 + 1e-6, self._tick)
 
     def _tick(self) -> None:
         if self._gone.done():

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -133,7 +134,7 @@ class TcpTransport:
             key=self._key,
             initiator=initiator,
             nonce=os.urandom(NONCE_BYTES),
-            now_ns=int(asyncio.get_running_loop().time() * 1e9),
+            now_ns=time.monotonic_ns(),
             limits=self._limits,
         )
 

@@ -5,6 +5,7 @@ import random
 import struct
 
 import pytest
+import uvloop
 
 from nova.errors import LimitError, PeerError, UnavailableError, UsageError
 from nova.sim import loop as virtual
@@ -19,6 +20,12 @@ SMALL = Limits(queue_bytes_max=256 * 1024, credit_bytes=64 * 1024, message_bytes
 
 def identity(node, *, cluster="c", incarnation=1):
     return Identity(node, "r", cluster, incarnation, f"{node}:1")
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 class Engine:
@@ -37,7 +44,8 @@ class Engine:
             finally:
                 await asyncio.gather(*(transport.close() for transport in self.made))
 
-        virtual.run(whole()) if self.kind == "sim" else asyncio.run(whole())
+        runners = {"sim": virtual.run, "tcp": asyncio.run, "tcp on uvloop": uvloop.run}
+        runners[self.kind](whole())
 
     def make(self, node, *, key=KEY, limits=None, **more):
         who = identity(node, **more)
@@ -61,7 +69,7 @@ class Engine:
         return await a.connect(address), await accepted
 
 
-@pytest.fixture(params=["tcp", "sim"])
+@pytest.fixture(params=["tcp", "tcp on uvloop", "sim"])
 def engine(request):
     return Engine(request.param)
 
@@ -127,7 +135,7 @@ def test_a_reader_that_does_not_read_holds_the_sender_back(engine):
     async def test(engine):
         one, two = await engine.pair(limits=SMALL)
         sent = 0
-        for _ in range(200):
+        while two.stats.received_bytes < SMALL.credit_bytes * 0.97 or one.send(b"x" * 1000):
             while one.send(b"x" * 1000):
                 sent += 1
             await asyncio.sleep(0.001)
@@ -372,17 +380,17 @@ def test_another_protocol_version_is_named_on_both_sides(caplog):
 
 def test_a_handshake_that_drips_is_cut_off_in_time(caplog):
     async def test(address, accepted):
-        _reader, writer = await asyncio.open_connection(*split_address(address))
+        reader, writer = await asyncio.open_connection(*split_address(address))
         session = Session(identity("x"), key=KEY, initiator=True, nonce=bytes(32), now_ns=0)
         hello = b"".join(session.take_output())
         began = asyncio.get_running_loop().time()
-        try:
-            for position in range(len(hello) - 1):
-                writer.write(hello[position : position + 1])
-                await writer.drain()
-                await asyncio.sleep(0.02)
-        except ConnectionError:
-            pass
+        hung_up = asyncio.ensure_future(reader.read())
+        for position in range(len(hello) - 1):
+            writer.write(hello[position : position + 1])
+            await asyncio.wait([hung_up], timeout=0.02)
+            if hung_up.done():
+                break
+        await asyncio.gather(hung_up, return_exceptions=True)
         assert asyncio.get_running_loop().time() - began < 3
         writer.close()
 
@@ -396,6 +404,7 @@ class Middle:
     def __init__(self, target):
         self.target = target
         self.tamper = None
+        self.tampered = 0
 
     async def start(self):
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -417,7 +426,11 @@ class Middle:
             while True:
                 head = await reader.readexactly(24)
                 frame = head + await reader.readexactly(int.from_bytes(head[4:8], "big"))
-                for out in self.tamper(frame) if self.tamper else [frame]:
+                outs = [frame]
+                if self.tamper:
+                    outs = self.tamper(frame)
+                    self.tampered += 1
+                for out in outs:
                     there_writer.write(out)
         except (asyncio.IncompleteReadError, ConnectionError):
             there_writer.close()
@@ -476,7 +489,7 @@ def test_a_man_in_the_middle_only_breaks_the_stream(tamper, complaint):
         assert await two.recv() == b"first, untouched"
         middle.tamper = tamper
         one.send(b"second")
-        await asyncio.sleep(0.02)  # two sends, two frames
+        await until(lambda: middle.tampered)  # two sends, two frames
         middle.tamper = None if tamper is drop else tamper
         one.send(b"third")
         got = []
@@ -511,7 +524,7 @@ def test_frames_with_the_order_changed_are_noticed():
         assert await two.recv() == b"0"
         middle.tamper = swap
         one.send(b"1")
-        await asyncio.sleep(0.02)
+        await until(lambda: middle.tampered)
         one.send(b"2")
         with pytest.raises(PeerError, match="replayed, lost or moved"):
             await two.recv()
@@ -531,6 +544,41 @@ def test_a_name_that_does_not_resolve_is_unavailable():
                 await transport.connect(wrong)
 
     asyncio.run(test())
+
+
+def test_a_delay_that_shrinks_lets_nothing_overtake():
+    async def test():
+        delays = [0.05]
+        slow = TcpTransport(identity("a"), key=KEY, send_delay=lambda peer: delays[0])
+        server = TcpTransport(identity("b"), key=KEY)
+        accepted = asyncio.get_running_loop().create_future()
+
+        async def accept(stream):
+            accepted.set_result(stream)
+
+        one = await slow.connect(await server.listen("127.0.0.1:0", accept))
+        two = await accepted
+        for number, delays[0] in enumerate((0.05, 0.02, 0.0)):
+            left = one.stats.sent_bytes
+            one.send(b"%d" % number)
+            await until(lambda left=left: one.stats.sent_bytes > left)
+        assert [bytes(await two.recv()) for _ in range(3)] == [b"0", b"1", b"2"]
+        await slow.close()
+        await server.close()
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tcp on uvloop"])
+def test_a_round_trip_is_finer_than_the_clock_of_the_loop(kind):
+    async def test(engine):
+        one, two = await engine.pair()
+        for end in (one, two):
+            await until(lambda end=end: end.stats.rtt_ns)
+            assert end.stats.rtt_ns > 1000
+            assert end.stats.rtt_ns % 1_000_000  # uvloop's clock counts whole milliseconds
+
+    Engine(kind).run(test)
 
 
 def test_an_emulated_delay_holds_messages_back_in_order():

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nova._native.frame import FrameParser, crc32c, crc32c_plain, encode, pack, seal, split
+from nova._native.frame import (
+    HEADER_BYTES,
+    MESSAGE_COST_BYTES_MIN,
+    FrameParser,
+    cost,
+    crc32c,
+    crc32c_plain,
+    encode,
+    pack,
+    seal,
+    split,
+)
 from nova.errors import PeerError
 from nova.transport.base import Identity, Limits
 from nova.transport.session import Established, Goodbye, Session
@@ -82,17 +93,21 @@ def test_a_hostile_length_is_refused_before_memory_is_taken():
         parser.feed(b"N\x01\x03\x00\xff\xff\xff\xff" + bytes(16))
 
 
-@given(st.lists(st.binary(max_size=300), min_size=1, max_size=20), st.integers(5, 400))
-def test_packed_messages_come_back(messages, room):
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=20), st.integers(5, 400), st.integers(64, 2000))
+def test_packed_messages_come_back(messages, room, credit):
     queue, offset, got, partial = deque(messages), 0, [], b""
     while queue:
-        packed = pack(3, 0, 0, queue, offset, room)
+        before = cost([*queue]) - offset
+        packed = pack(3, 0, 0, queue, offset, room, credit)
         assert packed is not None
-        raw, size, offset = packed
-        assert size <= room
+        raw, charged, left, offset = packed
+        assert len(raw) - HEADER_BYTES <= room
+        assert charged <= credit
+        assert left == before - (cost([*queue]) - offset)
         seal(raw)
         (one,) = FrameParser(1000).feed(bytes(raw))
         pieces, more = split(one.payload)
+        assert charged == cost(pieces) >= MESSAGE_COST_BYTES_MIN * len(pieces)
         for index, piece in enumerate(pieces):
             partial += bytes(piece)
             if not (more and index == len(pieces) - 1):

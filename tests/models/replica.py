@@ -138,8 +138,14 @@ class ToyReplica:
             leaves[leaf_of(key)].append((key, sorted(self.rows[key].items())))
         return b"".join(blake2b(repr(leaf).encode(), digest_size=DIGEST_BYTES).digest() for leaf in leaves)
 
-    def state_for(self, leaf_digests: bytes) -> bytes:
+    def summary(self) -> bytes:
+        return msgspec.msgpack.encode((self.known, self.leaf_digests()))
+
+    def state_for(self, summary: bytes) -> bytes:
+        base, leaf_digests = msgspec.msgpack.decode(summary)
         mine = self.leaf_digests()
+        if len(leaf_digests) != len(mine):
+            raise PeerError(f"{len(leaf_digests)} bytes of leaf digests, not {len(mine)}")
         differ = [
             i
             for i in range(LEAVES)
@@ -147,15 +153,18 @@ class ToyReplica:
             != leaf_digests[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES]
         ]
         rows = [(key, list(rows.items())) for key, rows in sorted(self.rows.items()) if leaf_of(key) in set(differ)]
-        return msgspec.msgpack.encode((self.known, differ, rows))
+        return msgspec.msgpack.encode((self.known, differ, rows, base))
 
     def join(self, state: bytes) -> Outputs:
         self.joined_bytes += len(state)
-        clock, leaves, rows = msgspec.msgpack.decode(state)
+        clock, leaves, rows, base = msgspec.msgpack.decode(state)
         theirs = {key: {tuple(dot): value for dot, value in items} for key, items in rows}
-        for key in {*theirs, *(k for k in self.rows if leaf_of(k) in leaves)}:
+        for key in {*theirs, *self.rows}:
             mine, other = self.rows.get(key, {}), theirs.get(key, {})
-            merged = {d: v for d, v in mine.items() if d in other or d[1] > clock.get(d[0], 0)}
+            asked = {} if leaf_of(key) in leaves else base  # in a range that was equal, only news can be old news
+            merged = {
+                d: v for d, v in mine.items() if d in other or d[1] > clock.get(d[0], 0) or d[1] <= asked.get(d[0], 0)
+            }
             merged |= {d: v for d, v in other.items() if d in mine or d[1] > self.known.get(d[0], 0)}
             if merged:
                 self.rows[key] = merged

@@ -11,7 +11,14 @@ from typing import Any
 
 import uvloop
 
-from nova.errors import CompactedError, CorruptionError, KeyNotFoundError, StaleContextError, UnavailableError, UsageError
+from nova.errors import (
+    CompactedError,
+    CorruptionError,
+    KeyNotFoundError,
+    StaleContextError,
+    UnavailableError,
+    UsageError,
+)
 from nova.server.api import bind, make_app, make_server
 from nova.server.config import NodeConfig
 from nova.store.model import Change, Entry, Put

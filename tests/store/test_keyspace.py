@@ -110,7 +110,7 @@ def test_every_replica_holds_what_the_definition_says_and_all_end_equal(script):
             other = number % 3
             for j in (i, other):
                 fleet.close(j)
-            fleet.spaces[i].join(fleet.spaces[other].state(fleet.spaces[i].leaf_digests()))
+            fleet.spaces[i].join(fleet.spaces[other].state(fleet.spaces[i].summary()))
             fleet.ops[i] |= fleet.ops[other]
         fleet.check()
     fleet.settle()
@@ -245,3 +245,20 @@ def test_damaged_bytes_raise_a_clear_error_and_change_nothing(seed):
             assert len(space) == 0
             assert space.clock == {}
             assert space.digest == bytes(16)
+
+
+def test_what_arrives_between_asking_for_a_state_and_getting_it_is_not_kept_against_the_state():
+    # Seed 157 of the simulator: a row that the other side had deleted arrived, by another way, in a range that was
+    # equal when the state was asked for; joined without knowing that, it stayed for good.
+    a, b = Keyspace("a~1"), Keyspace("b~1")
+    a.write("k", 0, [("", b"1")], [], False, None, 1)
+    late = a.close_batch()[2]
+    a.write("k", 0, [], [], True, None, 2)
+    a.write("far", 0, [("", b"2")], [], False, None, 3)
+    a.close_batch()
+    question = b.summary()
+    answer = a.state(question)
+    b.receive(late)
+    b.join(answer)
+    assert b.get("k") is None
+    assert a.digest == b.digest

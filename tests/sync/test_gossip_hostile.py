@@ -89,7 +89,7 @@ def test_a_state_is_joined_only_when_it_is_whole_and_as_it_was_announced() -> No
     other.write("k", "v")
     replica, core = anti_entropy()
     request = request_of(core)
-    state = other.state_for(request.leaf_digests)
+    state = other.state_for(request.summary)
     half = len(state) // 2
     first = Part(request.number, 0, 2, _digest(state), {}, state[:half])
     assert core.step("c", first).send == []
@@ -114,13 +114,13 @@ def test_a_state_over_the_limit_is_refused() -> None:
 def test_leaf_digests_of_another_length_are_refused(digests: bytes) -> None:
     _, core = anti_entropy()
     with pytest.raises(PeerError, match="leaf digests"):
-        core.step("b", Request(1, digests))
+        core.step("b", Request(1, msgspec.msgpack.encode(({}, digests))))
 
 
 def test_states_kept_for_others_are_few_and_end() -> None:
     replica, core = anti_entropy(part_bytes=10, sessions_max=1, timeout_ms=500)
     replica.write("k", "v" * 100)
-    wanted = Request(1, bytes(LEAVES * 16))
+    wanted = Request(1, ToyReplica("b~1").summary())
     assert isinstance(core.step("b", wanted).send[0][1], Part)
     assert core.step("c", wanted).send == [("c", Gone(1))]
     for _ in range(6):
@@ -149,7 +149,7 @@ def test_whoever_joined_a_state_invites_the_other_side_to_what_it_lacks() -> Non
     request = request_of(core)
     other = ToyReplica("b~1")
     other.write("k", "v")
-    state = other.state_for(request.leaf_digests)
+    state = other.state_for(request.summary)
     out = core.step("b", Part(request.number, 0, 1, _digest(state), other.known, state))
     assert out.persist
     assert out.send == [("b", Invite())]

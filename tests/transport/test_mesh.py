@@ -3,6 +3,7 @@ import random
 
 import pytest
 
+from nova.errors import LimitError, PeerError
 from nova.sim import loop as virtual
 from nova.sim.transport import Links, SimTransport
 from nova.transport.base import Identity
@@ -208,5 +209,49 @@ def test_peers_no_longer_wanted_are_not_dialled_again():
         await asyncio.sleep(20)
         assert not a.live()
         assert not b.live()
+
+    virtual.run(test())
+
+
+@pytest.mark.parametrize(
+    ("error", "tracebacks", "reason"),
+    [
+        (PeerError("batch of another cluster"), 0, "batch of another cluster"),
+        (LimitError("full"), 1, "could not be handled: LimitError('full')"),
+        (ZeroDivisionError("a bug"), 1, "could not be handled: ZeroDivisionError('a bug')"),
+    ],
+    ids=["PeerError", "NovaError", "bug"],
+)
+@pytest.mark.parametrize("receiver", "ab")
+def test_a_message_that_cannot_be_handled_costs_its_stream_and_nothing_else(
+    error, tracebacks, reason, receiver, caplog
+):
+    async def test():
+        nodes = {node.identity.node: node for node in await cluster(Links(random.Random(1), delay=0.001), "abc")}
+        here, there = nodes[receiver], nodes["a" if receiver == "b" else "b"]
+        deliver = here.mesh._on_message
+
+        def handle(node, data):
+            if data == b"poison":
+                raise error
+            deliver(node, data)
+
+        here.mesh._on_message = handle
+        caplog.set_level("INFO", "nova.transport")
+        caplog.clear()
+        assert there.mesh.send(receiver, b"poison")
+        await until(lambda: here.downs)
+        ((node, why),) = here.downs
+        assert node == there.identity.node
+        assert reason in why
+        await until(lambda: len(here.live()) == 2 and len(there.live()) == 2)  # dialled again, by whoever dials
+        await asyncio.sleep(5)  # of virtual time: a double dial has settled
+        assert there.mesh.send(receiver, b"fine")
+        assert nodes["c"].mesh.send(receiver, b"untouched")
+        await until(lambda: len(here.got) == 2)
+        assert len(here.downs) == 1
+        logged = [record for record in caplog.records if reason in record.getMessage()]
+        assert len(logged) == 1
+        assert sum(record.exc_info is not None for record in caplog.records) == tracebacks
 
     virtual.run(test())
