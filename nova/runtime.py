@@ -65,8 +65,11 @@ class Runtime:
         tick_ms: int = 100,
     ) -> None:
         self._core = core
+        self._fatal = fatal
         self._loop = asyncio.get_running_loop()
-        self._pipeline = Pipeline(records, send=send, apply=applied, defer=self._defer, failed=fatal, ready=self._turn)
+        self._pipeline = Pipeline(
+            records, send=send, apply=applied, defer=self._defer, failed=self._failed, ready=self._turn
+        )
         self._tick_s = tick_ms / 1000
         self._woken = False
         self._running = False
@@ -109,13 +112,20 @@ class Runtime:
     def _defer(self, action: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(action)
 
+    def _failed(self, error: BaseException) -> None:
+        self._idle.set()  # nothing will come to an end any more
+        self._fatal(error)
+
     def _turn(self) -> None:
         self._woken = False
         if self._pipeline.error is None:
-            outputs = self._core.turn()
-            if outputs:
-                self._pipeline.submit(outputs)
-            self._pipeline.flush()
+            try:
+                outputs = self._core.turn()
+                if outputs:
+                    self._pipeline.submit(outputs)
+                self._pipeline.flush()
+            except NovaError as error:  # the log takes no more: what was written is not acknowledged
+                self._failed(error)
         if self._pipeline.idle or self._pipeline.error is not None:
             self._idle.set()
 
@@ -127,7 +137,7 @@ class Runtime:
             self.submit(self._core.tick())
         except PeerError as error:
             log.warning("tick: %s", error)
-        except NovaError:
+        except Exception:  # a defect in one part must not stop the heart of the others
             log.exception("tick failed")
         if self._running:
             self._timer = self._loop.call_at(self._next, self._tick)

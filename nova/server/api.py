@@ -74,7 +74,7 @@ class Backend(Protocol):
     async def put_many(self, puts: Puts) -> Results: ...
     async def get(self, key: str) -> Entry: ...
     async def delete(self, key: str, context: dict[str, int] | None, conditional: bool) -> Entry: ...
-    def list(self, prefix: str, limit: int, after: str | None) -> Page: ...
+    async def list(self, prefix: str, limit: int, after: str | None) -> Page: ...
     def watch(self, since: int | None, prefix: str) -> AsyncIterator[Change | None]:
         """Changes after revision `since`, None: from now on. A None item says that nothing happened for a while.
 
@@ -83,10 +83,10 @@ class Backend(Protocol):
 
     def status(self) -> dict[str, Any]: ...
     def peers(self) -> Rows: ...
-    def conflicts(
+    async def conflicts(
         self, *, limit: int, after: str | None, type: str | None, strategy: str | None, key: str | None
     ) -> dict[str, Any]: ...
-    def why(self, key: str) -> dict[str, Any]: ...
+    async def why(self, key: str) -> dict[str, Any]: ...
     def audit(
         self, *, resource: str | None, conflict: str | None, type: str | None, limit: int, after: str | None
     ) -> dict[str, Any]: ...
@@ -563,7 +563,7 @@ def _routes(api: Api) -> list[Any]:
     async def list_keys(
         prefix: FromQuery[str] = "", limit: Limit = 100, after: FromQuery[str | None] = None
     ) -> Response[bytes]:
-        entries, next_ = backend.list(prefix, limit, after)
+        entries, next_ = await backend.list(prefix, limit, after)
         rows = b",".join([_entry_json(entry) for entry in entries])
         return _json(b'{"keys":[%b],"next":%b}' % (rows, _encode(next_)))
 
@@ -601,11 +601,12 @@ def _routes(api: Api) -> list[Any]:
         strategy: FromQuery[str | None] = None,
         key: FromQuery[str | None] = None,
     ) -> Response[bytes]:
-        return _json(_encode(backend.conflicts(limit=limit, after=after, type=type_, strategy=strategy, key=key)))
+        page = await backend.conflicts(limit=limit, after=after, type=type_, strategy=strategy, key=key)
+        return _json(_encode(page))
 
     @get("/v1/why/{key:path}", operation_id="why", **_described("How a value came to be.", Why, 400, 404))
     async def why(key: FromPath[str], request: Request[Any, Any, Any]) -> Response[bytes]:
-        return _json(_encode(backend.why(key_in(request.scope, "/v1/why/"))))
+        return _json(_encode(await backend.why(key_in(request.scope, "/v1/why/"))))
 
     @get("/v1/audit", operation_id="audit", **_described("The audit trail, newest first.", AuditPage, 400))
     async def audit(

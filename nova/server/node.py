@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nova._version import __version__
-from nova.errors import CompactedError, NovaError, UnavailableError, UsageError
+from nova.errors import CompactedError, LimitError, NovaError, StaleContextError, UnavailableError, UsageError
 from nova.metrics import Registry
 from nova.runtime import Runtime, seeded, wall_ns
 from nova.server.api import bind, make_app, make_server
@@ -159,7 +159,11 @@ class Node:
 
     async def put(self, put: Put) -> Entry:
         self._check_writable()
-        token, _ = self.replica.put(put)
+        try:
+            token, _ = self.replica.put(put)
+        except StaleContextError:  # it says what is there, and so waits for the disk like any reader
+            await self._durable(self.replica.token_of(put.key))
+            raise
         entry = self.replica.get(put.key)
         await self._durable(token)
         return entry
@@ -202,11 +206,18 @@ class Node:
         await self._durable(token)
         return entry
 
-    def list(self, prefix: str, limit: int, after: str | None) -> tuple[Entries, str | None]:
-        return self.replica.scan(prefix, min(limit, LIST_MAX), after or "")
+    async def list(self, prefix: str, limit: int, after: str | None) -> tuple[Entries, str | None]:
+        entries, following = self.replica.scan(prefix, min(limit, LIST_MAX), after or "")
+        await self._durable(max((self.replica.token_of(entry.key) for entry in entries), default=0))
+        return entries, following
 
     async def watch(self, since: int | None, prefix: str) -> AsyncIterator[Change | None]:
-        seen = self.replica.space.revision if since is None else since
+        seen = self.replica.feed.newest if since is None else since
+        if seen > self.replica.space.revision:
+            raise UsageError(
+                f"since is {seen}, the newest revision of this node is {self.replica.feed.newest}; revisions are a "
+                "node's own, and start with /v1/status"
+            )
         while not self._stopped.is_set():
             if seen < self.replica.feed.compacted:  # from the start, or because the reader is slower than the writers
                 raise CompactedError(
@@ -234,7 +245,7 @@ class Node:
             "name": self.config.name,
             "region": self.config.region,
             "version": __version__,
-            "revision": space.revision,
+            "revision": self.replica.feed.newest,
             "digest": self.replica.digest,
             "keys": len(space),
             "peers": len(self.mesh.connected()),
@@ -280,13 +291,17 @@ class Node:
             )
         return out
 
-    def conflicts(
+    async def conflicts(
         self, *, limit: int, after: str | None, type: str | None, strategy: str | None, key: str | None
     ) -> dict[str, Any]:
-        return self.replica.conflicts.page(min(limit, LIST_MAX), after, type, strategy, key)
+        page = self.replica.conflicts.page(min(limit, LIST_MAX), after, type, strategy, key)
+        await self._durable(self.replica.newest_token)
+        return page
 
-    def why(self, key: str) -> dict[str, Any]:
-        return self.replica.why(key)
+    async def why(self, key: str) -> dict[str, Any]:
+        story = self.replica.why(key)
+        await self._durable(self.replica.newest_token)
+        return story
 
     def audit(
         self, *, resource: str | None, conflict: str | None, type: str | None, limit: int, after: str | None
@@ -339,7 +354,10 @@ class Node:
     # -- the driver's side --
 
     def _send(self, peer: str, message: Any) -> None:
-        self.mesh.send(peer, CODEC.encode(message))
+        try:
+            self.mesh.send(peer, CODEC.encode(message))
+        except LimitError as error:  # lost, as any message may be; the peer asks again for what it lacks
+            log.error("a message for %s is not sent: %s", peer, error)
 
     def _message(self, peer: str, payload: memoryview) -> None:
         self.runtime.received(peer, CODEC.decode(payload))
@@ -414,13 +432,14 @@ class Node:
                 self.directory.index()
                 if self.directory.since_snapshot_bytes > self.config.limits.snapshot_log_bytes:
                     await self._snapshot()
-            except NovaError as error:
+            except (NovaError, OSError) as error:
                 self._fatal(error)
 
     async def _snapshot(self) -> None:
         # Right after a turn: what the snapshot holds and what the log holds up to its last record are the same.
         self.runtime.submit(self.cluster.turn())
         position, state = self.directory.log.last, self.replica.snapshot()
+        covered_bytes = self.directory.since_snapshot_bytes
         # A snapshot ahead of the log would hide the records that a restarted node writes at the same positions.
         await self._durable(self.replica.newest_token)
         self.directory.index()
@@ -429,7 +448,7 @@ class Node:
         except (NovaError, OSError) as error:
             log.error("snapshot failed, the log is kept: %s", error)
             return
-        self.directory.trim(position)
+        self.directory.trim(position, covered_bytes)
         log.info("snapshot of %d keys, %d bytes, up to record %d", len(self.replica.space), len(state), position)
 
     def _metrics(self) -> None:

@@ -84,8 +84,15 @@ class Pipeline:
             if self._failed is not None:
                 self._failed(error)
             return
-        while self._waiting and self._waiting[0][0] <= position:
-            self._release(self._waiting.popleft()[1])
+        try:
+            while self._waiting and self._waiting[0][0] <= position:
+                self._release(self._waiting.popleft()[1])
+        except Exception as problem:
+            # A defect of who takes what is released. Going on would leave waiters waiting for ever: stop, and say so.
+            self._error = problem
+            if self._failed is not None:
+                self._failed(problem)
+            raise
         self._ready()
 
     def _release(self, outputs: Outputs) -> None:

@@ -47,6 +47,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
     history_bytes: int = 64 * 1024 * 1024
     feed_count: int = 65_536
     conflicts_count: int = 10_000
+    siblings_max: int = 64
     drift_ms_max: int = 60_000
 
 
@@ -126,7 +127,9 @@ class Replica:
                 drops = [path for path in rows.paths() if path not in leaves]
                 if request.context is None and len(leaves) > 1:
                     leaves = self._changed(rows, leaves)
-        if not leaves and drops:
+        if not leaves:
+            if not drops and rows is not None:
+                return self.token_of(key), rows.newest()  # a change of nothing
             leaves = {"": None}  # a mark that something was removed, so that the key's clock knows of it
         try:
             puts = [(path, _pack(leaf)) for path, leaf in leaves.items()]
@@ -140,7 +143,19 @@ class Replica:
                 f"the value of {key!r} takes {size} bytes; the limit is {self.config.value_bytes_max}; "
                 "split it over several keys or raise limits.value_bytes_max"
             )
+        if request.context is not None and rows is not None:
+            self._check_siblings(rows, puts, request.context)
         return self._write(key, kind.code, puts, drops, False, request.context)
+
+    def _check_siblings(self, rows: Rows, puts: list[tuple[str, bytes]], context: Mapping[str, int]) -> None:
+        """One who never hands back the clock that he read would let siblings, and the cost of each read, grow."""
+        for path, _ in puts:
+            unseen = sum(1 for row in rows.at(path) if context.get(row.write.dot.actor, 0) < row.write.dot.count)
+            if unseen >= self.config.siblings_max:
+                raise LimitError(
+                    f"{rows.key!r} has {unseen} concurrent values{' at ' + path if path else ''} that the context does "
+                    f"not know; the limit is {self.config.siblings_max}; read it and write with the clock that was read"
+                )
 
     def delete(
         self, key: str, context: Mapping[str, int] | None = None, conditional: bool = False
@@ -163,6 +178,10 @@ class Replica:
         context: Mapping[str, int] | None,
     ) -> tuple[int, Write]:
         known = len(self.space)
+        if context is not None:
+            for actor, count in context.items():
+                if not 0 <= count < 1 << 48:
+                    raise UsageError(f"the context counts {count} events of {actor!r}; counts are 0 to 2^48 - 1")
         try:
             effect = self.space.write(key, kind, puts, drops, clear, context, self.hlc.tick(self._wall_ns()))
         except UnicodeEncodeError:
@@ -209,8 +228,8 @@ class Replica:
         self._token += 1
         for _, key in changes:
             self._dirty[key] = self._token
-        # The audit first: if a crash leaves only the beginning of this, an event may be there whose operation is not (it
-        # comes again, and makes the same event), but never an operation whose conflict nobody recorded.
+        # The audit first: if a crash leaves only the beginning of this, an event may be there whose operation is not
+        # (it comes again, and makes the same event), but never an operation whose conflict nobody recorded.
         persist = [*(AUDIT + event for event in audit), tag + data]
         return Outputs(persist=persist, apply=[Durable(self._token, clock, changes, batch, audit)])
 
@@ -238,8 +257,8 @@ class Replica:
 
     @property
     def newest_token(self) -> int:
-        """The token of the newest outputs: when it is durable, so is everything before."""
-        return self._token
+        """When this one is durable, everything that was written or received up to now is."""
+        return self._token + 1 if self._open_changes else self._token
 
     def token_of(self, key: str) -> int:
         """The token that a reader of this key must wait for: 0 if what it holds is durable."""
@@ -309,7 +328,7 @@ class Replica:
         return self._sorted
 
     def changes(self, since: int, prefix: str = "") -> list[Change]:
-        """The change feed after a revision, each key once at its newest. Raises UsageError code `compacted`."""
+        """The change feed after a revision, each key once at its newest. Asks nothing about what is compacted."""
         out = []
         for revision, key in self.feed.since(since):
             if not key.startswith(prefix):

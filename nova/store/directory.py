@@ -98,15 +98,15 @@ class Directory:
         return self._since_snapshot_bytes
 
     def save_snapshot(self, position: int, state: bytes) -> None:
-        """Store a snapshot that covers the log up to `position`, then let go of the log before it. Blocks."""
+        """Store a snapshot that covers the log up to `position`, durably. Blocks."""
         self.snapshots.save(position, state)
         self._snapshot_position = position
 
-    def trim(self, position: int) -> None:
+    def trim(self, position: int, covered_bytes: int) -> None:
         """Forget log records that a stored snapshot covers and whose audit events are archived."""
         self._flush_archive()
         self.log.truncate_before(position + 1)
-        self._since_snapshot_bytes = 0
+        self._since_snapshot_bytes -= covered_bytes
 
     def events(self, **query: Any) -> list[AuditEvent]:
         """Audit events by resource, conflict, type and position; see Catalog.events."""

@@ -228,7 +228,7 @@ class Mesh:
                     continue
                 failures = 1
             elif stream is not None:
-                if stream.peer.node == self._identity.node and stream.peer.incarnation == self._identity.incarnation:
+                if stream.peer == self._identity:
                     await stream.close("this is the node itself")
                     self._seeds.pop(dial.address, None)
                     return
@@ -247,7 +247,7 @@ class Mesh:
     def _known(self, dial: _Dial, stream: Stream) -> bool:
         node = stream.peer.node
         if node == self._identity.node:
-            if stream.peer.incarnation != self._identity.incarnation:
+            if stream.peer != self._identity:  # the same in all is this node, dialled by its own address
                 logger.error(
                     "%s answers as %r, the name of this node: two nodes must not share a name", dial.address, node
                 )
@@ -305,6 +305,8 @@ class Mesh:
         identity = stream.peer
         if self._closed:
             return "the node shuts down"
+        if identity == self._identity:
+            return "this is the node itself"
         if identity.node == self._identity.node:
             logger.error(
                 "node %s at %s has the name of this node: refused; give every node its own name",

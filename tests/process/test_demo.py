@@ -132,7 +132,8 @@ def test_the_demo_fails_when_the_merge_is_broken(tmp_path):
 def test_the_demo_fails_when_a_log_acknowledges_before_it_writes(tmp_path):
     said = broken(tmp_path, **with_change(tmp_path, FORGETFUL_LOG))
     print(said)
-    assert "acknowledged writes are gone" in said or "are lost" in said
+    # Peers may already hold every write of the killed node and give them back; its audit chain only it had.
+    assert "acknowledged writes are gone" in said or "are lost" in said or "does not verify" in said
 
 
 def test_the_demo_fails_when_the_disk_is_never_synced(tmp_path):

@@ -82,7 +82,7 @@ class MemoryBackend:
             raise StaleContextError(f"{key} has moved on; read it again", current)
         return await self._write(key, current.kind, None, deleted=True)
 
-    def list(self, prefix: str, limit: int, after: str | None) -> tuple[list[Entry], str | None]:
+    async def list(self, prefix: str, limit: int, after: str | None) -> tuple[list[Entry], str | None]:
         keys = sorted(key for key in self.entries if key.startswith(prefix) and (after is None or key > after))
         page = keys[:limit]
         return [self.entries[key] for key in page], page[-1] if len(keys) > limit else None
@@ -123,7 +123,7 @@ class MemoryBackend:
             }
         ]  # fmt: skip
 
-    def conflicts(self, **filters: Any) -> dict[str, Any]:
+    async def conflicts(self, **filters: Any) -> dict[str, Any]:
         conflict = {
             "id": "c1", "key": "vm/1", "kind": "vm", "types": ["concurrent_update"], "severity": "low", "complexity": 1,
             "paths": ["cpus"],
@@ -140,7 +140,7 @@ class MemoryBackend:
             "by_strategy": {"semantic": 1}, "next": None,
         }  # fmt: skip
 
-    def why(self, key: str) -> dict[str, Any]:
+    async def why(self, key: str) -> dict[str, Any]:
         if key not in self.entries:
             raise KeyNotFoundError(f"{key!r} holds nothing; nova list shows the keys")
         entry = self.entries[key]

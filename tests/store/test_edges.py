@@ -1,4 +1,4 @@
-"""What a line-by-line review found: each test failed before its repair."""
+"""The edges of the store: each test failed once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 from nova import ReplicatedStore
 from nova.crdt.keyspace import Keyspace
-from nova.errors import UsageError
-from nova.store.core import Durable, Replica
+from nova.errors import LimitError, UsageError
+from nova.storage.pipeline import Pipeline
+from nova.store.core import Durable, Replica, StoreConfig
 from nova.store.model import Put
 from nova.types import Outputs
 
@@ -114,3 +115,53 @@ def test_a_value_that_cannot_be_stored_is_the_callers_mistake(key: str, value: A
             store.put(key, value, kind=kind, merge=merge)
         store.put("after", 1)
         assert store.get("after").value == 1
+
+
+def test_siblings_of_one_who_never_reads_are_bounded():
+    store = ReplicatedStore(node="a", config=StoreConfig(siblings_max=3))
+    for n in range(3):
+        store.put("k", n, context={})
+    with pytest.raises(LimitError, match="3 concurrent values"):
+        store.put("k", 9, context={})
+    store.put("k", 9, context=store.get("k").clock)
+    assert store.get("k").siblings == []
+
+
+@pytest.mark.parametrize("count", [-1, 1 << 48, 1 << 70])
+def test_a_context_that_no_clock_can_be_is_refused(count):
+    store = ReplicatedStore(node="a")
+    with pytest.raises(UsageError, match="counts are 0 to"):
+        store.put("k", 1, context={"a~1": count})
+    assert store.replica.settled
+
+
+def test_a_change_of_nothing_writes_nothing():
+    store = ReplicatedStore(node="a", kinds={"m/": "map"})
+    before = store.put("m/1", {"x": 1})
+    assert store.put("m/1", {}, merge=True) == before
+    assert store.clock == {"a~1": 1}
+
+
+def test_whoever_cannot_take_what_is_released_stops_the_pipeline():
+    class Instant:
+        last = durable = 0
+
+        def append(self, records):
+            self.last += len(records)
+            return self.last
+
+        def sync(self, done):
+            done(self.last, None)
+
+    failures = []
+
+    def broken(event):
+        raise ZeroDivisionError("a defect")
+
+    pipeline = Pipeline(Instant(), send=lambda peer, message: None, apply=broken, failed=failures.append)
+    pipeline.submit(Outputs(persist=[b"x"], apply=["event"]))
+    with pytest.raises(ZeroDivisionError):
+        pipeline.flush()
+    assert failures == [pipeline.error]
+    with pytest.raises(ZeroDivisionError):
+        pipeline.submit(Outputs(persist=[b"y"]))
