@@ -33,8 +33,8 @@ test: .stamps/test .stamps/native .stamps/chromium  ## run every test
 	$(PY) -m pytest -m 'process or browser' $(ARGS) || [ $$? = 5 ]  # 5: none were selected
 	$(PY) -m nova simulate --seeds $(SEEDS)
 
-bench: .stamps/test .stamps/native  ## run every benchmark
-	$(PY) -m pytest bench -o python_files='bench_*.py' --timeout=0 $(ARGS)
+bench: .stamps/test .stamps/native  ## run every benchmark, write docs/benchmarks.md
+	$(PY) bench/report.py $(ARGS)
 
 lint: .stamps/test .stamps/native  ## check style, types and format
 	$(PY) -m ruff check .
