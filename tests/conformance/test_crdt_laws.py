@@ -215,7 +215,7 @@ def test_bytes_do_not_depend_on_the_process(kind):
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "PYTHONHASHSEED": "7"},
+        env={**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert there.stdout == here
 
