@@ -19,6 +19,15 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "nova"))
 
 
+def pytest_configure() -> None:
+    """Whoever asks for the sanitizers shall not be given the normal build instead."""
+    if os.environ.get("NOVA_SANITIZE") == "1":
+        from nova._native import keyspace
+
+        if b"__asan_init" not in Path(keyspace.__file__).read_bytes():
+            raise pytest.UsageError(f"NOVA_SANITIZE=1, but {keyspace.__file__} is built without sanitizers")
+
+
 def pytest_report_header() -> list[str]:
     import nova
 

@@ -1061,9 +1061,10 @@ cdef class Keyspace:
             self.revision = 0
             for i in range(len(self.actors)):
                 self.revision += self.counts[i]
-            for key, _, alive in changed:
+            # Each changed key had at least one operation that was not known here: there is a revision for each.
+            for i, (key, _, alive) in enumerate(changed):
                 if alive:
-                    (<Entry>self.entries[key]).revision = self.revision
+                    (<Entry>self.entries[key]).revision = self.revision - len(changed) + 1 + i
             return changed
         finally:
             free(table)

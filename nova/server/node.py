@@ -171,17 +171,15 @@ class Node:
     async def put_many(self, puts: Puts) -> Results:
         self._check_writable()
         results: Results = []
-        token = 0
         for number, put in enumerate(puts):
             if number % 500 == 499:  # let heartbeats and other clients through
                 await asyncio.sleep(0)
             try:
-                token, _ = self.replica.put(put)
+                self.replica.put(put)
                 results.append(self.replica.get(put.key))
             except NovaError as error:
                 results.append(error)
-        if token:
-            await self._durable(token)
+        await self._durable(self.replica.newest_token)  # of every write, and of what a refusal tells
         return results
 
     async def get(self, key: str) -> Entry:
@@ -208,7 +206,7 @@ class Node:
 
     async def list(self, prefix: str, limit: int, after: str | None) -> tuple[Entries, str | None]:
         entries, following = self.replica.scan(prefix, min(limit, LIST_MAX), after or "")
-        await self._durable(max((self.replica.token_of(entry.key) for entry in entries), default=0))
+        await self._durable(self.replica.newest_token)  # of what is shown, and of deletes that let it be missing
         return entries, following
 
     async def watch(self, since: int | None, prefix: str) -> AsyncIterator[Change | None]:

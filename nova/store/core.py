@@ -425,7 +425,8 @@ class Replica:
             return None
         if not effects:
             return Outputs()
-        if len(self.space) != before:
+        # One batch can remove a key and create another.
+        if len(self.space) != before or not all(effect[4] for effect in effects):
             self._unsorted = True
         self.hlc.receive(self.space.stamp_max, self._wall_ns())
         head = batch_head(batch)
@@ -447,12 +448,23 @@ class Replica:
     def join(self, state: bytes) -> Outputs:
         """Merge the state of a peer. Raises PeerError."""
         self._close()
+        known = self.space.clock
         changed = self.space.join(state)
+        if not changed and self.space.clock == known:
+            return self._after_own(Outputs())
         self._unsorted = True
         self.hlc.receive(self.space.stamp_max, self._wall_ns())
         audit = self.conflicts.examine_keys([key for key, contended, _ in changed if contended])
-        changes = [(self.space.revision, key) for key, _, _ in changed]
+        changes = self._revised([key for key, _, _ in changed])
         return self._after_own(self._record(STATE, state, self.space.clock, changes, None, audit))
+
+    def _revised(self, keys: list[str]) -> list[tuple[int, str]]:
+        """(revision, key) of what was changed just now: one each, so that a feed can be left and taken up in between.
+
+        There are enough: each changed key had at least one operation that was not known here.
+        """
+        first = self.space.revision - len(keys) + 1
+        return [(first + index, key) for index, key in enumerate(keys)]
 
     @property
     def digest(self) -> str:
@@ -490,8 +502,8 @@ class Replica:
                 self.feed.add(first + index, effect[0])
                 self.conflicts.index(effect[0], self.space.get(effect[0]))
         elif tag == STATE:
-            for key, _, _ in self.space.join(data):
-                self.feed.add(self.space.revision, key)
+            for revision, key in self._revised([key for key, _, _ in self.space.join(data)]):
+                self.feed.add(revision, key)
                 self.conflicts.index(key, self.space.get(key))
             self._history.skip(self.space.clock)
         elif tag == AUDIT:

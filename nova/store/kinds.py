@@ -127,11 +127,21 @@ class Counter:
     def patch(self, value: Any, current: Mapping[str, Any], actor: str) -> tuple[Leaves, list[str]]:
         amount = self._number(value)
         path = "/" + escape(actor)
-        up, down = current.get(path, (0, 0))
+        up, down = self._tally(current.get(path))
         return {path: [up + amount, down] if amount >= 0 else [up, down - amount]}, []
 
     def join(self, leaves: Mapping[str, Any]) -> Any:
-        return (leaves.get("") or 0) + sum(up - down for path, (up, down) in leaves.items() if path)
+        start = leaves.get("")
+        tallies = [self._tally(leaf) for path, leaf in leaves.items() if path]
+        return (start if type(start) is int else 0) + sum(up - down for up, down in tallies)
+
+    @staticmethod
+    def _tally(leaf: Any) -> tuple[int, int]:
+        """What an actor added and took. Leaves of a writer who meant another kind, and was not seen, count nothing."""
+        match leaf:
+            case [int(up), int(down)]:
+                return up, down
+        return 0, 0
 
     @staticmethod
     def _number(value: Any) -> int:
