@@ -17,6 +17,7 @@ KERNELS = {
     "vclock": ["csrc/vclock.c", "csrc/digest.c"],
     "crdt": ["csrc/crdt.c"],
     "digest": ["csrc/digest.c"],
+    "sequence": ["csrc/sequence.c", "csrc/digest.c"],
     "keyspace": ["csrc/digest.c"],
     "log": ["csrc/log.c"],
     "frame": ["csrc/frame.c"],

@@ -11,7 +11,7 @@ from nova._version import __version__
 if TYPE_CHECKING:
     from nova.clock import CausalContext, HybridLogicalClock, VectorClock
     from nova.conflict import AuditChain, Conflict, ConflictDetector, Resolution, Version, VMState
-    from nova.crdt import GCounter, GSet, LWWMap, LWWRegister, MVRegister, ORMap, ORSet, PNCounter
+    from nova.crdt import RGA, GCounter, GSet, LWWMap, LWWRegister, MVRegister, ORMap, ORSet, PNCounter
     from nova.errors import CorruptionError, NovaError, PeerError, UnavailableError, UsageError
     from nova.metrics import Registry
     from nova.store import ReplicatedStore
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "nova.clock": ("CausalContext", "HybridLogicalClock", "VectorClock"),
     "nova.conflict": ("AuditChain", "Conflict", "ConflictDetector", "Resolution", "VMState", "Version"),
-    "nova.crdt": ("GCounter", "GSet", "LWWMap", "LWWRegister", "MVRegister", "ORMap", "ORSet", "PNCounter"),
+    "nova.crdt": ("RGA", "GCounter", "GSet", "LWWMap", "LWWRegister", "MVRegister", "ORMap", "ORSet", "PNCounter"),
     "nova.errors": ("CorruptionError", "NovaError", "PeerError", "UnavailableError", "UsageError"),
     "nova.metrics": ("Registry",),
     "nova.store": ("ReplicatedStore",),
@@ -29,6 +29,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "RGA",
     "AuditChain",
     "CausalContext",
     "Conflict",

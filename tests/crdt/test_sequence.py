@@ -1,0 +1,290 @@
+"""The text CRDT against the tree of the FugueMax paper, and its laws and traps."""
+
+from __future__ import annotations
+
+import pickle
+from itertools import permutations, product
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nova.crdt import RGA, Crdt
+from nova.errors import CorruptionError, UsageError
+from tests.models import sequence as model
+
+NAMES = ("a", "b", "c")
+edits = st.tuples(st.just("insert"), st.integers(0, 2), st.integers(0, 30), st.text("xyzé𝒳", min_size=1, max_size=3))
+cuts = st.tuples(st.just("delete"), st.integers(0, 2), st.integers(0, 30), st.integers(1, 3))
+exchanges = st.tuples(st.sampled_from(["merge", "delta"]), st.integers(0, 2), st.integers(0, 2), st.none())
+histories = st.lists(st.one_of(edits, cuts, exchanges), max_size=25)
+quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+class Pair:
+    """A replica and the operations that it knows."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.replica = RGA(actor=name)
+        self.ops: set[model.Op] = set()
+
+    def insert(self, pos: int, text: str) -> None:
+        pos %= len(self.replica) + 1
+        self.replica.insert(pos, text)
+        model.insert(self.ops, self.name, pos, text)
+
+    def delete(self, pos: int, n: int) -> None:
+        if len(self.replica):
+            pos %= len(self.replica)
+            n = min(n, len(self.replica) - pos)
+            self.replica.delete(pos, n)
+            model.delete(self.ops, self.name, pos, n)
+
+    def learn(self, other: Pair, delta: bool) -> None:
+        if delta:
+            data = other.replica.delta_since(self.replica.context)
+            self.replica.apply_delta(data)
+            self.replica.apply_delta(data)  # twice is once
+        else:
+            self.replica.merge(other.replica)
+        self.ops |= other.ops
+
+
+def play(steps: list[tuple[Any, ...]]) -> list[Pair]:
+    pairs = [Pair(name) for name in NAMES]
+    for what, i, j, extra in steps:
+        if what == "insert":
+            pairs[i].insert(j, extra)
+        elif what == "delete":
+            pairs[i].delete(j, extra)
+        else:
+            pairs[i].learn(pairs[j], what == "delta")
+        assert pairs[i].replica.text == model.Fugue(pairs[i].ops).text
+        assert pairs[i].replica._check() == 0
+    return pairs
+
+
+@quick
+@given(histories)
+def test_every_step_agrees_with_the_tree_of_the_paper(steps):
+    play(steps)
+
+
+@quick
+@given(histories)
+def test_replicas_that_know_the_same_are_the_same_bytes_whatever_the_order(steps):
+    pairs = play(steps)
+    found = set()
+    for order in permutations(pairs):
+        out = RGA()
+        for pair in order:
+            before = out.context
+            out.merge(pair.replica)
+            assert out.context.covers(before)
+        for pair in order:
+            data = out.to_bytes()
+            out.apply_delta(pair.replica.delta_since())
+            assert out.to_bytes() == data
+        back = RGA.from_bytes(out.to_bytes())
+        assert back._check() == 0
+        found.add((out.text, out.to_bytes(), out.digest()))
+        found.add((back.text, back.to_bytes(), back.digest()))
+    assert len(found) == 1
+    assert {pair.replica.text for pair in pairs} == {
+        pickle.loads(pickle.dumps(pair.replica)).text for pair in pairs
+    } or not pairs
+
+
+@quick
+@given(histories)
+def test_operations_one_by_one_are_as_good_as_the_state(steps):
+    """Each event's own delta, delivered in the order made, gives what merging gives."""
+    pairs = [Pair(name) for name in NAMES]
+    log: list[bytes] = []
+    mirror = RGA()
+    for what, i, j, extra in steps:
+        before = pairs[i].replica.context
+        if what == "insert":
+            pairs[i].insert(j, extra)
+        elif what == "delete":
+            pairs[i].delete(j, extra)
+        else:
+            pairs[i].learn(pairs[j], what == "delta")
+        log.append(pairs[i].replica.delta_since(before))
+    for data in log:
+        mirror.apply_delta(data)
+    whole = RGA()
+    for pair in pairs:
+        whole.merge(pair.replica)
+    assert mirror.to_bytes() == whole.to_bytes()
+
+
+def test_all_interleavings_of_three_replicas_and_four_operations_converge():
+    """12 operations in every choice of four kinds a replica, exchanged in all orders at the end and once in between."""
+    kinds = [("insert", 0, "x"), ("insert", 9, "yz"), ("delete", 0, 1), ("delete", 1, 2)]
+    for firsts in product(range(4), repeat=3):
+        for between in (None, 0, 1, 2):
+            pairs = [Pair(name) for name in NAMES]
+            pairs[0].insert(0, "mn")
+            for pair in pairs[1:]:
+                pair.learn(pairs[0], True)
+            for turn in range(4):
+                for i, pair in enumerate(pairs):
+                    what, pos, extra = kinds[(firsts[i] + turn) % 4]
+                    getattr(pair, what)(pos, extra)
+                if between is not None and turn == 1:
+                    pairs[between].learn(pairs[(between + 1) % 3], True)
+            expected = model.Fugue(set().union(*(pair.ops for pair in pairs))).text
+            seen = set()
+            for order in permutations(pairs):
+                out = RGA()
+                for pair in order:
+                    out.merge(pair.replica)
+                seen.add(out.to_bytes())
+                assert out.text == expected
+            assert len(seen) == 1
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_runs_typed_at_one_place_do_not_interleave(backward):
+    a = RGA(actor="a")
+    a.insert(0, "[]")
+    b = a.fork("b")
+    for i, (x, y) in enumerate(zip("abcdef", "uvwxyz", strict=True)):
+        a.insert(1 if backward else 1 + i, x)
+        b.insert(1 if backward else 1 + i, y)
+    a.merge(b)
+    b.merge(a)
+    one, two = ("fedcba", "zyxwvu") if backward else ("abcdef", "uvwxyz")
+    assert a.text == b.text
+    assert a.text in (f"[{one}{two}]", f"[{two}{one}]")
+
+
+def test_deleting_the_same_text_at_once_deletes_it_once():
+    a = RGA(actor="a")
+    a.insert(0, "hello world")
+    b = a.fork("b")
+    a.delete(2, 5)
+    b.delete(4, 5)
+    a.merge(b)
+    assert b.merge(a).text == a.text == "held"
+
+
+def test_an_insert_into_text_that_is_deleted_meanwhile_stays():
+    a = RGA(actor="a")
+    a.insert(0, "hello")
+    b = a.fork("b")
+    a.delete(0, 5)
+    b.insert(3, "!")
+    assert a.merge(b).text == b.merge(a).text == "!"
+
+
+def test_positions_are_code_points():
+    a = RGA(actor="a")
+    a.insert(0, "a𝒳b")
+    a.insert(2, "é")
+    a.delete(1, 1)
+    assert a.text == "aéb"
+    assert len(a) == 3
+
+
+def test_a_lone_surrogate_is_refused():
+    a = RGA(actor="a")
+    with pytest.raises(UsageError, match="lone surrogate at 1"):
+        a.insert(0, "x\ud800")
+    with pytest.raises(UsageError, match="lone surrogate"):
+        a.apply_patches([(0, 0, "ok"), (0, 0, "\udfff𝒳")])
+    assert a.text == ""
+
+
+@pytest.mark.parametrize(("pos", "n"), [(-1, 0), (4, 0), (0, 4), (3, 1), (2, -1), (2**62, 2**62)])
+def test_a_range_that_is_not_there_is_refused_whole(pos, n):
+    a = RGA(actor="a")
+    a.insert(0, "abc")
+    with pytest.raises(UsageError, match="not within the text of 3 code points"):
+        a.splice(pos, n, "x")
+    with pytest.raises(UsageError, match="patch 1"):
+        a.apply_patches([(0, 1, "x"), (pos, n, "x")])
+    assert a.text == "abc"
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 4), st.text("ab\xff\u0100𝒳", max_size=4)), max_size=20))
+def test_patches_in_one_call_are_patches_one_by_one(steps):
+    from array import array
+
+    one, many, flat = RGA(actor="a"), RGA(actor="a"), RGA(actor="a")
+    patches, text = [], ""
+    for pos, n, inserted in steps:
+        pos %= len(text) + 1
+        n = min(n, len(text) - pos)
+        patches.append((pos, n, inserted))
+        text = text[:pos] + inserted + text[pos + n :]
+        one.splice(pos, n, inserted)
+    many.apply_patches(patches)
+    rows = array("q", [x for pos, n, inserted in patches for x in (pos, n, len(inserted))])
+    if patches:
+        flat.apply_patches(memoryview(rows).cast("B").cast("q", [len(patches), 3]), "".join(p[2] for p in patches))
+    assert one.text == many.text == flat.text == text
+    assert one.to_bytes() == many.to_bytes() == flat.to_bytes()
+
+
+def test_two_live_replicas_of_one_actor_are_found_out():
+    a = RGA(actor="a")
+    a.insert(0, "x")
+    copy = RGA(actor="a")
+    with pytest.raises(CorruptionError, match="two replicas share an actor"):
+        copy.merge(a)
+    assert copy.text == ""
+    with pytest.raises(UsageError, match="already wrote here"):
+        RGA.from_bytes(a.to_bytes(), actor="a")
+    with pytest.raises(UsageError, match="already wrote here"):
+        a.fork("a")
+
+
+def test_a_replica_without_an_actor_reads_and_merges_only():
+    a = RGA(actor="a")
+    a.insert(0, "x")
+    reader = a.fork(None)
+    assert reader.text == "x"
+    with pytest.raises(UsageError, match="no actor"):
+        reader.insert(0, "y")
+
+
+def test_a_delta_over_a_gap_is_refused_and_changes_nothing():
+    a = RGA(actor="a")
+    a.insert(0, "x")
+    known = a.context
+    a.insert(1, "y")
+    b = RGA(actor="b")
+    with pytest.raises(UsageError, match="knew more"):
+        b.apply_delta(a.delta_since(known))
+    assert (b.text, len(b.context)) == ("", 0)
+    assert b.apply_delta(a.delta_since(b.context)).text == "xy"
+
+
+def test_an_edit_anywhere_in_a_large_text_keeps_every_invariant():
+    a = RGA(actor="a")
+    text = ""
+    for i in range(4000):
+        pos = i * 7919 % (len(text) + 1)
+        if i % 5 == 4:
+            n = min(3, len(text) - pos)
+            a.delete(pos, n)
+            text = text[:pos] + text[pos + n :]
+        else:
+            a.insert(pos, "ab")
+            text = text[:pos] + "ab" + text[pos:]
+    assert a.text == text
+    assert a._check() == 0
+    b = RGA.from_bytes(a.to_bytes(), actor="b")
+    assert b.text == text
+    assert b._check() == 0
+    b.delete(0, len(b))
+    assert a.merge(b).text == ""
+    assert a._check() == 0
+
+
+def test_it_fills_the_seam():
+    assert isinstance(RGA(), Crdt)
