@@ -427,6 +427,8 @@ cdef class RGA:
             raise UsageError(
                 f"actor {out.actor!r} already wrote here; restore and fork under a new one, as name~incarnation")
         out.learn(&runs, names, lasts)
+        if out.to_bytes() != data:
+            raise malformed(WHAT, "its runs are not in their one spelling")
         return out
 
     def fork(self, actor):

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from nova.clock import CausalContext, VectorClock
-from nova.crdt import GCounter, GSet, LWWMap, LWWRegister, MVRegister, ORMap, ORSet, PNCounter
+from nova.crdt import RGA, GCounter, GSet, LWWMap, LWWRegister, MVRegister, ORMap, ORSet, PNCounter
 from nova.digest import digest128
 from nova.errors import CorruptionError, UsageError
 
 SECONDS = float(os.environ.get("NOVA_FUZZ_SECONDS", "0.4"))
-TYPES: list[Any] = [GCounter, PNCounter, GSet, LWWRegister, MVRegister, ORSet, LWWMap, ORMap]
+TYPES: list[Any] = [GCounter, PNCounter, GSet, LWWRegister, MVRegister, ORSet, LWWMap, ORMap, RGA]
 CHECK_SEED = 0x4E56
 
 
@@ -42,6 +42,11 @@ def seed_of(kind: Any) -> Any:
                 r.add(element)
             if kind is ORSet:
                 r.remove("x")
+        elif kind is RGA:
+            r.insert(0, "text é𝒳")
+            r.delete(i, 2)
+            r.insert(3, "more")
+            r.delete(2, 3)
         elif kind is MVRegister:
             r.set({"v": [i, "text" * 10], "w": -1.5})
         elif kind is LWWRegister:

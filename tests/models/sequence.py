@@ -1,4 +1,4 @@
-"""FugueMax too simple to be wrong: the tree of the paper (Weidner, Kleppmann 2023), built anew from a set of operations.
+"""FugueMax too simple to be wrong: the tree of the paper (Weidner, Kleppmann 2023), built anew from all operations.
 
 An operation is ("insert", id, left, right, char) or ("delete", id, target), where id is (actor, count) and left and
 right are ids or None for the ends. A node is the right child of its left origin if that had no right child when it was
