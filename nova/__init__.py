@@ -11,7 +11,20 @@ from nova._version import __version__
 if TYPE_CHECKING:
     from nova.clock import CausalContext, HybridLogicalClock, VectorClock
     from nova.conflict import AuditChain, Conflict, ConflictDetector, Resolution, Version, VMState
-    from nova.crdt import RGA, GCounter, GSet, LWWMap, LWWRegister, MVRegister, ORMap, ORSet, PNCounter
+    from nova.crdt import (
+        RGA,
+        BoundedCounter,
+        EnableWinsFlag,
+        GCounter,
+        GSet,
+        LWWMap,
+        LWWRegister,
+        MVRegister,
+        ORMap,
+        ORSet,
+        PNCounter,
+        TwoPSet,
+    )
     from nova.errors import CorruptionError, NovaError, PeerError, UnavailableError, UsageError
     from nova.metrics import Registry
     from nova.store import ReplicatedStore
@@ -20,7 +33,20 @@ if TYPE_CHECKING:
 _HOMES = {
     "nova.clock": ("CausalContext", "HybridLogicalClock", "VectorClock"),
     "nova.conflict": ("AuditChain", "Conflict", "ConflictDetector", "Resolution", "VMState", "Version"),
-    "nova.crdt": ("RGA", "GCounter", "GSet", "LWWMap", "LWWRegister", "MVRegister", "ORMap", "ORSet", "PNCounter"),
+    "nova.crdt": (
+        "RGA",
+        "BoundedCounter",
+        "EnableWinsFlag",
+        "GCounter",
+        "GSet",
+        "LWWMap",
+        "LWWRegister",
+        "MVRegister",
+        "ORMap",
+        "ORSet",
+        "PNCounter",
+        "TwoPSet",
+    ),
     "nova.errors": ("CorruptionError", "NovaError", "PeerError", "UnavailableError", "UsageError"),
     "nova.metrics": ("Registry",),
     "nova.store": ("ReplicatedStore",),
@@ -31,11 +57,13 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "RGA",
     "AuditChain",
+    "BoundedCounter",
     "CausalContext",
     "Conflict",
     "ConflictDetector",
     "CorruptionError",
     "Dot",
+    "EnableWinsFlag",
     "GCounter",
     "GSet",
     "HybridLogicalClock",
@@ -51,6 +79,7 @@ __all__ = [
     "Registry",
     "ReplicatedStore",
     "Resolution",
+    "TwoPSet",
     "UnavailableError",
     "UsageError",
     "VMState",

@@ -22,7 +22,7 @@ from nova._native.vclock cimport (
     read_context, seal, unseal,
 )
 
-from nova.errors import CorruptionError, LimitError, UsageError
+from nova.errors import CorruptionError, LimitError, UnavailableError, UsageError
 
 DEF U64_MAX = 0xFFFFFFFFFFFFFFFF
 DEF KEY_BYTES_MAX = 65536
@@ -37,6 +37,11 @@ cdef enum:
     OR_SET = 6
     LWW_MAP = 7
     OR_MAP = 8
+    TWO_P_SET = 9
+    ENABLE_WINS_FLAG = 10
+    BOUNDED_COUNTER = 11
+    NESTED_MAX = 10                     # what may live in a map: all up to here
+    TYPES_MAX = 11
 
 cdef bytes STATE_MAGIC = b"NVR\x01"
 cdef bytes DELTA_MAGIC = b"NVD\x01"
@@ -383,13 +388,30 @@ cdef int check_row(Row row, set seen) except -1:
             raise malformed(WHAT, "an element of a set holds a mapping") from None
         if row.payload:
             raise malformed(WHAT, "an element of a set has a value")
+    elif type == TWO_P_SET:
+        check_value(row.leaf)
+        try:
+            hash(frozen(decode(row.leaf)))
+        except TypeError:
+            raise malformed(WHAT, "an element of a set holds a mapping") from None
+        if row.payload and row.payload != REMOVED:
+            raise malformed(WHAT, "an element of a two-phase set is neither added nor removed")
+    elif type == ENABLE_WINS_FLAG:
+        if row.payload:
+            raise malformed(WHAT, "a flag has a value")
+    elif type == BOUNDED_COUNTER:
+        check_value(row.payload)
+        check_account(row.payload, row.actor)
+        if row.actor in seen:
+            raise malformed(WHAT, f"actor {row.actor!r} has two accounts in one counter")
+        seen.add(row.actor)
     elif type == OR_MAP:
         raise malformed(WHAT, "a map holds a value without a type")
     else:
         check_value(row.payload)
     if type == LWW_MAP:
         take_key(row.leaf)
-    elif row.leaf and type != G_SET and type != OR_SET:
+    elif row.leaf and type != G_SET and type != OR_SET and type != TWO_P_SET:
         raise malformed(WHAT, f"type {type} has no keys")
     if type == LWW_REGISTER:
         if row.node.path in seen:
@@ -422,7 +444,7 @@ cdef list read_rows(nova_reader *r, Store store, CausalContext context, CausalCo
         for j in range(depth):
             type = nova_take_byte(r)
             key = take_key(take_bytes(r))
-            if node.type != OR_MAP or not G_COUNTER <= type <= OR_MAP:
+            if node.type != OR_MAP or not G_COUNTER <= type <= NESTED_MAX:
                 raise malformed(WHAT, f"type {type} inside type {node.type}")
             steps = node.steps + ((type, key),)
             found = nodes.get(steps)
@@ -462,7 +484,7 @@ cdef list rows_parts(list rows, CausalContext context):
 
 
 cdef dict TYPES = {}                    # class -> type number
-cdef list CLASSES = [None] * 9          # and back
+cdef list CLASSES = [None] * (TYPES_MAX + 1)          # and back
 
 
 cdef class Replica:
@@ -804,6 +826,155 @@ cdef class ORSet(SetReplica):
             self.store.write(self.steps, b"", 0, None, rows)
 
 
+cdef bytes REMOVED = b"\x01"
+
+
+cdef bint is_removed(list rows):
+    for row in rows:
+        if (<Row>row).payload:
+            return True
+    return False
+
+
+cdef class TwoPSet(SetReplica):
+    """A set where a removed element never comes back, on any replica (2P-Set; Shapiro et al. 2011).
+
+    A removal stays as a mark of its element for good, so it beats adds made at the same time, and later.
+    """
+
+    def add(self, element):
+        """Add an element; nothing happens if it is here. False: it was removed, and stays so."""
+        cdef bytes leaf = pack_element(element)
+        cdef list rows = self.rows(leaf)
+        if not rows:
+            self.store.write(self.steps, leaf, 0, b"", [])
+        return not is_removed(rows)
+
+    def remove(self, element):
+        """Remove an element for good. False: it is not here, nothing happened."""
+        cdef bytes leaf = pack_element(element)
+        cdef list rows = self.rows(leaf)
+        if not rows or is_removed(rows):
+            return False
+        self.store.write(self.steps, leaf, 0, REMOVED, rows)
+        return True
+
+    def __contains__(self, element):
+        cdef list rows = self.rows(pack_element(element))
+        return bool(rows) and not is_removed(rows)
+
+    def __len__(self):
+        cdef Node node = self.store.find(self.steps)
+        return sum([not is_removed(<list>rows) for rows in node.leaves.values()]) if node is not None else 0
+
+    def __iter__(self):
+        cdef Node node = self.store.find(self.steps)
+        if node is None:
+            return iter([])
+        return iter([frozen(decode(leaf)) for leaf in sorted(node.leaves) if not is_removed(<list>node.leaves[leaf])])
+
+
+cdef class EnableWinsFlag(Replica):
+    """On or off; of an enable and a disable that did not see each other, the enable wins."""
+
+    def enable(self):
+        """Switch on, again if it is on: so it outlives a concurrent disable."""
+        self.store.write(self.steps, b"", 0, b"", self.rows(b""))
+
+    def disable(self):
+        """Switch off what is seen. False: it is off, nothing happened."""
+        cdef list rows = self.rows(b"")
+        if rows:
+            self.store.write(self.steps, b"", 0, None, rows)
+        return bool(rows)
+
+    @property
+    def value(self):
+        return bool(self.rows(b""))
+
+    def __bool__(self):
+        return self.value
+
+
+# --- bounded counters ------------------------------------------------------------------------------------------------
+
+cdef int check_account(bytes payload, str actor) except -1:
+    """[added, taken, {to: given}]: what one actor did, all of it positive."""
+    account = decode(payload)
+    if (type(account) is not list or len(account) != 3 or type(account[2]) is not dict
+            or type(account[0]) is not int or type(account[1]) is not int or account[0] < 0 or account[1] < 0
+            or not all([type(to) is str and to and to != actor and type(given) is int and given > 0
+                        for to, given in (<dict>account[2]).items()])):
+        raise malformed(WHAT, f"the account of actor {actor!r} is no account")
+    return 0
+
+
+cdef class BoundedCounter(Replica):
+    """A counter that never goes below 0, however replicas are cut off (escrow; Balegas et al. 2015).
+
+    Each actor holds rights: what it added, plus what others gave it, less what it took and gave away. It takes only
+    what it has rights for, so no replica needs to ask another, and the sum over all cannot be overdrawn.
+    """
+
+    cdef dict accounts(self):
+        return {(<Row>row).actor: decode((<Row>row).payload) for row in self.rows(b"")}
+
+    cdef int settle(self, list account) except -1:
+        """Replace our own account by a new one."""
+        for total in (account[0], account[1], *account[2].values()):
+            if total > U64_MAX:
+                raise UsageError(f"a total of actor {self.store.actor!r} would be over 2**64 - 1; go on under a new actor")
+        self.store.write(self.steps, b"", 0, pack(account),
+                         [row for row in self.rows(b"") if (<Row>row).actor == self.store.actor])
+        return 0
+
+    def rights_of(self, actor):
+        """How much an actor may take, as far as is known here."""
+        cdef dict accounts = self.accounts()
+        added, taken, given = accounts.get(actor, (0, 0, {}))
+        return added - taken - sum(given.values()) + sum([other[2].get(actor, 0) for other in accounts.values()])
+
+    @property
+    def rights(self):
+        """How much this replica may take now."""
+        return self.rights_of(self.store.actor) if self.store.actor is not None else 0
+
+    cdef list spend(self, object amount, str what):
+        """Our account, after rights for the amount were found."""
+        cdef object more = as_amount(amount), rights = self.rights
+        if self.store.actor is not None and more > rights:
+            raise UnavailableError(
+                f"{what} {amount} needs as many rights; actor {self.store.actor!r} holds {rights}: "
+                "wait for a transfer from a replica that has some")
+        return list(self.accounts().get(self.store.actor, (0, 0, {})))
+
+    def increment(self, amount=1):
+        """Add 1 to 2**64 - 1, and hold the rights for it."""
+        cdef object more = as_amount(amount)
+        account = self.accounts().get(self.store.actor, [0, 0, {}])
+        account[0] += more
+        self.settle(account)
+
+    def decrement(self, amount=1):
+        """Take from the counter. raises UnavailableError, which names the rights held here, if they are too few."""
+        account = self.spend(amount, "decrement by")
+        account[1] += amount
+        self.settle(account)
+
+    def transfer(self, to, amount):
+        """Give rights to another actor, who can use them when it has heard. raises UnavailableError as decrement does."""
+        if not isinstance(to, str) or not to or to == self.store.actor:
+            raise UsageError(f"rights cannot go to {to!r}; name another actor")
+        to = as_actor(to)
+        account = self.spend(amount, "transfer of")
+        account[2] = {**account[2], to: account[2].get(to, 0) + amount}
+        self.settle(account)
+
+    @property
+    def value(self):
+        return sum([added - taken for added, taken, _ in self.accounts().values()])
+
+
 # --- maps ------------------------------------------------------------------------------------------------------------
 
 cdef list below(Node node):
@@ -874,6 +1045,8 @@ cdef class ORMap(Replica):
         found = TYPES.get(kind)
         if found is None:
             raise UsageError(f"{kind!r} is no CRDT class; use one of nova.crdt")
+        if found > NESTED_MAX:
+            raise UsageError(f"a {kind.__name__} cannot live in a map: removing its key would forge rights; keep it beside the map")
         pack_key(key)
         if len(self.steps) == DEPTH_MAX:
             raise LimitError(f"{key!r} would be nested in {DEPTH_MAX + 1} maps; the limit is {DEPTH_MAX}; use a flatter shape")
@@ -886,7 +1059,7 @@ cdef class ORMap(Replica):
         """The classes that live under a key, in their fixed order."""
         cdef Node node = self.store.find(self.steps)
         pack_key(key)
-        return [CLASSES[type] for type in range(1, OR_MAP + 1) if node is not None and (type, key) in node.kids]
+        return [CLASSES[type] for type in range(1, NESTED_MAX + 1) if node is not None and (type, key) in node.kids]
 
     def remove(self, key):
         """Remove what is seen under a key, of all types. False: there is nothing."""
@@ -915,6 +1088,7 @@ cdef class ORMap(Replica):
         return {key: self.at(key, self.types(key)[0]).value for key in self}
 
 
-for _number, _class in enumerate((GCounter, PNCounter, GSet, LWWRegister, MVRegister, ORSet, LWWMap, ORMap), 1):
+for _number, _class in enumerate((GCounter, PNCounter, GSet, LWWRegister, MVRegister, ORSet, LWWMap, ORMap, TwoPSet,
+                                  EnableWinsFlag, BoundedCounter), 1):
     TYPES[_class] = _number
     CLASSES[_number] = _class

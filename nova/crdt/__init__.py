@@ -1,10 +1,24 @@
 """Values that converge by themselves: write on any replica, merge in any order, end equal."""
 
 from nova.crdt.base import Crdt
-from nova.crdt.counters import GCounter, PNCounter
+from nova.crdt.counters import BoundedCounter, GCounter, PNCounter
 from nova.crdt.maps import LWWMap, ORMap
-from nova.crdt.registers import LWWRegister, MVRegister
+from nova.crdt.registers import EnableWinsFlag, LWWRegister, MVRegister
 from nova.crdt.sequence import RGA
-from nova.crdt.sets import GSet, ORSet
+from nova.crdt.sets import GSet, ORSet, TwoPSet
 
-__all__ = ["RGA", "Crdt", "GCounter", "GSet", "LWWMap", "LWWRegister", "MVRegister", "ORMap", "ORSet", "PNCounter"]
+__all__ = [
+    "RGA",
+    "BoundedCounter",
+    "Crdt",
+    "EnableWinsFlag",
+    "GCounter",
+    "GSet",
+    "LWWMap",
+    "LWWRegister",
+    "MVRegister",
+    "ORMap",
+    "ORSet",
+    "PNCounter",
+    "TwoPSet",
+]

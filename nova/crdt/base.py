@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from nova._native.crdt import (
+    BoundedCounter,
+    EnableWinsFlag,
     GCounter,
     GSet,
     LWWMap,
@@ -19,11 +21,14 @@ from nova._native.crdt import (
     ORSet,
     PNCounter,
     Replica,
+    TwoPSet,
 )
 from nova.clock import CausalContext
 
 __all__ = [
+    "BoundedCounter",
     "Crdt",
+    "EnableWinsFlag",
     "GCounter",
     "GSet",
     "LWWMap",
@@ -33,6 +38,7 @@ __all__ = [
     "ORSet",
     "PNCounter",
     "Replica",
+    "TwoPSet",
 ]
 
 

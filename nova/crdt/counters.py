@@ -1,5 +1,5 @@
 """Counters that several nodes count on at once: a total per actor, never summed on merge."""
 
-from nova.crdt.base import GCounter, PNCounter
+from nova.crdt.base import BoundedCounter, GCounter, PNCounter
 
-__all__ = ["GCounter", "PNCounter"]
+__all__ = ["BoundedCounter", "GCounter", "PNCounter"]

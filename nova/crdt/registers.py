@@ -1,5 +1,5 @@
-"""Single values: the last write wins, or every concurrent one stays."""
+"""Single values: the last write wins, or every concurrent one stays; and a flag."""
 
-from nova.crdt.base import LWWRegister, MVRegister
+from nova.crdt.base import EnableWinsFlag, LWWRegister, MVRegister
 
-__all__ = ["LWWRegister", "MVRegister"]
+__all__ = ["EnableWinsFlag", "LWWRegister", "MVRegister"]

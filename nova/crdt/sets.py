@@ -1,5 +1,5 @@
-"""Sets: one that only grows, and one whose removes take what they saw and leave no tombstone."""
+"""Sets: one that only grows, one whose removes are for good, one whose removes take what they saw and leave nothing."""
 
-from nova.crdt.base import GSet, ORSet
+from nova.crdt.base import GSet, ORSet, TwoPSet
 
-__all__ = ["GSet", "ORSet"]
+__all__ = ["GSet", "ORSet", "TwoPSet"]

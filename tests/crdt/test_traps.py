@@ -9,8 +9,20 @@ import struct
 import msgspec
 import pytest
 
-from nova.crdt import GCounter, GSet, LWWMap, LWWRegister, MVRegister, ORMap, ORSet, PNCounter
-from nova.errors import CorruptionError, LimitError, UsageError
+from nova.crdt import (
+    BoundedCounter,
+    EnableWinsFlag,
+    GCounter,
+    GSet,
+    LWWMap,
+    LWWRegister,
+    MVRegister,
+    ORMap,
+    ORSet,
+    PNCounter,
+    TwoPSet,
+)
+from nova.errors import CorruptionError, LimitError, UnavailableError, UsageError
 
 U64_MAX = 2**64 - 1
 NAN_OTHER = struct.unpack("<d", struct.pack("<Q", 0xFFF8_0000_0000_0001))[0]
@@ -395,3 +407,72 @@ def test_a_copy_reads_and_a_fork_writes():
     assert reader.actor is None
     assert reader == a
     assert a.merge(fork).value == 3
+
+
+# --- two-phase sets, flags, bounded counters ---
+
+
+def test_a_removed_element_of_a_two_phase_set_never_comes_back():
+    a = TwoPSet(actor="a")
+    assert a.add("x")
+    b = a.fork("b")
+    assert a.remove("x")
+    assert not a.remove("x")
+    assert not a.add("x")
+    assert b.add("x")  # it is here still, so nothing happens
+    assert b.merge(a).value == a.merge(b).value == frozenset()
+    assert not b.add("x")
+    assert (len(b), list(b), "x" in b) == (0, [], False)
+
+
+def test_an_enable_that_a_disable_did_not_see_wins():
+    a = EnableWinsFlag(actor="a")
+    a.enable()
+    b = a.fork("b")
+    assert a.disable()
+    b.enable()
+    assert a.merge(b).value is b.merge(a).value is True
+    assert b.disable()
+    assert not b.disable()
+    assert a.merge(b).value is False
+
+
+def test_a_bounded_counter_is_never_overdrawn_by_replicas_that_are_cut_off():
+    a = BoundedCounter(actor="a")
+    a.increment(10)
+    a.transfer("b", 4)
+    b = a.fork("b")
+    a.decrement(6)
+    b.decrement(4)
+    for replica in (a, b):
+        with pytest.raises(UnavailableError, match="holds 0: wait for a transfer"):
+            replica.decrement()
+    assert a.merge(b).value == b.merge(a).value == 0
+
+
+def test_rights_that_were_given_away_cannot_be_spent():
+    a = BoundedCounter(actor="a")
+    a.increment(5)
+    a.transfer("b", 5)
+    with pytest.raises(UnavailableError, match="holds 0"):
+        a.decrement()
+    with pytest.raises(UnavailableError, match="transfer of 1"):
+        a.transfer("c", 1)
+    assert (a.rights, a.rights_of("b"), a.value) == (0, 5, 5)
+    with pytest.raises(UsageError, match="name another actor"):
+        a.transfer("a", 1)
+
+
+def test_a_bounded_counter_cannot_live_in_a_map():
+    with pytest.raises(UsageError, match="forge rights"):
+        ORMap(actor="a").at("k", BoundedCounter)
+
+
+def test_flags_and_two_phase_sets_live_in_maps():
+    a = ORMap(actor="a")
+    a.at("f", EnableWinsFlag).enable()
+    a.at("t", TwoPSet).add(1)
+    b = a.fork("b")
+    b.at("t", TwoPSet).remove(1)
+    assert a.merge(b).value == {"f": True, "t": frozenset()}
+    assert a.types("t") == [TwoPSet]

@@ -14,12 +14,26 @@ from typing import Any
 import pytest
 
 from nova.clock import CausalContext, VectorClock
-from nova.crdt import RGA, GCounter, GSet, LWWMap, LWWRegister, MVRegister, ORMap, ORSet, PNCounter
+from nova.crdt import (
+    RGA,
+    BoundedCounter,
+    EnableWinsFlag,
+    GCounter,
+    GSet,
+    LWWMap,
+    LWWRegister,
+    MVRegister,
+    ORMap,
+    ORSet,
+    PNCounter,
+    TwoPSet,
+)
 from nova.digest import digest128
 from nova.errors import CorruptionError, UsageError
 
 SECONDS = float(os.environ.get("NOVA_FUZZ_SECONDS", "0.4"))
-TYPES: list[Any] = [GCounter, PNCounter, GSet, LWWRegister, MVRegister, ORSet, LWWMap, ORMap, RGA]
+ROWS: list[Any] = [GCounter, PNCounter, GSet, LWWRegister, MVRegister, ORSet, LWWMap, ORMap, TwoPSet, EnableWinsFlag]
+TYPES: list[Any] = [*ROWS, BoundedCounter, RGA]
 CHECK_SEED = 0x4E56
 
 
@@ -37,11 +51,18 @@ def seed_of(kind: Any) -> Any:
     for i, r in enumerate((a, b)):
         if kind in (GCounter, PNCounter):
             r.increment(300 + i)
-        elif kind in (GSet, ORSet):
+        elif kind in (GSet, ORSet, TwoPSet):
             for element in (1, "x", b"y", (1, (2.5, None)), True):
                 r.add(element)
-            if kind is ORSet:
+            if kind is not GSet:
                 r.remove("x")
+        elif kind is EnableWinsFlag:
+            r.disable()
+            r.enable()
+        elif kind is BoundedCounter:
+            r.increment(300)
+            r.decrement(100)
+            r.transfer("é" * (1 + i), 7)
         elif kind is RGA:
             r.insert(0, "text é𝒳")
             r.delete(i, 2)
@@ -164,7 +185,7 @@ def test_a_hostile_length_costs_no_memory():
 
     huge = b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f"
     tracemalloc.start()
-    for magic in (b"NVC\x01", b"NVX\x01", *(b"NVR\x01" + bytes([n]) for n in range(1, 9))):
+    for magic in (b"NVC\x01", b"NVX\x01", *(b"NVR\x01" + bytes([n]) for n in range(1, 12)), b"NVT\x01"):
         for kind in (VectorClock, CausalContext, *TYPES):
             for head in (b"", b"\x01\x02\x01a", b"\x01\x02\x01a\x01\x01\x05"):
                 with pytest.raises(CorruptionError):

@@ -28,6 +28,22 @@ def g_set(ops: set[Op]) -> frozenset[Any]:
     return frozenset(args[0] for _, _, args, _ in ops)
 
 
+def two_p_set(ops: set[Op]) -> frozenset[Any]:
+    removed = {args[0] for _, what, args, _ in ops if what == "remove"}
+    return frozenset(args[0] for _, what, args, _ in ops if what == "add" and args[0] not in removed)
+
+
+def enable_wins_flag(ops: set[Op]) -> bool:
+    return any(op[1] == "enable" and not shadowed(op, ops, lambda o: o[1] == "disable") for op in ops)
+
+
+def bounded_counter(ops: set[Op]) -> int:
+    """Never below 0 for any set of operations that holds the past of each of its own."""
+    out = sum(args[0] * {"increment": 1, "decrement": -1, "transfer": 0}[what] for _, what, args, _ in ops)
+    assert out >= 0
+    return out
+
+
 def or_set(ops: set[Op]) -> frozenset[Any]:
     adds = [op for op in ops if op[1] == "add"]
     return frozenset(op[2][0] for op in adds if not shadowed(op, ops, lambda o, op=op: o[1:3] == ("remove", op[2])))
