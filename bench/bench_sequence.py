@@ -1,4 +1,4 @@
-"""The text CRDT on real keystrokes, beside loro and pycrdt where installed. Run: pytest bench/bench_sequence.py
+"""The text CRDT on real keystrokes, beside loro where it is installed. Run: pytest bench/bench_sequence.py
 
 The traces come from NOVA_TEST_DATA (default ../shared/data).
 """
@@ -58,24 +58,10 @@ def loro_edits(patches: Patches) -> str:
     return str(text.to_string())
 
 
-def pycrdt_edits(patches: Patches) -> str:
-    pycrdt = pytest.importorskip("pycrdt", reason="peer pycrdt is not installed")
-    doc = pycrdt.Doc()
-    doc["t"] = text = pycrdt.Text()
-    with doc.transaction():
-        for pos, n, inserted in patches:
-            if n:
-                del text[pos : pos + n]
-            if inserted:
-                text.insert(pos, inserted)
-    return str(text)
-
-
 PEERS: dict[str, Callable[[Patches], str]] = {
     "nova": nova_edits,
     "nova-batch": nova_batch,
     "loro": loro_edits,
-    "pycrdt": pycrdt_edits,
 }
 
 
