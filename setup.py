@@ -15,6 +15,7 @@ from setuptools.command.build_ext import build_ext
 # family -> its C sources; nova/_native/<family>.pyx owns them
 KERNELS = {
     "vclock": ["csrc/vclock.c", "csrc/digest.c"],
+    "clockbatch": ["csrc/clockbatch.c"],
     "crdt": ["csrc/crdt.c"],
     "digest": ["csrc/digest.c"],
     "sequence": ["csrc/sequence.c", "csrc/digest.c"],

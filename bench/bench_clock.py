@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nova.cli.benchmarks import dict_before, dict_merge
-from nova.clock import CausalContext, HybridLogicalClock, Order, VectorClock
+from nova.clock import CausalContext, ClockBatch, HybridLogicalClock, Order, VectorClock
 
 LOOP = 100  # under a microsecond the harness is half the number, so a loop of a hundred is timed
 
@@ -78,3 +79,28 @@ def test_tick(benchmark: Any) -> None:
 def test_context_membership(benchmark: Any) -> None:
     context = CausalContext({f"node-{i}": 1000 for i in range(16)})
     assert benchmark(context.__contains__, ("node-3", 1000))
+
+
+BATCHES = {"in cache": 4096, "64 MiB": 1 << 20}
+
+
+@pytest.mark.parametrize("size", BATCHES)
+@pytest.mark.parametrize("peer", ["nova", "numpy"])
+def test_one_clock_against_many(benchmark: Any, size: str, peer: str) -> None:
+    """16 actors; 64 MiB is what the counts take in 32 bits."""
+    rows, actors = BATCHES[size], 16
+    table = np.random.default_rng(1).integers(0, 1 << 30, size=(rows, actors), dtype=np.uint64)
+    query = np.full(actors, 1 << 29, np.uint64)
+    benchmark.group = f"clock.batch, 16 actors, {size}"
+    benchmark.extra_info["operations"] = rows
+    if peer == "numpy":
+
+        def compare() -> Any:
+            return (table < query).any(axis=1) + 2 * (table > query).any(axis=1)
+
+        assert len(benchmark(compare)) == rows
+    else:
+        names = [f"node-{i:02}" for i in range(actors)]
+        batch = ClockBatch.from_array(names, table)
+        clock, out = VectorClock(dict.fromkeys(names, 1 << 29)), np.empty(rows, np.int8)
+        assert benchmark(batch.compare, clock, out=out) is out

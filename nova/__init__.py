@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nova._version import __version__
 
 if TYPE_CHECKING:
-    from nova.clock import CausalContext, HybridLogicalClock, VectorClock
+    from nova.clock import CausalContext, ClockBatch, DottedVersionVector, HybridLogicalClock, VectorClock
     from nova.conflict import AuditChain, Conflict, ConflictDetector, Resolution, Version, VMState
     from nova.crdt import (
         RGA,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nova.types import Dot, Order
 
 _HOMES = {
-    "nova.clock": ("CausalContext", "HybridLogicalClock", "VectorClock"),
+    "nova.clock": ("CausalContext", "ClockBatch", "DottedVersionVector", "HybridLogicalClock", "VectorClock"),
     "nova.conflict": ("AuditChain", "Conflict", "ConflictDetector", "Resolution", "VMState", "Version"),
     "nova.crdt": (
         "RGA",
@@ -59,10 +59,12 @@ __all__ = [
     "AuditChain",
     "BoundedCounter",
     "CausalContext",
+    "ClockBatch",
     "Conflict",
     "ConflictDetector",
     "CorruptionError",
     "Dot",
+    "DottedVersionVector",
     "EnableWinsFlag",
     "GCounter",
     "GSet",

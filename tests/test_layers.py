@@ -85,7 +85,7 @@ IMPURE = {
     "threading",
     "time",
 }
-BASE = {"msgspec", "cffi"}  # what every install has
+BASE = {"msgspec", "cffi", "numpy"}  # what every install has
 
 
 @dataclass(frozen=True)

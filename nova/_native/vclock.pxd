@@ -31,6 +31,15 @@ cdef class VectorClock:
     cdef Py_hash_t hashed
 
 
+cdef class DottedVersionVector:
+    cdef VectorClock past
+    cdef VectorClock whole          # vector and dot as one, where there is no gap between them
+    cdef object actor               # of the dot; None: there is none
+    cdef uint64_t count
+    cdef bint within(self, DottedVersionVector other)
+    cdef uint64_t ceiling(self, actor)
+
+
 cdef class HybridLogicalClock:
     cdef uint64_t last_stamp
     cdef readonly uint64_t drift_ms_max
@@ -82,3 +91,6 @@ cdef list context_parts(CausalContext context)
 cdef CausalContext read_context(nova_reader *r)
 cdef object as_actor(object actor)
 cdef CausalContext as_context(object context)
+cdef object actor_name(uint32_t id)
+cdef ActorSet actor_set(const uint32_t *ids, size_t size)
+cdef VectorClock clock_of(ActorSet actors, const uint64_t *counts)

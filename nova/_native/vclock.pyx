@@ -14,12 +14,6 @@ from nova.errors import CorruptionError, LimitError, UsageError
 from nova.types import Dot, Order
 
 
-from nova._native.digest cimport hash_bytes, nova_digest
-
-from nova.errors import CorruptionError, LimitError, UsageError
-from nova.types import Dot, Order
-
-
 cdef extern from "bytes.h" nogil:
     ctypedef struct nova_reader:
         const uint8_t *at
@@ -40,6 +34,7 @@ DEF ACTOR_BYTES_MAX = 1024
 
 cdef tuple ORDERS = tuple(Order)        # indexed by nova_order; Order(n) costs ten times more
 cdef bytes CLOCK_MAGIC = b"NVC\x01"
+cdef bytes DOTTED_MAGIC = b"NVO\x01"
 cdef bytes CONTEXT_MAGIC = b"NVX\x01"
 cdef uint64_t CHECK_SEED = 0x4e56
 
@@ -186,6 +181,11 @@ cdef ActorSet actor_set(const uint32_t *ids, size_t size):
         uses[ids[i]] += 1
     out.size = size
     return out
+
+
+cdef object actor_name(uint32_t id):
+    """The actor of an id that is alive."""
+    return ACTORS[id]
 
 
 # --- vector clocks ---------------------------------------------------------------------------------------------------
@@ -360,6 +360,24 @@ cdef class VectorClock:
             PyMem_Free(ids)
             PyMem_Free(counts)
 
+    def without(self, actors):
+        """The clock that forgets these actors. Safe only once nobody can still send what they wrote (see retirement)."""
+        cdef size_t i
+        cdef set gone = {ACTOR_IDS.get(as_actor(actor)) for actor in ([actors] if isinstance(actors, (str, bytes)) else actors)}
+        cdef VectorClock out
+        cdef uint64_t *counts
+        if not any([self.actors.ids[i] in gone for i in range(self.actors.size)]):
+            return self
+        counts = <uint64_t *>PyMem_Malloc((self.actors.size + 1) * sizeof(uint64_t))
+        if counts == NULL:
+            raise MemoryError
+        try:
+            for i in range(self.actors.size):
+                counts[i] = 0 if self.actors.ids[i] in gone else self.counts[i]
+            return clock_of(self.actors, counts)
+        finally:
+            PyMem_Free(counts)
+
     def get(self, actor):
         """The count of one actor, 0 if it is absent."""
         cdef size_t at
@@ -419,22 +437,9 @@ cdef class VectorClock:
     def from_bytes(data):
         """Read what `to_bytes` wrote. Raises CorruptionError for anything else; costs no more than the bytes hold."""
         cdef nova_reader r
-        cdef dict counts = {}
-        cdef uint64_t n, i, count
         cdef VectorClock out
         unseal(data, CLOCK_MAGIC, "vector clock", &r)
-        n = nova_take_size(&r, 3)
-        last = None
-        for i in range(n):
-            actor = read_actor(&r, "vector clock")
-            count = nova_take_number(&r)
-            key = _actor_key(actor)
-            if not r.ok or count == 0:
-                raise malformed("vector clock", "a count is 0, too long or cut")
-            if last is not None and key <= last:
-                raise malformed("vector clock", f"actor {actor!r} is out of order")
-            last = key
-            counts[actor] = count
+        counts = read_counts(&r, "vector clock")
         if not r.ok or nova_left(&r):
             raise malformed("vector clock", "its length is wrong")
         out = VectorClock.__new__(VectorClock)
@@ -446,6 +451,196 @@ def _pair_key(pair):
     return _actor_key(pair[0])
 
 
+cdef VectorClock clock_of(ActorSet actors, const uint64_t *counts):
+    """The clock of these counts; whoever counts 0 is left out."""
+    cdef VectorClock out
+    cdef uint32_t *ids
+    cdef size_t i, n = 0
+    for i in range(actors.size):
+        n += counts[i] != 0
+    if n == actors.size:
+        out = with_room(actors)
+        memcpy(out.counts, counts, n * sizeof(uint64_t))
+        return out
+    ids = <uint32_t *>PyMem_Malloc((n + 1) * sizeof(uint32_t))
+    if ids == NULL:
+        raise MemoryError
+    try:
+        n = 0
+        for i in range(actors.size):
+            if counts[i]:
+                ids[n] = actors.ids[i]
+                n += 1
+        out = with_room(actor_set(ids, n))
+    finally:
+        PyMem_Free(ids)
+    n = 0
+    for i in range(actors.size):
+        if counts[i]:
+            out.counts[n] = counts[i]
+            n += 1
+    return out
+
+
+# --- dotted version vectors ------------------------------------------------------------------------------------------
+
+cdef class DottedVersionVector:
+    """The causality of one stored version: its own event (the dot) and what its writer had seen (the vector).
+
+    It names exactly the events vector + dot, also where the dot is not the next one of its actor; so a server can write
+    for many clients under one actor, and versions of clients that did not see one another stay siblings (Preguica,
+    Baquero, Almeida et al. 2012). Immutable. `compare` is inclusion of events; asking whether a clock covers a version,
+    `known_to`, costs O(log actors).
+
+    A coordinator stores a client's write so:
+        siblings = DottedVersionVector.sync(siblings, [DottedVersionVector.write(context, siblings, actor)])
+    and hands out `DottedVersionVector.join(siblings)` with what is read.
+    """
+
+    def __init__(self, vector=None, dot=None):
+        if self.past is not None:
+            raise UsageError("a DottedVersionVector is immutable; make a new one")
+        self.past = vector if type(vector) is VectorClock else VectorClock(vector)
+        self.actor = None
+        if dot is not None:
+            try:
+                actor, count = dot
+            except (TypeError, ValueError):
+                raise UsageError(f"{dot!r} is no dot; a dot is (actor, count)") from None
+            if as_count(actor, count) == 0:
+                raise UsageError(f"count of actor {actor!r} is 0; dots count from 1")
+            self.actor, self.count = as_actor(actor), count
+            if self.count <= self.past.get(self.actor):
+                raise UsageError(f"dot {dot!r} is in the vector, which is at {self.past.get(self.actor)}; "
+                                 "a version cannot have seen itself")
+            if self.count == self.past.get(self.actor) + 1:
+                self.whole = self.past.increment(self.actor)
+
+    @property
+    def vector(self):
+        """What the writer had seen."""
+        return self.past
+
+    @property
+    def dot(self):
+        """The version's own event, None if it has none."""
+        return None if self.actor is None else Dot(self.actor, self.count)
+
+    cdef bint within(self, DottedVersionVector other):
+        """Are all our events among the other's?"""
+        cdef uint64_t seen
+        cdef object top
+        if self.actor is not None:
+            seen = other.past.get(self.actor)
+            if not (self.count <= seen or (other.actor == self.actor and other.count == self.count)):
+                return False
+        if other.past.dominates(self.past):
+            return True
+        # The one event more that our vector may hold is the other's dot.
+        return other.whole is not None and other.whole.dominates(self.past)
+
+    def compare(self, DottedVersionVector other not None):
+        """How the events of this version stand to those of `other`."""
+        cdef int below = self.within(other), above = other.within(self)
+        return ORDERS[(not above) | (not below) << 1]
+
+    def __richcmp__(self, other, int op):
+        cdef bint below, above
+        if not isinstance(other, DottedVersionVector):
+            return NotImplemented
+        below = self.within(<DottedVersionVector>other)
+        above = (<DottedVersionVector>other).within(self)
+        return (below and not above, below, below and above, not (below and above), above and not below, above)[op]
+
+    def concurrent(self, DottedVersionVector other not None):
+        """Did neither see the other?"""
+        return not self.within(other) and not other.within(self)
+
+    def known_to(self, VectorClock clock not None):
+        """Does this clock cover the version: its dot, or, without one, its vector?"""
+        return clock.get(self.actor) >= self.count if self.actor is not None else clock.dominates(self.past)
+
+    @staticmethod
+    def write(VectorClock context not None, siblings, actor):
+        """The version that a client who saw `context` makes at the replica `actor`, which holds `siblings`."""
+        cdef uint64_t last = context.get(actor)
+        for item in siblings:
+            if not isinstance(item, DottedVersionVector):
+                raise UsageError(f"{item!r} is a {type(item).__name__}; siblings are DottedVersionVector objects")
+            last = max(last, (<DottedVersionVector>item).ceiling(actor))
+        if last == U64_MAX:
+            raise UsageError(f"count of actor {actor!r} is 2**64 - 1, the last one; go on under a new actor")
+        return DottedVersionVector(context, (actor, last + 1))
+
+    cdef uint64_t ceiling(self, actor):
+        return max(<uint64_t>self.past.get(actor), self.count if self.actor is not None and self.actor == as_actor(actor) else 0)
+
+    @staticmethod
+    def sync(*groups):
+        """The siblings of several replicas as one list: no version twice, none that another one has seen."""
+        cdef list out = []
+        for group in groups:
+            for version in group:
+                if not isinstance(version, DottedVersionVector):
+                    raise UsageError(f"{version!r} is a {type(version).__name__}; siblings are DottedVersionVector objects")
+                if any([version <= other for other in out]):
+                    continue
+                out = [other for other in out if not other < version]
+                out.append(version)
+        return out
+
+    @staticmethod
+    def join(siblings):
+        """What a reader of these siblings has seen, as one VectorClock: the context of its next write."""
+        cdef VectorClock out = VectorClock()
+        for item in siblings:
+            if not isinstance(item, DottedVersionVector):
+                raise UsageError(f"{item!r} is a {type(item).__name__}; siblings are DottedVersionVector objects")
+            out = out.merge((<DottedVersionVector>item).past)
+            if (<DottedVersionVector>item).actor is not None:
+                out = out.merge(VectorClock({(<DottedVersionVector>item).actor: (<DottedVersionVector>item).count}))
+        return out
+
+    def __hash__(self):
+        if self.whole is not None:
+            return hash(self.whole)
+        return hash(self.past) if self.actor is None else hash(self.past) ^ hash((self.actor, self.count))
+
+    def __repr__(self):
+        return f"DottedVersionVector({self.past.to_dict()!r}, dot={None if self.actor is None else (self.actor, self.count)!r})"
+
+    def __reduce__(self):
+        return DottedVersionVector, (self.past, self.dot)
+
+    def to_bytes(self):
+        """Canonical bytes: the same vector and dot give the same bytes in every process."""
+        cdef list parts = [number(self.past.actors.size)]
+        for actor, count in self.past.items():
+            parts.append(actor_bytes(actor))
+            parts.append(number(count))
+        if self.actor is not None:
+            parts.append(actor_bytes(self.actor))
+            parts.append(number(self.count))
+        return seal(DOTTED_MAGIC, parts)
+
+    @staticmethod
+    def from_bytes(data):
+        """Read what `to_bytes` wrote. Raises CorruptionError for anything else."""
+        cdef nova_reader r
+        cdef dict counts
+        cdef object dot = None
+        unseal(data, DOTTED_MAGIC, "dotted version vector", &r)
+        counts = read_counts(&r, "dotted version vector")
+        if r.ok and nova_left(&r):
+            actor = read_actor(&r, "dotted version vector")
+            dot = (actor, nova_take_number(&r))
+            if not r.ok or dot[1] <= counts.get(actor, 0):
+                raise malformed("dotted version vector", "its dot is cut or in its vector")
+        if not r.ok or nova_left(&r):
+            raise malformed("dotted version vector", "its length is wrong")
+        return DottedVersionVector(counts, dot)
+
+
 cdef bytes actor_bytes(object actor):
     if type(actor) is int:
         return b"\x00" + number(actor)
@@ -453,6 +648,24 @@ cdef bytes actor_bytes(object actor):
         return b"\x01" + number(len(actor)) + actor
     encoded = (<str>actor).encode()
     return b"\x02" + number(len(encoded)) + encoded
+
+
+cdef dict read_counts(nova_reader *r, str what):
+    """As many (actor, count) pairs as the number before them says, in canonical order."""
+    cdef dict counts = {}
+    cdef uint64_t n = nova_take_size(r, 3), i, count
+    last = None
+    for i in range(n):
+        actor = read_actor(r, what)
+        count = nova_take_number(r)
+        key = _actor_key(actor)
+        if not r.ok or count == 0:
+            raise malformed(what, "a count is 0, too long or cut")
+        if last is not None and key <= last:
+            raise malformed(what, f"actor {actor!r} is out of order")
+        last = key
+        counts[actor] = count
+    return counts
 
 
 cdef object read_actor(nova_reader *r, str what):
@@ -699,6 +912,11 @@ cdef class CausalContext:
         """Is everything known here that `other` knows?"""
         return self.covers_c(other)
 
+    def forget(self, actors):
+        """Drop all that is known of these actors. Safe only once nobody can still send what they wrote."""
+        for actor in ([actors] if isinstance(actors, str) else actors):
+            self.actors.pop(as_actor(actor), None)
+
     def copy(self):
         """A context that goes its own way."""
         return self.clone()
@@ -741,7 +959,7 @@ cdef class CausalContext:
         return f"CausalContext({self.vector.to_dict()!r}, cloud={self.cloud()!r})"
 
     def __reduce__(self):
-        return CausalContext.from_bytes, (self.to_bytes(),)
+        return _context_from_bytes, (self.to_bytes(),)
 
     def to_bytes(self):
         """Canonical bytes: equal contexts give equal bytes in every process."""
@@ -756,6 +974,10 @@ cdef class CausalContext:
         if nova_left(&r):
             raise malformed("causal context", "its length is wrong")
         return out
+
+
+def _context_from_bytes(data):
+    return CausalContext.from_bytes(data)
 
 
 cdef list context_parts(CausalContext context):
