@@ -1,4 +1,4 @@
-"""Each instruction set gives the same answers: the work below is done by one process a level, and the results compared."""
+"""Each instruction set gives the same answers: one process a level does the work below; all must agree."""
 
 from __future__ import annotations
 
