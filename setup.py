@@ -18,6 +18,7 @@ KERNELS = {
     "clockbatch": ["csrc/clockbatch.c"],
     "crdt": ["csrc/crdt.c"],
     "digest": ["csrc/digest.c"],
+    "reconcile": ["csrc/sketch.c"],
     "sequence": ["csrc/sequence.c", "csrc/digest.c"],
     "keyspace": ["csrc/digest.c"],
     "log": ["csrc/log.c"],

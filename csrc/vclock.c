@@ -69,7 +69,7 @@ NOVA_TARGET_AVX512 static nova_order order_avx512(const uint64_t *a, const uint6
 
 nova_order nova_vclock_compare(nova_clock a, nova_clock b)
 {
-    if (a.size == b.size && (a.actors == b.actors || !memcmp(a.actors, b.actors, a.size * sizeof *a.actors)))
+    if (a.size == b.size && (a.actors == b.actors || !a.size || !memcmp(a.actors, b.actors, a.size * sizeof *a.actors)))
         return nova_has_avx512() ? order_avx512(a.counts, b.counts, a.size)
                : nova_has_avx2() ? order_avx2(a.counts, b.counts, a.size)
                                  : order_plain(a.counts, b.counts, a.size);

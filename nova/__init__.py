@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PNCounter,
         TwoPSet,
     )
+    from nova.digest import Reconciler, SetDigest, digest128
     from nova.errors import CorruptionError, NovaError, PeerError, UnavailableError, UsageError
     from nova.metrics import Registry
     from nova.store import ReplicatedStore
@@ -47,6 +48,7 @@ _HOMES = {
         "PNCounter",
         "TwoPSet",
     ),
+    "nova.digest": ("Reconciler", "SetDigest", "digest128"),
     "nova.errors": ("CorruptionError", "NovaError", "PeerError", "UnavailableError", "UsageError"),
     "nova.metrics": ("Registry",),
     "nova.store": ("ReplicatedStore",),
@@ -78,9 +80,11 @@ __all__ = [
     "Order",
     "PNCounter",
     "PeerError",
+    "Reconciler",
     "Registry",
     "ReplicatedStore",
     "Resolution",
+    "SetDigest",
     "TwoPSet",
     "UnavailableError",
     "UsageError",
@@ -88,6 +92,7 @@ __all__ = [
     "VectorClock",
     "Version",
     "__version__",
+    "digest128",
 ]
 
 

@@ -1,5 +1,7 @@
-"""Digests of many small things: equal sets have equal digests, and a member comes or goes in O(1)."""
+"""Digests of many small things: equal sets have equal digests, and what differs is found from a few bytes."""
 
 from nova._native.digest import SetDigest, digest128
+from nova._native.reconcile import Reconciler
+from nova.types import Difference
 
-__all__ = ["SetDigest", "digest128"]
+__all__ = ["Difference", "Reconciler", "SetDigest", "digest128"]

@@ -36,6 +36,13 @@ class Dot(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a dot
 
 
+class Difference(NamedTuple):
+    """How two sets of ids differ: ascending ids that only this or only the other one has."""
+
+    here: list[int]
+    there: list[int]
+
+
 class Random(Protocol):
     """The seeded generator that a driver lends to a core (``random.Random`` fits)."""
 

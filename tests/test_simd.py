@@ -13,6 +13,7 @@ from nova.digest import digest128
 WORK = """
 import numpy as np
 from nova.clock import ClockBatch, VectorClock
+from nova.digest import Reconciler
 
 random = np.random.default_rng(7)
 for actors in (1, 15, 64, 200):
@@ -24,6 +25,10 @@ for actors in (1, 15, 64, 200):
         print(batch.merge_all().to_bytes(), batch.meet_all().to_bytes())
         print(batch.compare_pairs(ClockBatch.from_array(range(actors), table[::-1])).tolist())
         print([batch[i].compare(batch[i + 1]) for i in range(100)])
+for count in range(12):
+    ids = random.integers(1, (1 << 64) - 1, size=count, dtype=np.uint64)
+    one = Reconciler(ids)
+    print(one.encode(), one.encode(cells=99), Reconciler().decode(one.encode()))
 """
 
 

@@ -1,0 +1,51 @@
+"""What differs between two sets of a million ids. Run: pytest bench/bench_reconcile.py"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nova.digest import Reconciler, SetDigest
+
+IDS = 1_000_000
+LOOP = 100
+
+
+@pytest.fixture(scope="module")
+def ids() -> Any:
+    return np.random.default_rng(1).integers(1, 1 << 63, size=IDS, dtype=np.uint64)
+
+
+@pytest.mark.parametrize("differences", [10, 1000])
+def test_decode(benchmark: Any, ids: Any, differences: int) -> None:
+    """The bytes that went over the wire are in the results as `bytes`. The set is not looked at."""
+    mine, theirs = Reconciler(ids), Reconciler(ids[: IDS - differences])
+    data = theirs.encode(cells=0 if differences <= 10 else Reconciler.cells_for(differences))
+    benchmark.group = f"digest.reconcile, 1 M ids, {differences} differences"
+    benchmark.extra_info["bytes"] = len(data)
+    found = benchmark(mine.decode, data)
+    assert found.here == sorted(ids[IDS - differences :].tolist())
+
+
+@pytest.mark.parametrize("kept", ["SetDigest", "Reconciler"])
+def test_upkeep_of_a_write(benchmark: Any, kept: str) -> None:
+    benchmark.group = "digest.upkeep"
+    benchmark.extra_info["operations"] = LOOP
+    if kept == "SetDigest":
+        digest = SetDigest()
+
+        def loop() -> bool:
+            for _ in range(LOOP):
+                digest.add(b"vm/eu-1/000042:running")
+            return True
+    else:
+        summary = Reconciler()
+
+        def loop() -> bool:
+            for id in range(1, LOOP + 1):
+                summary.add(id)
+            return True
+
+    assert benchmark(loop)
