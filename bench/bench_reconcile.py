@@ -49,3 +49,18 @@ def test_upkeep_of_a_write(benchmark: Any, kept: str) -> None:
             return True
 
     assert benchmark(loop)
+
+
+@pytest.mark.benchmark(group="digest.reconcile, cells a difference")
+@pytest.mark.parametrize("differences", [50, 1000])
+def test_cells_that_were_needed(benchmark: Any, differences: int) -> None:
+    """The median of fifty pairs of sets is in the results as `cells_a_difference`; what is timed is one decoding."""
+    values, needs = np.random.default_rng(2), []
+    for seed in range(50):
+        theirs = Reconciler(values.integers(1, 1 << 63, size=differences, dtype=np.uint64), seed=seed)
+        mine, need = Reconciler(seed=seed), differences
+        while mine.decode(theirs.encode(cells=need)) is None:
+            need += 1 + differences // 200
+        needs.append(need / differences)
+    benchmark.extra_info["cells_a_difference"] = round(sorted(needs)[25], 3)
+    assert benchmark(mine.decode, theirs.encode(cells=need)) is not None

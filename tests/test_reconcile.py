@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -162,3 +163,37 @@ def test_pieces_that_do_not_fit_are_refused() -> None:
         mine.decode()
     with pytest.raises(UsageError, match="bytes"):
         mine.decode("x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("differences", [1, 5, 11, 20, 50, 100, 200, 300, 1000])
+def test_cells_for_is_enough_ninety_nine_times_of_a_hundred(differences: int) -> None:
+    values, missed, trials = np.random.default_rng(differences), 0, 300
+    for seed in range(trials):
+        theirs = Reconciler(values.integers(1, 1 << 63, size=differences, dtype=np.uint64), seed=seed)
+        found = Reconciler(seed=seed).decode(theirs.encode(cells=Reconciler.cells_for(differences)))
+        missed += found is None
+    assert missed * 100 <= trials
+
+
+def test_more_cannot_be_removed_than_is_in() -> None:
+    mine = Reconciler([1, 2])
+    for wrong in ([1, 2, 3], np.arange(1, 4, dtype=np.uint64), np.arange(1, 5000, dtype=np.uint64)):
+        with pytest.raises(UsageError, match="only what is in"):
+            mine.remove_many(wrong)
+    mine.remove_many([1, 2])
+    with pytest.raises(UsageError, match="only what is in"):
+        mine.remove(1)
+    assert mine.encode() == Reconciler().encode()
+    assert len(mine) == 0
+
+
+def test_threads_that_write_at_once_lose_nothing() -> None:
+    parts = [np.arange(1 + 20_000 * n, 1 + 20_000 * (n + 1), dtype=np.uint64) for n in range(8)]
+    shared, alone = Reconciler(), Reconciler()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(shared.add_many, parts * 5 + parts))  # six times: what is twice in goes out of the xors
+        list(pool.map(shared.remove_many, parts * 5))
+    alone.add_many(np.concatenate(parts))
+    assert len(shared) == len(alone) == 160_000
+    assert shared.digest() == alone.digest()
+    assert shared.encode(cells=2048) == alone.encode(cells=2048)

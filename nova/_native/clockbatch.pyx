@@ -10,6 +10,7 @@ from libc.string cimport memset
 
 from nova._native.vclock cimport ActorSet, VectorClock, actor_name, actor_set, as_actor, clock_of
 
+from nova._native.vclock import _actor_key
 from nova.errors import LimitError, UsageError
 
 DEF U64_MAX = 0xFFFFFFFFFFFFFFFF
@@ -63,10 +64,6 @@ cdef Out out_of(object out, tuple shape):
     return self
 
 
-def _actor_order(actor):
-    return (2, actor) if type(actor) is str else (0, actor) if type(actor) is int else (1, actor)
-
-
 cdef class ClockBatch:
     """Many vector clocks as one array: rows are clocks, columns the actors that any of them knows. Immutable.
 
@@ -102,7 +99,7 @@ cdef class ClockBatch:
             raise MemoryError
         memset(self.bases, 0, (n + 1) * sizeof(uint64_t))
         self.batch.base = self.bases
-        order = sorted([(_actor_order(actor_name(known.ids[i])), i) for i in range(n)])
+        order = sorted([(_actor_key(actor_name(known.ids[i])), i) for i in range(n)])
         self.names = tuple([key[1] for key, _ in order])
         for column, (_, i) in enumerate(order):
             self.column_of[i] = column
@@ -144,10 +141,10 @@ cdef class ClockBatch:
         cdef VectorClock clock
         cdef ActorSet first = None
         cdef set ids = None
-        cdef size_t i, j, k, n, m = len(rows)
+        cdef size_t i, j, n, m = len(rows)
         cdef uint32_t *flat
         cdef uint64_t *edges
-        cdef uint64_t count
+        cdef uint64_t *row
         for item in rows:
             if not isinstance(item, VectorClock):
                 raise UsageError(f"{item!r} is a {type(item).__name__}; a batch is made of VectorClock objects")
@@ -178,37 +175,25 @@ cdef class ClockBatch:
             first = actor_set(NULL, 0)
         out.shape(first, m)
         n = first.size
-        edges = <uint64_t *>PyMem_Malloc((2 * n + 1) * sizeof(uint64_t))
+        edges = <uint64_t *>PyMem_Malloc((3 * n + 1) * sizeof(uint64_t))     # least, greatest, one row
         if edges == NULL:
             raise MemoryError
         try:
+            row = edges + 2 * n
             for i in range(n):
                 edges[i], edges[n + i] = U64_MAX if m else 0, 0
             for item in rows:
-                clock = <VectorClock>item
-                k = 0
+                out.lay_out(<VectorClock>item, row)
                 for i in range(n):
-                    count = 0
-                    if k < clock.actors.size and clock.actors.ids[k] == first.ids[i]:
-                        count = clock.counts[k]
-                        k += 1
-                    j = out.column_of[i]
-                    if count < edges[j]:
-                        edges[j] = count
-                    if count > edges[n + j]:
-                        edges[n + j] = count
+                    edges[i] = min(edges[i], row[i])
+                    edges[n + i] = max(edges[n + i], row[i])
             out.spread(edges, edges + n)
+            for j in range(m):
+                out.lay_out(<VectorClock>rows[j], row)
+                for i in range(n):
+                    nova_batch_set(&out.batch, j, i, row[i])
         finally:
             PyMem_Free(edges)
-        for j in range(m):
-            clock = <VectorClock>rows[j]
-            k = 0
-            for i in range(n):
-                count = 0
-                if k < clock.actors.size and clock.actors.ids[k] == first.ids[i]:
-                    count = clock.counts[k]
-                    k += 1
-                nova_batch_set(&out.batch, j, out.column_of[i], count)
         return out
 
     @staticmethod
@@ -434,7 +419,7 @@ cdef tuple in_common(ClockBatch a, ClockBatch b):
     if same:
         return a, b
     np = arrays()
-    names = sorted(set(a.names) | set(b.names), key=_actor_order)
+    names = sorted(set(a.names) | set(b.names), key=_actor_key)
     at = {name: i for i, name in enumerate(names)}
     out = []
     for batch in (a, b):

@@ -27,6 +27,8 @@ cdef class Reconciler:
     cdef nova_cell *table
     cdef void toggle(self, uint64_t id, uint32_t weight) noexcept nogil
     cdef nova_digest digest_of(self, uint64_t id) noexcept nogil
+    cdef int check_stock(self, uint64_t n, uint32_t weight) except -1
+    cdef void join(self, Reconciler news) noexcept
     cdef object many(self, object ids, uint32_t weight)
     cdef object by_sketch(self, const uint64_t *words, nova_digest total)
     cdef object by_cells(self, nova_cell *cells, size_t n, nova_digest total)

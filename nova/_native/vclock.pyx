@@ -361,7 +361,7 @@ cdef class VectorClock:
             PyMem_Free(counts)
 
     def without(self, actors):
-        """The clock that forgets these actors. Safe only once nobody can still send what they wrote (see retirement)."""
+        """The clock that forgets these actors. Safe only once nobody can still send what they wrote."""
         cdef size_t i
         cdef set gone = {ACTOR_IDS.get(as_actor(actor)) for actor in ([actors] if isinstance(actors, (str, bytes)) else actors)}
         cdef VectorClock out
@@ -529,7 +529,6 @@ cdef class DottedVersionVector:
     cdef bint within(self, DottedVersionVector other):
         """Are all our events among the other's?"""
         cdef uint64_t seen
-        cdef object top
         if self.actor is not None:
             seen = other.past.get(self.actor)
             if not (self.count <= seen or (other.actor == self.actor and other.count == self.count)):
