@@ -115,6 +115,15 @@ def test_changed_bytes_are_refused_or_reveal_nothing(cells: int, data: st.DataOb
     assert found is None
 
 
+@pytest.mark.parametrize("cells", [0, 40])
+def test_a_result_is_checked_against_both_sums(cells: int) -> None:
+    mine, theirs = Reconciler(range(1, 9)), Reconciler(range(3, 12))
+    raw = theirs.encode(cells=cells)
+    assert mine.decode(raw) == Difference([1, 2], [9, 10, 11])
+    for at in range(2, 18):
+        assert mine.decode(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]) is None
+
+
 @given(st.binary(max_size=300), st.integers(0, 3))
 @settings(max_examples=500)
 def test_hostile_bytes_end_in_time(tail: bytes, cut: int) -> None:
