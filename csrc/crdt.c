@@ -22,6 +22,31 @@ static int check_float(uint8_t *p, int mend)
     return is_nan && memcmp(p, nan, 8) ? NOVA_EVALUE_SPELLING : 0;
 }
 
+/* Is this UTF-8 (RFC 3629): shortest forms only, no surrogates, nothing over U+10FFFF? */
+static int is_utf8(const uint8_t *p, size_t n)
+{
+    for (size_t i = 0; i < n;) {
+        if (n - i >= 8 && !(nova_load64le(p + i) & 0x8080808080808080u)) {
+            i += 8;
+            continue;
+        }
+        uint8_t first = p[i++];
+        if (first < 0x80)
+            continue;
+        unsigned more = first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
+        if (first < 0xc2 || first > 0xf4 || n - i < more)
+            return 0;
+        uint8_t low = first == 0xe0 ? 0xa0 : first == 0xf0 ? 0x90 : 0x80;
+        uint8_t high = first == 0xed ? 0x9f : first == 0xf4 ? 0x8f : 0xbf;
+        if (p[i] < low || p[i] > high)
+            return 0;
+        for (i++; --more; i++)
+            if ((p[i] & 0xc0) != 0x80)
+                return 0;
+    }
+    return 1;
+}
+
 int nova_value_check(uint8_t *p, size_t n, int mend)
 {
     uint64_t open[NOVA_VALUE_DEPTH_MAX]; /* items still to come at each level */
@@ -32,6 +57,7 @@ int nova_value_check(uint8_t *p, size_t n, int mend)
         uint8_t tag = nova_take_byte(&r);
         uint64_t size = 0, items = 0, least = 0;
         unsigned width;
+        int text = 0;
         if (!r.ok)
             return NOVA_EVALUE_CUT;
         if (tag < 0x80 || tag >= 0xe0 || tag == 0xc0 || tag == 0xc2 || tag == 0xc3) {
@@ -41,7 +67,7 @@ int nova_value_check(uint8_t *p, size_t n, int mend)
         } else if (tag < 0xa0) {
             items = tag & 15;
         } else if (tag < 0xc0) {
-            size = tag & 31;
+            size = tag & 31, text = 1;
         } else if (tag == 0xcb) {
             if (!nova_take(&r, 8))
                 return NOVA_EVALUE_CUT;
@@ -59,7 +85,7 @@ int nova_value_check(uint8_t *p, size_t n, int mend)
             if (r.ok && v >= (width == 1 ? -32 : -(1ll << (4 * width - 1))))
                 return NOVA_EVALUE_SPELLING;
         } else if ((tag >= 0xc4 && tag <= 0xc6) || (tag >= 0xd9 && tag <= 0xdb)) { /* bin, str 8, 16, 32 */
-            int text = tag >= 0xd9;
+            text = tag >= 0xd9;
             width = 1u << (tag - (text ? 0xd9 : 0xc4));
             size = take_be(&r, width);
             least = width == 1 ? (text ? 32 : 0) : 1ull << 4 * width;
@@ -77,6 +103,8 @@ int nova_value_check(uint8_t *p, size_t n, int mend)
         }
         if (!nova_take(&r, size) || items > nova_left(&r))
             return NOVA_EVALUE_CUT;
+        if (text && !is_utf8(r.at - size, size))
+            return NOVA_EVALUE_TEXT;
         if (items) {
             if (depth == NOVA_VALUE_DEPTH_MAX)
                 return NOVA_EVALUE_DEPTH;

@@ -2,7 +2,7 @@
  *
  * A CRDT value is one MessagePack object: nil, bool, int, float64, str, bin, array, map. Each has many spellings on the
  * wire; replicas compare and hash values as bytes, so only the shortest one is let in, and one NaN. The order of map
- * keys and UTF-8 are left to the decoder. */
+ * keys is left to the decoder. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -14,6 +14,7 @@ enum {
     NOVA_EVALUE_DEPTH = -2,    /* nested deeper than NOVA_VALUE_DEPTH_MAX */
     NOVA_EVALUE_SPELLING = -3, /* a longer spelling than need be, or another NaN */
     NOVA_EVALUE_TYPE = -4,     /* an extension, float32, or a reserved byte */
+    NOVA_EVALUE_TEXT = -5,     /* a str that is not UTF-8 */
 };
 
 /* Check the n bytes at p: 0 or NOVA_VALUE_MAPS, else NOVA_E...; with mend, NaNs are brought to their one form. O(n). */

@@ -1,54 +1,113 @@
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nova._native.digest cimport nova_digest
-from nova._native.vclock cimport CausalContext
+from nova._native.vclock cimport nova_span
 
 
 cdef extern from "crdt.h" nogil:
+    enum:
+        NOVA_VALUE_MAPS
     int nova_value_check(uint8_t *p, size_t n, int mend)
 
 
-# One live value: where it is, which write put it there, what it is.
-cdef class Row:
-    cdef Node node
-    cdef bytes leaf
-    cdef str actor
-    cdef uint64_t count
-    cdef uint64_t stamp
-    cdef bytes payload
+cdef extern from "rows.h" nogil:
+    enum:
+        NOVA_ROWS_NOMEM
+        NOVA_ROWS_FULL
+        NOVA_ROWS_TWICE
+        NOVA_ROWS_STAMPED
+        NOVA_WHO_NONE
+        NOVA_BOX_PLAIN
+        NOVA_BOX_LAST
+        NOVA_BOX_LAST_ONE
+    ctypedef struct nova_rows:
+        pass
+    ctypedef struct nova_row:
+        uint32_t box
+        uint32_t who
+        uint64_t count
+        uint64_t stamp
+        const uint8_t *leaf
+        const uint8_t *value
+        size_t nleaf
+        size_t nvalue
+    ctypedef struct nova_known:
+        const nova_span *at
+        size_t size
+    ctypedef struct nova_plan:
+        size_t ngone
+        size_t nfresh
+        uint32_t who
+        uint64_t count
+        uint64_t stamp
+    void nova_rows_seed(uint64_t seed)
+    nova_rows *nova_rows_new(int type, int rule, int nested)
+    void nova_rows_free(nova_rows *r)
+    nova_rows *nova_rows_copy(const nova_rows *r)
+    size_t nova_rows_bytes(const nova_rows *r)
+    uint32_t nova_rows_writer(nova_rows *r, const char *name, size_t n)
+    uint32_t nova_rows_writers(const nova_rows *r)
+    nova_known nova_rows_known(const nova_rows *r, uint32_t who)
+    uint64_t nova_rows_last(const nova_rows *r, uint32_t who)
+    int nova_rows_learn(nova_rows *r, uint32_t who, const nova_span *spans, size_t n)
+    bint nova_rows_covers(const nova_rows *r, const nova_rows *o, const uint32_t *map)
+    uint32_t nova_rows_box(nova_rows *r, uint32_t parent, int type, int rule, const void *key, size_t n, int make)
+    int nova_rows_box_type(const nova_rows *r, uint32_t box)
+    const uint8_t *nova_rows_box_key(const nova_rows *r, uint32_t box, size_t *n)
+    size_t nova_rows_box_size(const nova_rows *r, uint32_t box)
+    size_t nova_rows_box_keys(const nova_rows *r, uint32_t box)
+    uint32_t nova_rows_first(const nova_rows *r, uint32_t box)
+    uint32_t nova_rows_next(const nova_rows *r, uint32_t at)
+    uint32_t nova_rows_box_of(const nova_rows *r, uint32_t at)
+    uint32_t nova_rows_find(const nova_rows *r, uint32_t box, const void *leaf, size_t n)
+    uint32_t nova_rows_sibling(const nova_rows *r, uint32_t at)
+    uint32_t nova_rows_newest(const nova_rows *r, uint32_t who)
+    void nova_rows_view(const nova_rows *r, uint32_t at, nova_row *row)
+    bint nova_rows_outranks(const nova_rows *r, uint32_t a, uint32_t b)
+    bint nova_rows_has(const nova_rows *r, uint32_t who, uint64_t count)
+    int nova_rows_put(nova_rows *r, const nova_row *row)
+    int nova_rows_replace(nova_rows *r, const nova_row *row)
+    void nova_rows_drop(nova_rows *r, uint32_t at)
+    void nova_rows_sweep(nova_rows *r, uint32_t at)
+    size_t nova_rows_drop_key(nova_rows *r, uint32_t box, const void *leaf, size_t n)
+    int nova_rows_tidy(nova_rows *r)
+    nova_digest nova_rows_digest(nova_rows *r)
+    int nova_rows_plan(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_known *kept, nova_plan *plan)
+    int nova_rows_join(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_plan *plan)
+    void nova_plan_free(nova_plan *plan)
+    uint8_t *nova_rows_wire(const nova_rows *r, const nova_known *known, const uint32_t *rank, size_t *rows, size_t *size)
+    nova_span *nova_rows_kept(const nova_rows *r, uint32_t who, nova_known known, size_t *size)
+    uint32_t *nova_rows_sorted(const nova_rows *r, uint32_t box, size_t *size)
 
 
-# One container: the root, or a value nested in a map. Rows by leaf, nested containers by (type, key).
-cdef class Node:
-    cdef Node parent
-    cdef int type
-    cdef str key
-    cdef bytes path
-    cdef tuple steps
-    cdef dict leaves
-    cdef dict kids
-
-
-# All rows of a replica under one context.
+# The kernel's rows, and the names of their writers.
 cdef class Store:
-    cdef str actor
-    cdef CausalContext context
-    cdef Node root
-    cdef dict live
-    cdef dict hashes
-    cdef nova_digest total
-    cdef Node find(self, tuple steps)
-    cdef Node reach(self, tuple steps)
-    cdef nova_digest hash(self, Row row) except *
-    cdef int put(self, Node node, bytes leaf, str actor, uint64_t count, uint64_t stamp, bytes payload) except -1
-    cdef int drop(self, Row row) except -1
+    cdef nova_rows *rows
+    cdef int type
+    cdef object actor               # str, or None: nobody writes here
+    cdef uint32_t me                # its number, if it wrote or was heard of
+    cdef dict numbers               # str -> number of a writer
+    cdef list names                 # and back; they own the bytes that the kernel points to
+    cdef uint64_t serial            # which store this is; a copy is another one
+    cdef uint64_t version           # goes up when something is learned
+    cdef bint broken                # memory ran out in the middle of a join
+    cdef uint32_t *map              # numbers of another store's writers here
+    cdef size_t map_size
+    cdef size_t map_of_mine
+    cdef uint64_t map_of
+    cdef uint64_t seen              # a store that held nothing new at `seen_version`
+    cdef uint64_t seen_version
+    cdef uint32_t writer(self, str name) except? 0xFFFFFFFF
+    cdef int learn(self, uint32_t who, const nova_span *spans, size_t n) except -1
     cdef uint64_t take_dot(self) except 0
-    cdef int write(self, tuple steps, bytes leaf, uint64_t stamp, bytes payload, list superseded) except -1
-    cdef int join(self, CausalContext context, CausalContext kept, list rows) except -1
+    cdef const uint32_t *map_from(self, Store other, bint make) except? NULL
+    cdef bint covers(self, Store other) except -1
+    cdef int join(self, Store other, const nova_known *kept) except -1
+    cdef int add(self, nova_row *row, bint replace) except -1
 
 
 cdef class Replica:
     cdef Store store
-    cdef tuple steps
-    cdef list rows(self, bytes leaf)
+    cdef tuple steps                # (type, key) from the root; empty: this is the root
+    cdef uint32_t box(self, bint make) except? 0xFFFFFFFF
     cdef int check_root(self) except -1

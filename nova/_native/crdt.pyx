@@ -3,7 +3,8 @@
 Every type keeps live *rows* (container, leaf, dot, stamp, payload) under one causal context, as ORSWOT does (Bieniusa
 et al. 2012): every write and every remove takes a dot; it drops rows that its writer saw and may add one. A row that
 one side lacks although its context covers the dot was dropped there. So there are no tombstones, and the state is a
-function of the context: who knows the same events holds the same rows, whatever way they came.
+function of the context: who knows the same events holds the same rows, whatever way they came. The rows are the
+kernel's (csrc/rows.h); here is what each type means by them.
 
 A delta is the sender's whole context, the rows that the asker's context lacks, and, as spans, the dots of the rows that
 it has (`kept`). Applying one is therefore exactly a merge with the sender, and a delta that was made for somebody who
@@ -13,13 +14,18 @@ knew more is refused.
 import msgspec
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint64_t
+from cpython.long cimport PyLong_AsLongLong
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcmp, memcpy
 
-from nova._native.digest cimport hash_bytes, hash_row, nova_digest, nova_digest_add, nova_digest_sub
+from nova._native.digest cimport hash_bytes, nova_digest, nova_digest_add
 from nova._native.vclock cimport (
     CausalContext, Spans, as_actor, as_context, context_parts, malformed, nova_left, nova_put_number, nova_reader,
-    nova_reader_of, nova_span, nova_store64le, nova_take, nova_take_byte, nova_take_number, nova_take_size, number,
-    read_context, seal, unseal,
+    nova_reader_of, nova_spans_cover, nova_spans_seek, nova_store64le, nova_take, nova_take_byte, nova_take_number, nova_take_size, number, read_context,
+    seal, unseal,
 )
 
 from nova.errors import CorruptionError, LimitError, UnavailableError, UsageError
@@ -49,13 +55,29 @@ cdef object encode = msgspec.msgpack.Encoder(order="deterministic").encode
 cdef object decode = msgspec.msgpack.Decoder().decode
 cdef str WHAT = "CRDT state"
 
+# The interpreter hashes text with a secret of its own; so are our tables.
+nova_rows_seed(<uint64_t>hash("the rows of nova.crdt"))
+
+
+cdef inline int rule_of(int type) noexcept:
+    """What the kernel must know of a type."""
+    return NOVA_BOX_LAST_ONE if type == LWW_REGISTER else NOVA_BOX_LAST if type == LWW_MAP else NOVA_BOX_PLAIN
+
 
 # --- values ----------------------------------------------------------------------------------------------------------
 
-cdef bytes pack(object value):
-    """A value in its one spelling."""
+cdef struct Packed:
+    const uint8_t *at
+    size_t size
+
+
+cdef uint8_t *scratch = NULL            # of the value packed last, until another one is
+cdef size_t scratch_room = 0
+
+
+cdef bytes pack_checked(object value, int *found):
+    """A value in its one spelling, and what `nova_value_check` found."""
     cdef bytes out
-    cdef int failed
     try:
         out = encode(value)
     except (TypeError, ValueError, OverflowError, UnicodeError, NotImplementedError) as error:
@@ -64,25 +86,125 @@ cdef bytes pack(object value):
     except RecursionError:
         raise LimitError(f"a value of type {type(value).__name__} is nested too deep or holds itself; the limit is 64") \
             from None
-    failed = nova_value_check(<uint8_t *>PyBytes_AS_STRING(out), PyBytes_GET_SIZE(out), True)    # `out` is still ours
-    if failed == -2:
+    found[0] = nova_value_check(<uint8_t *>PyBytes_AS_STRING(out), PyBytes_GET_SIZE(out), True)  # `out` is still ours
+    if found[0] == -2:
         raise LimitError(f"a value of type {type(value).__name__} is nested too deep; the limit is 64 levels")
-    if failed < 0:
+    if found[0] < 0:
         raise UsageError(f"a value of type {type(value).__name__} cannot be kept; use JSON-like values and bytes")
     return out
 
 
-cdef int check_value(bytes packed) except -1:
-    """Is this the one spelling of a value?"""
-    cdef int found = nova_value_check(<uint8_t *>PyBytes_AS_STRING(packed), PyBytes_GET_SIZE(packed), False)
-    if found >= 0:
+cdef bytes pack(object value):
+    cdef int found
+    return pack_checked(value, &found)
+
+
+cdef inline size_t put_header(uint8_t *out, size_t size) noexcept:
+    """How a MessagePack str of this size begins."""
+    cdef int i, width
+    if size < 32:
+        out[0] = 0xA0 | <uint8_t>size
+        return 1
+    width = 1 if size < 0x100 else 2 if size < 0x10000 else 4
+    out[0] = 0xD9 + (width >> 1)
+    for i in range(width):
+        out[1 + i] = <uint8_t>(size >> (8 * (width - 1 - i)))
+    return 1 + width
+
+
+cdef inline size_t put_integer(uint8_t *out, int64_t value) noexcept:
+    """A MessagePack integer in its shortest form."""
+    cdef int i, width, kind
+    if -32 <= value < 128:
+        out[0] = <uint8_t>value
+        return 1
+    if value >= 0:
+        kind = 0 if value < 0x100 else 1 if value < 0x10000 else 2 if value < 0x100000000 else 3
+        out[0] = 0xCC + kind
+    else:
+        kind = 0 if value >= -0x80 else 1 if value >= -0x8000 else 2 if value >= -<int64_t>0x80000000 else 3
+        out[0] = 0xD0 + kind
+    width = 1 << kind
+    for i in range(width):
+        out[1 + i] = <uint8_t>(<uint64_t>value >> (8 * (width - 1 - i)))
+    return 1 + width
+
+
+cdef int need_scratch(size_t size) except -1:
+    global scratch, scratch_room
+    cdef uint8_t *grown
+    if size > scratch_room:
+        grown = <uint8_t *>PyMem_Realloc(scratch, size + 64)
+        if grown == NULL:
+            raise MemoryError
+        scratch, scratch_room = grown, size + 64
+    return 0
+
+
+cdef object pack_element(object value, Packed *out):
+    """An element of a set in its one spelling; what is returned must live as long as `out` is read, and nothing else be
+    packed meanwhile."""
+    cdef const char *text
+    cdef Py_ssize_t size
+    cdef size_t head
+    cdef int found
+    cdef bytes packed
+    if type(value) is str:
         try:
-            value = decode(packed)
-            if found == 0 or encode(value) == packed:
+            text = PyUnicode_AsUTF8AndSize(value, &size)
+        except UnicodeEncodeError as error:
+            raise UsageError(f"a value of type str cannot be kept ({error}); use JSON-like values and bytes") from None
+        if size < 0x10000:
+            need_scratch(size + 8)
+            head = put_header(scratch, size)
+            memcpy(scratch + head, text, size)
+            out.at, out.size = scratch, head + size
+            return None
+    elif type(value) is int and -0x8000000000000000 <= value <= 0x7FFFFFFFFFFFFFFF:
+        need_scratch(16)
+        out.at, out.size = scratch, put_integer(scratch, PyLong_AsLongLong(value))
+        return None
+    packed = pack_checked(value, &found)
+    if found & NOVA_VALUE_MAPS:
+        raise UsageError(f"an element of type {type(value).__name__} holds a mapping; elements must be hashable")
+    out.at, out.size = <const uint8_t *>PyBytes_AS_STRING(packed), PyBytes_GET_SIZE(packed)
+    return packed
+
+
+cdef int pack_key(object key, Packed *out) except -1:
+    """The UTF-8 of a key; it lives as long as the key."""
+    cdef Py_ssize_t size
+    if not isinstance(key, str):
+        raise UsageError(f"key {key!r} is a {type(key).__name__}; keys are str")
+    try:
+        out.at = <const uint8_t *>PyUnicode_AsUTF8AndSize(key, &size)
+    except UnicodeEncodeError:
+        raise UsageError(f"key {key!r} holds a lone surrogate; use valid Unicode") from None
+    if size > KEY_BYTES_MAX:
+        raise LimitError(f"a key of {size} bytes; the limit is {KEY_BYTES_MAX}; use a shorter one")
+    out.size = size
+    return 0
+
+
+cdef int check_value(const uint8_t *at, size_t size, bint element) except -1:
+    """Is this the one spelling of a value, or of an element of a set?"""
+    cdef int found = nova_value_check(<uint8_t *>at, size, False)
+    if found == 0:
+        return 0
+    if found == NOVA_VALUE_MAPS and element:
+        raise malformed(WHAT, "an element of a set holds a mapping")
+    if found == NOVA_VALUE_MAPS:
+        try:
+            packed = PyBytes_FromStringAndSize(<const char *>at, size)
+            if encode(decode(packed)) == packed:
                 return 0
         except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
             pass
-    raise malformed(WHAT, f"a value of {len(packed)} bytes is not canonical MessagePack")
+    raise malformed(WHAT, f"a value of {size} bytes is not canonical MessagePack")
+
+
+cdef object unpack(const uint8_t *at, size_t size):
+    return decode(PyBytes_FromStringAndSize(<const char *>at, size))
 
 
 cdef object frozen(object value):
@@ -90,25 +212,8 @@ cdef object frozen(object value):
     return tuple([frozen(item) for item in value]) if type(value) is list else value
 
 
-cdef bytes pack_element(object value):
-    cdef bytes out = pack(value)
-    try:
-        hash(frozen(decode(out)))
-    except TypeError:
-        raise UsageError(f"an element of type {type(value).__name__} holds a mapping; elements must be hashable") from None
-    return out
-
-
-cdef bytes pack_key(object key):
-    if not isinstance(key, str):
-        raise UsageError(f"key {key!r} is a {type(key).__name__}; keys are str")
-    try:
-        out = key.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"key {key!r} holds a lone surrogate; use valid Unicode") from None
-    if len(out) > KEY_BYTES_MAX:
-        raise LimitError(f"a key of {len(out)} bytes; the limit is {KEY_BYTES_MAX}; use a shorter one")
-    return out
+cdef str text_of(const uint8_t *at, size_t size):
+    return at[:size].decode("utf-8")
 
 
 cdef uint64_t as_amount(object amount) except 0:
@@ -133,354 +238,422 @@ cdef uint64_t plus(uint64_t total, uint64_t amount, str actor) except? U64_MAX:
 
 # --- state -----------------------------------------------------------------------------------------------------------
 
-cdef class Row:
-    pass
+cdef uint64_t stores_made = 0
 
 
-cdef class Node:
-    pass
-
-
-cdef Node make_node(Node parent, int type, str key):
-    cdef Node node = Node.__new__(Node)
-    cdef bytes encoded
-    node.parent, node.type, node.key = parent, type, key
-    node.leaves, node.kids = {}, {}
-    if parent is None:
-        node.path, node.steps = b"", ()
-    else:
-        encoded = key.encode()
-        node.path = parent.path + bytes([type]) + number(len(encoded)) + encoded
-        node.steps = parent.steps + ((type, key),)
-    return node
-
-
-cdef tuple wire_order(Row row):
-    return row.node.path, row.leaf, row.actor, row.count
-
-
-def _row_order(Row row not None):
-    """Rows in the order of the canonical bytes."""
-    return wire_order(row)
-
-
-def _rank(Row row not None):
-    """The last writer wins: by stamp, then actor, then bytes, then count (the same actor wrote the same again)."""
-    return row.stamp, row.actor, row.payload, row.count
+cdef object failure(int code):
+    if code == NOVA_ROWS_FULL:
+        return LimitError("a replica holds 16 GiB of rows, and that is the limit; split it by key")
+    return MemoryError()
 
 
 cdef class Store:
     def __cinit__(self, int type, actor=None):
+        global stores_made
+        self.type = type
         self.actor = None
         if actor is not None:
             if not isinstance(actor, str) or not actor:
                 raise UsageError(f"actor {actor!r} is none; an actor is a str, new at every start: name~incarnation")
             self.actor = as_actor(actor)
-        self.context = CausalContext()
-        self.root = make_node(None, type, "")
-        self.live = {}
-        self.hashes = {}
-        self.total.lo = self.total.hi = 0
+        self.me = NOVA_WHO_NONE
+        self.numbers, self.names = {}, []
+        stores_made += 1
+        self.serial = stores_made
+        self.rows = nova_rows_new(type, rule_of(type), type == OR_MAP)
+        if self.rows == NULL:
+            raise MemoryError
 
-    cdef Node find(self, tuple steps):
-        cdef Node node = self.root
-        for step in steps:
-            found = node.kids.get(step)
-            if found is None:
-                return None
-            node = <Node>found
-        return node
+    def __dealloc__(self):
+        nova_rows_free(self.rows)
+        PyMem_Free(self.map)
 
-    cdef Node reach(self, tuple steps):
-        cdef Node node = self.root, kid
-        for step in steps:
-            found = node.kids.get(step)
-            if found is None:
-                kid = make_node(node, step[0], step[1])
-                node.kids[step] = kid
-                node = kid
-            else:
-                node = <Node>found
-        return node
+    cdef uint32_t writer(self, str name) except? 0xFFFFFFFF:
+        """The number of a writer, a new one if need be."""
+        cdef Py_ssize_t size
+        cdef const char *text
+        cdef uint32_t who
+        found = self.numbers.get(name)
+        if found is not None:
+            return found
+        text = PyUnicode_AsUTF8AndSize(name, &size)
+        self.names.append(name)
+        who = nova_rows_writer(self.rows, text, size)
+        if who == NOVA_WHO_NONE:
+            self.names.pop()
+            raise MemoryError
+        self.numbers[name] = who
+        if name == self.actor:
+            self.me = who
+        return who
 
-    cdef nova_digest hash(self, Row row) except *:
-        cdef bytes name
-        cdef uint64_t actor_hash
-        found = self.hashes.get(row.actor)
-        if found is None:
-            name = row.actor.encode()
-            found = hash_bytes(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), 0).lo
-            self.hashes[row.actor] = found
-        actor_hash = found
-        return hash_row(PyBytes_AS_STRING(row.node.path), PyBytes_GET_SIZE(row.node.path),
-                        PyBytes_AS_STRING(row.leaf), PyBytes_GET_SIZE(row.leaf), actor_hash, row.count, row.stamp,
-                        PyBytes_AS_STRING(row.payload), PyBytes_GET_SIZE(row.payload))
-
-    cdef int put(self, Node node, bytes leaf, str actor, uint64_t count, uint64_t stamp, bytes payload) except -1:
-        cdef Row row = Row.__new__(Row)
-        row.node, row.leaf, row.actor, row.count, row.stamp, row.payload = node, leaf, actor, count, stamp, payload
-        rows = node.leaves.get(leaf)
-        if rows is None:
-            node.leaves[leaf] = [row]
-        else:
-            (<list>rows).append(row)
-        dots = self.live.get(actor)
-        if dots is None:
-            self.live[actor] = {count: row}
-        else:
-            (<dict>dots)[count] = row
-        self.total = nova_digest_add(self.total, self.hash(row))
-        return 0
-
-    cdef int drop(self, Row row) except -1:
-        cdef Node node = row.node
-        cdef list rows = <list>node.leaves[row.leaf]
-        if len(rows) == 1:
-            del node.leaves[row.leaf]
-        else:
-            rows.remove(row)
-        dots = <dict>self.live[row.actor]
-        del dots[row.count]
-        if not dots:
-            del self.live[row.actor]
-        self.total = nova_digest_sub(self.total, self.hash(row))
-        while node.parent is not None and not node.leaves and not node.kids:
-            del node.parent.kids[(node.type, node.key)]
-            node = node.parent
+    cdef int learn(self, uint32_t who, const nova_span *spans, size_t n) except -1:
+        if nova_rows_learn(self.rows, who, spans, n):
+            raise MemoryError
+        self.version += 1
         return 0
 
     cdef uint64_t take_dot(self) except 0:
-        cdef uint64_t last
+        """The next event of our actor, which is then known."""
+        cdef nova_span span
         if self.actor is None:
             raise UsageError("this replica has no actor and only reads; write on one that was made with actor=")
-        last = self.context.last(self.actor)
-        if last == U64_MAX:
+        if self.broken:
+            raise MemoryError("memory ran out while this replica joined another; make it again from bytes or a peer")
+        if self.me == NOVA_WHO_NONE:
+            self.writer(self.actor)
+        span.first = nova_rows_last(self.rows, self.me)
+        if span.first == U64_MAX:
             raise UsageError(f"count of actor {self.actor!r} is 2**64 - 1, the last one; go on under a new actor")
-        self.context.learn(self.actor, last + 1, last + 1)
-        return last + 1
+        span.first += 1
+        span.last = span.first
+        self.learn(self.me, &span, 1)
+        return span.first
 
-    cdef int write(self, tuple steps, bytes leaf, uint64_t stamp, bytes payload, list superseded) except -1:
-        """One event: drop rows that the writer saw, then, unless payload is None, add one."""
-        cdef uint64_t count = self.take_dot()
-        for row in superseded:
-            self.drop(<Row>row)
-        if payload is not None:
-            self.put(self.reach(steps), leaf, self.actor, count, stamp, payload)
+    cdef int add(self, nova_row *row, bint replace) except -1:
+        cdef int failed = nova_rows_replace(self.rows, row) if replace else nova_rows_put(self.rows, row)
+        if failed:
+            raise failure(failed)
         return 0
 
-    cdef int join(self, CausalContext context, CausalContext kept, list rows) except -1:
-        """Merge with a sender who knows `context` and holds `rows` and the rows of the dots `kept`. All or nothing."""
-        cdef Row row, mine
-        cdef Spans spans, cut
-        cdef Node node
-        cdef uint64_t count
-        cdef size_t i
-        if self.actor is not None and context.last(self.actor) > self.context.last(self.actor):
-            raise CorruptionError(
-                f"actor {self.actor!r} wrote event {context.last(self.actor)} elsewhere, this replica is at "
-                f"{self.context.last(self.actor)}: two replicas share an actor; give each start, copy and restore its own")
-        if self.context.covers_c(context):
-            return 0
-        cdef dict present = {}
-        cdef list fresh = [], gone = []
-        for item in rows:
-            row = <Row>item
-            present[(row.actor, row.count)] = row
-            if not self.context.has(row.actor, row.count):
-                fresh.append(row)
-                if row.node.type == LWW_REGISTER or row.node.type == LWW_MAP:
-                    node = self.find(row.node.steps)
-                    for other in (node.leaves.get(row.leaf, ()) if node is not None else ()):
-                        mine = <Row>other
-                        if mine.stamp == row.stamp and mine.actor == row.actor and mine.payload != row.payload:
-                            raise CorruptionError(
-                                f"actor {row.actor!r} gave stamp {row.stamp} to two values; stamps of one actor must rise")
+    cdef const uint32_t *map_from(self, Store other, bint make) except? NULL:
+        """For every writer of `other` its number here. Those unknown here have none, or get one with `make`."""
+        cdef size_t n = nova_rows_writers(other.rows), i
+        cdef void *grown
+        if not make and self.map_of == other.serial and self.map_size == n \
+                and self.map_of_mine == nova_rows_writers(self.rows) and self.map != NULL:
+            return self.map
+        grown = PyMem_Realloc(self.map, (n + 1) * sizeof(uint32_t))
+        if grown == NULL:
+            raise MemoryError
+        self.map = <uint32_t *>grown
+        self.map_of = 0
+        for i in range(n):
+            found = self.numbers.get(other.names[i])
+            if found is not None:
+                self.map[i] = found
             else:
-                found = (<dict>self.live.get(row.actor, {})).get(row.count)
-                if found is not None:
-                    mine = <Row>found
-                    if (mine.node.path != row.node.path or mine.leaf != row.leaf or mine.stamp != row.stamp
-                            or mine.payload != row.payload):
-                        raise CorruptionError(
-                            f"event {row.count} of actor {row.actor!r} is two different writes: two replicas share an "
-                            "actor; give each start, copy and restore its own")
-        # Ours that the sender knows and no longer holds.
-        for actor, dots in self.live.items():
-            spans_found = context.actors.get(actor)
-            if spans_found is None:
-                continue
-            spans = <Spans>spans_found
-            for number_, item in (<dict>dots).items():
-                count = number_
-                if spans.has(count) and (actor, count) not in present and not kept.has(actor, count):
-                    gone.append(item)
-        for item in gone:
-            self.drop(<Row>item)
-        for item in fresh:
-            row = <Row>item
-            node = self.reach(row.node.steps)
-            self.put(node, row.leaf, row.actor, row.count, row.stamp, row.payload)
-            if node.type == LWW_REGISTER:
-                self._settle(node)
-        self.context.join(context)
+                self.map[i] = self.writer(other.names[i]) if make else NOVA_WHO_NONE
+        self.map_of, self.map_size, self.map_of_mine = other.serial, n, nova_rows_writers(self.rows)
+        return self.map
+
+    cdef bint covers(self, Store other) except -1:
+        """Is everything known here that `other` knows?"""
+        if self.seen == other.serial and self.seen_version == other.version:
+            return True
+        if not nova_rows_covers(self.rows, other.rows, self.map_from(other, False)):
+            return False
+        self.seen, self.seen_version = other.serial, other.version
+        return True
+
+    cdef int join(self, Store other, const nova_known *kept) except -1:
+        """Merge with a sender who knows and holds what `other` does, and the rows of the dots `kept`. All or nothing."""
+        cdef nova_plan plan
+        cdef uint64_t theirs
+        cdef int failed
+        if self.broken or other.broken:
+            raise MemoryError("memory ran out while this replica joined another; make it again from bytes or a peer")
+        if self.actor is not None:
+            found = other.numbers.get(self.actor)
+            if found is not None:
+                theirs = nova_rows_last(other.rows, found)
+                if theirs > self.last(self.actor):
+                    raise CorruptionError(
+                        f"actor {self.actor!r} wrote event {theirs} elsewhere, this replica is at "
+                        f"{self.last(self.actor)}: two replicas share an actor; give each start, copy and restore its own")
+        if self.covers(other):
+            return 0
+        failed = nova_rows_plan(self.rows, other.rows, self.map_from(other, False), kept, &plan)
+        try:
+            if failed == NOVA_ROWS_TWICE:
+                raise CorruptionError(
+                    f"event {plan.count} of actor {other.names[plan.who]!r} is two different writes: two replicas share an "
+                    "actor; give each start, copy and restore its own")
+            if failed == NOVA_ROWS_STAMPED:
+                raise CorruptionError(
+                    f"actor {other.names[plan.who]!r} gave stamp {plan.stamp} to two values; stamps of one actor must rise")
+            if failed:
+                raise failure(failed)
+            self.map_from(other, True)
+            failed = nova_rows_join(self.rows, other.rows, self.map, &plan)
+            self.version += 1
+            if failed:
+                self.broken = failed == NOVA_ROWS_NOMEM
+                raise failure(failed)
+        finally:
+            nova_plan_free(&plan)
         return 0
 
-    def _settle(self, Node node not None):
-        """Of the rows of a last-writer-wins register only the winner lives."""
-        cdef list rows = list(node.leaves[b""])
-        if len(rows) > 1:
-            rows.sort(key=_rank)
-            rows.pop()
-            for row in rows:
-                self.drop(<Row>row)
+    def last(self, actor):
+        """The count of an actor's last event known here, 0 if there is none."""
+        found = self.numbers.get(actor)
+        return 0 if found is None else nova_rows_last(self.rows, found)
 
-    def _all_rows(self):
-        cdef list out = []
-        for dots in self.live.values():
-            out.extend((<dict>dots).values())
+    def known(self):
+        """A CausalContext of its own."""
+        cdef CausalContext out = CausalContext()
+        cdef nova_known known
+        cdef Spans spans
+        cdef uint32_t who
+        for who in range(nova_rows_writers(self.rows)):
+            known = nova_rows_known(self.rows, who)
+            if known.size:
+                spans = Spans.__new__(Spans)
+                spans.join(known.at, known.size)
+                out.actors[self.names[who]] = spans
+        return out
+
+    def copy(self, actor):
+        """A store of the same rows under another actor."""
+        cdef Store out = Store(self.type, actor)
+        cdef nova_rows *rows
+        if self.broken:
+            raise MemoryError("memory ran out while this replica joined another; make it again from bytes or a peer")
+        rows = nova_rows_copy(self.rows)
+        if rows == NULL:
+            raise MemoryError
+        nova_rows_free(out.rows)
+        out.rows = rows
+        out.names, out.numbers = list(self.names), dict(self.numbers)
         return out
 
 
-cdef bytes row_bytes(Row row, dict actors):
-    return b"".join([
-        number(len(row.node.steps)), row.node.path, number(len(row.leaf)), row.leaf, number(actors[row.actor]),
-        number(row.count), number(row.stamp), number(len(row.payload)), row.payload,
-    ])
+# --- bytes -----------------------------------------------------------------------------------------------------------
 
-
-cdef bytes take_bytes(nova_reader *r):
-    cdef uint64_t n = nova_take_number(r)
-    cdef const uint8_t *at = nova_take(r, n)
-    if at == NULL:
-        raise malformed(WHAT, "it is cut")
-    return PyBytes_FromStringAndSize(<const char *>at, n)
-
-
-cdef str take_key(bytes raw):
-    if len(raw) > KEY_BYTES_MAX:
-        raise malformed(WHAT, f"a key of {len(raw)} bytes, the limit is {KEY_BYTES_MAX}")
+cdef list wire_parts(Store store, CausalContext context, const nova_known *known):
+    """How many rows, and the rows, that nobody who has `known` holds."""
+    cdef size_t rows = 0, size = 0, n = len(store.names)
+    cdef uint32_t *rank = <uint32_t *>PyMem_Malloc((n + 1) * sizeof(uint32_t))
+    cdef uint8_t *raw
+    cdef uint32_t i = 0
+    if rank == NULL:
+        raise MemoryError
     try:
-        return raw.decode()
+        for actor in sorted(context.actors):
+            rank[<uint32_t>store.numbers[actor]] = i
+            i += 1
+        raw = nova_rows_wire(store.rows, known, rank, &rows, &size)
+    finally:
+        PyMem_Free(rank)
+    if raw == NULL:
+        raise MemoryError
+    try:
+        return [number(rows), PyBytes_FromStringAndSize(<const char *>raw, size)]
+    finally:
+        free(raw)
+
+
+cdef nova_known *known_of(Store store, CausalContext context) except NULL:
+    """The spans of a context per writer of a store; the caller frees the array, the context keeps the spans."""
+    cdef size_t n = len(store.names), i
+    cdef nova_known *out = <nova_known *>PyMem_Malloc((n + 1) * sizeof(nova_known))
+    cdef Spans spans
+    if out == NULL:
+        raise MemoryError
+    for i in range(n):
+        out[i].at, out[i].size = NULL, 0
+        found = context.actors.get(store.names[i])
+        if found is not None:
+            spans = <Spans>found
+            out[i].at, out[i].size = spans.at, spans.size
+    return out
+
+
+cdef CausalContext kept_of(Store store, const nova_known *known):
+    """The dots of our rows that somebody who has `known` holds."""
+    cdef CausalContext out = CausalContext()
+    cdef nova_span *raw
+    cdef Spans spans
+    cdef size_t n = 0
+    cdef uint32_t who
+    for who in range(nova_rows_writers(store.rows)):
+        if not known[who].size:
+            continue
+        raw = nova_rows_kept(store.rows, who, known[who], &n)
+        if raw == NULL:
+            raise MemoryError
+        try:
+            if n:
+                spans = Spans.__new__(Spans)
+                spans.join(raw, n)
+                out.actors[store.names[who]] = spans
+        finally:
+            free(raw)
+    return out
+
+
+cdef class Reading:
+    """What is known of the row read last, so that the next one can be checked against it."""
+
+    cdef const uint8_t *path
+    cdef size_t npath
+    cdef nova_row row
+    cdef bint any
+    cdef object stamps                  # of the rows of one actor at one key, where they are more than one
+
+
+cdef int compare(const uint8_t *a, size_t na, const uint8_t *b, size_t nb) noexcept:
+    cdef size_t n = na if na < nb else nb
+    cdef int order = memcmp(a, b, n) if n else 0
+    return order if order else (1 if na > nb else 0) - (1 if na < nb else 0)
+
+
+cdef int take_field(nova_reader *r, const uint8_t **at, size_t *size) except -1:
+    cdef uint64_t n = nova_take_number(r)
+    at[0] = nova_take(r, n)
+    if at[0] == NULL:
+        raise malformed(WHAT, "it is cut")
+    size[0] = n
+    return 0
+
+
+cdef int check_key(const uint8_t *at, size_t size) except -1:
+    if size > KEY_BYTES_MAX:
+        raise malformed(WHAT, f"a key of {size} bytes, the limit is {KEY_BYTES_MAX}")
+    try:
+        at[:size].decode("utf-8")
     except UnicodeDecodeError:
         raise malformed(WHAT, "a key is not UTF-8") from None
+    return 0
 
 
-cdef int check_row(Row row, set seen) except -1:
-    """What the type of the row's container allows."""
+cdef int check_row(int type, nova_row *row, str actor, Reading before, bint same_key) except -1:
+    """What the type of the row's container allows. same_key: the row before is of the same key and actor."""
     cdef nova_reader r
-    cdef int type = row.node.type
     cdef int numbers
     cdef uint64_t sum = 0
     if type == G_COUNTER or type == PN_COUNTER:
-        r = nova_reader_of(PyBytes_AS_STRING(row.payload), PyBytes_GET_SIZE(row.payload))
+        r = nova_reader_of(row.value, row.nvalue)
         for numbers in range(type):                     # one number, or plus and minus
             sum |= nova_take_number(&r)
         if not r.ok or nova_left(&r) or not sum:
             raise malformed(WHAT, "the total of a counter is no total")
-        if (row.node.path, row.actor) in seen:
-            raise malformed(WHAT, f"actor {row.actor!r} has two totals in one counter")
-        seen.add((row.node.path, row.actor))
-    elif type == G_SET or type == OR_SET:
-        check_value(row.leaf)
-        try:
-            hash(frozen(decode(row.leaf)))
-        except TypeError:
-            raise malformed(WHAT, "an element of a set holds a mapping") from None
-        if row.payload:
+        if same_key:
+            raise malformed(WHAT, f"actor {actor!r} has two totals in one counter")
+    elif type == G_SET or type == OR_SET or type == TWO_P_SET:
+        check_value(row.leaf, row.nleaf, True)
+        if row.nvalue and (type != TWO_P_SET or row.nvalue != 1 or row.value[0] != REMOVED):
             raise malformed(WHAT, "an element of a set has a value")
-    elif type == TWO_P_SET:
-        check_value(row.leaf)
-        try:
-            hash(frozen(decode(row.leaf)))
-        except TypeError:
-            raise malformed(WHAT, "an element of a set holds a mapping") from None
-        if row.payload and row.payload != REMOVED:
-            raise malformed(WHAT, "an element of a two-phase set is neither added nor removed")
     elif type == ENABLE_WINS_FLAG:
-        if row.payload:
+        if row.nvalue:
             raise malformed(WHAT, "a flag has a value")
     elif type == BOUNDED_COUNTER:
-        check_value(row.payload)
-        check_account(row.payload, row.actor)
-        if row.actor in seen:
-            raise malformed(WHAT, f"actor {row.actor!r} has two accounts in one counter")
-        seen.add(row.actor)
+        check_value(row.value, row.nvalue, False)
+        check_account(unpack(row.value, row.nvalue), actor)
+        if same_key:
+            raise malformed(WHAT, f"actor {actor!r} has two accounts in one counter")
     elif type == OR_MAP:
         raise malformed(WHAT, "a map holds a value without a type")
     else:
-        check_value(row.payload)
+        check_value(row.value, row.nvalue, False)
     if type == LWW_MAP:
-        take_key(row.leaf)
-    elif row.leaf and type != G_SET and type != OR_SET and type != TWO_P_SET:
+        check_key(row.leaf, row.nleaf)
+    elif row.nleaf and type != G_SET and type != OR_SET and type != TWO_P_SET:
         raise malformed(WHAT, f"type {type} has no keys")
-    if type == LWW_REGISTER:
-        if row.node.path in seen:
-            raise malformed(WHAT, "a last-writer-wins register has two values")
-        seen.add(row.node.path)
-    elif type == LWW_MAP:
-        if (row.node.path, row.leaf, row.stamp, row.actor) in seen:
-            raise malformed(WHAT, f"actor {row.actor!r} gave stamp {row.stamp} to two values of one key")
-        seen.add((row.node.path, row.leaf, row.stamp, row.actor))
-    elif row.stamp:
+    if type == LWW_MAP:
+        if not same_key:
+            before.stamps = None
+        else:
+            if before.stamps is None:
+                before.stamps = {before.row.stamp}
+            if row.stamp in before.stamps:
+                raise malformed(WHAT, f"actor {actor!r} gave stamp {row.stamp} to two values of one key")
+            before.stamps.add(row.stamp)
+    elif row.stamp and type != LWW_REGISTER:
         raise malformed(WHAT, f"type {type} has no stamps")
     return 0
 
 
-cdef list read_rows(nova_reader *r, Store store, CausalContext context, CausalContext kept):
-    """Rows as detached objects: their nodes hang below `store`'s root type, but not in it."""
-    cdef uint64_t n = nova_take_size(r, 6), i, j, depth, index
-    cdef list rows = [], actors = sorted(context.actors)
-    cdef dict nodes = {(): make_node(None, store.root.type, "")}
-    cdef set seen = set(), dots = set()
-    cdef Node node
-    cdef Row row
-    cdef int type
-    cdef object last = None
-    for i in range(n):
-        depth = nova_take_number(r)
-        if not r.ok or depth > DEPTH_MAX:
-            raise malformed(WHAT, f"a row is cut or nested deeper than {DEPTH_MAX} maps")
-        node = <Node>nodes[()]
-        for j in range(depth):
-            type = nova_take_byte(r)
-            key = take_key(take_bytes(r))
-            if node.type != OR_MAP or not G_COUNTER <= type <= NESTED_MAX:
-                raise malformed(WHAT, f"type {type} inside type {node.type}")
-            steps = node.steps + ((type, key),)
-            found = nodes.get(steps)
-            if found is None:
-                found = nodes[steps] = make_node(node, type, key)
-            node = <Node>found
-        row = Row.__new__(Row)
-        row.node = node
-        row.leaf = take_bytes(r)
-        index = nova_take_number(r)
-        row.count = nova_take_number(r)
-        row.stamp = nova_take_number(r)
-        row.payload = take_bytes(r)
-        if not r.ok or index >= <uint64_t>len(actors):
-            raise malformed(WHAT, "a row is cut or names an unknown actor")
-        row.actor = actors[index]
-        if not context.has(row.actor, row.count) or (kept is not None and kept.has(row.actor, row.count)):
-            raise malformed(WHAT, f"its context and event {row.count} of actor {row.actor!r} do not fit")
-        order = wire_order(row)
-        if last is not None and order <= last:
-            raise malformed(WHAT, "its rows are out of order")
-        last = order
-        if (row.actor, row.count) in dots:
-            raise malformed(WHAT, f"event {row.count} of actor {row.actor!r} has two rows")
-        dots.add((row.actor, row.count))
-        check_row(row, seen)
-        rows.append(row)
+cdef int read_row(nova_reader *r, Store store, const nova_known *kept, Reading before) except -1:
+    """The next row. Writers of `store` are numbered as on the wire."""
+    cdef uint64_t depth = nova_take_number(r), j, who, i
+    cdef nova_row row
+    cdef const uint8_t *path
+    cdef const uint8_t *key
+    cdef size_t nkey = 0, npath
+    cdef int type = store.type, inner, order
+    cdef uint32_t box = 0
+    cdef nova_known known
+    cdef bint same_box
+    if not r.ok or depth > DEPTH_MAX:
+        raise malformed(WHAT, f"a row is cut or nested deeper than {DEPTH_MAX} maps")
+    path = r.at
+    for j in range(depth):
+        inner = nova_take_byte(r)
+        take_field(r, &key, &nkey)
+        check_key(key, nkey)
+        if type != OR_MAP or not G_COUNTER <= inner <= NESTED_MAX:
+            raise malformed(WHAT, f"type {inner} inside type {type}")
+        type = inner
+        box = nova_rows_box(store.rows, box, type, rule_of(type), key, nkey, True)
+        if box == NOVA_WHO_NONE:
+            raise MemoryError
+    npath = r.at - path
+    row.box = box
+    take_field(r, &row.leaf, &row.nleaf)
+    who = nova_take_number(r)
+    row.count = nova_take_number(r)
+    row.stamp = nova_take_number(r)
+    take_field(r, &row.value, &row.nvalue)
+    if not r.ok or who >= <uint64_t>len(store.names):
+        raise malformed(WHAT, "a row is cut or names an unknown actor")
+    row.who = who
+    known = nova_rows_known(store.rows, row.who)
+    if not has_count(known, row.count) or (kept != NULL and has_count(kept[row.who], row.count)):
+        raise malformed(WHAT, f"its context and event {row.count} of actor {store.names[who]!r} do not fit")
+    order = -1
+    same_box = False
+    if before.any:
+        order = compare(before.path, before.npath, path, npath)
+        same_box = order == 0
+        if order == 0:
+            order = compare(before.row.leaf, before.row.nleaf, row.leaf, row.nleaf)
+        if order == 0 and before.row.who != row.who:
+            order = -1 if before.row.who < row.who else 1
+        elif order == 0:
+            if before.row.count >= row.count:
+                order = 1
+    if order > 0:
+        raise malformed(WHAT, "its rows are out of order")
+    if nova_rows_has(store.rows, row.who, row.count):
+        raise malformed(WHAT, f"event {row.count} of actor {store.names[who]!r} has two rows")
+    if same_box and type == LWW_REGISTER:
+        raise malformed(WHAT, "a last-writer-wins register has two values")
+    check_row(type, &row, <str>store.names[who], before, order == 0)
+    store.add(&row, False)
+    before.any, before.path, before.npath, before.row = True, path, npath, row
+    return 0
+
+
+cdef bint has_count(nova_known known, uint64_t count) noexcept:
+    cdef size_t i
+    if known.size and known.at[0].first <= count <= known.at[0].last:
+        return True
+    i = nova_spans_seek(known.at, known.size, count)
+    return i < known.size and known.at[i].first <= count
+
+
+cdef Store read_rows(nova_reader *r, int type, CausalContext context, CausalContext kept, object actor):
+    """A store of a context and the rows that follow."""
+    cdef uint64_t n = nova_take_size(r, 6), i
+    cdef Store out = Store(type, actor)
+    cdef nova_known *keeping = NULL
+    cdef Reading before = Reading()
+    cdef Spans spans
+    cdef str name
+    for name in sorted(context.actors):
+        spans = <Spans>context.actors[name]
+        out.learn(out.writer(name), spans.at, spans.size)
+    try:
+        if kept is not None:
+            keeping = known_of(out, kept)
+        for i in range(n):
+            read_row(r, out, keeping, before)
+    finally:
+        PyMem_Free(keeping)
     if not r.ok or nova_left(r):
         raise malformed(WHAT, "its length is wrong")
-    return rows
-
-
-cdef list rows_parts(list rows, CausalContext context):
-    cdef dict actors = {actor: i for i, actor in enumerate(sorted(context.actors))}
-    rows.sort(key=_row_order)
-    return [number(len(rows))] + [row_bytes(<Row>row, actors) for row in rows]
+    return out
 
 
 cdef dict TYPES = {}                    # class -> type number
@@ -491,21 +664,23 @@ cdef class Replica:
     """What all types share: merge, deltas, bytes, digest. A nested one writes through the map that holds it."""
 
     def __init__(self, actor=None):
-        found = TYPES.get(type(self))
-        if found is None:
-            for base in type(self).__mro__:
-                found = TYPES.get(base, found)
-            if found is None:
-                raise UsageError(f"{type(self).__name__} is no CRDT type; use one of nova.crdt")
         if self.store is not None:
             raise UsageError(f"this {type(self).__name__} is made already; make a new one")
-        self.store = Store(found, actor)
+        self.store = Store(type_of(type(self)), actor)
         self.steps = ()
 
-    cdef list rows(self, bytes leaf):
-        """The live rows at one leaf; a list of the caller's own."""
-        cdef Node node = self.store.find(self.steps)
-        return list(node.leaves.get(leaf, ())) if node is not None else []
+    cdef uint32_t box(self, bint make) except? 0xFFFFFFFF:
+        """Our container, NOVA_WHO_NONE if it is not there."""
+        cdef uint32_t out = 0
+        cdef Packed key
+        for kind, name in self.steps:
+            pack_key(name, &key)
+            out = nova_rows_box(self.store.rows, out, kind, rule_of(kind), key.at, key.size, make)
+            if out == NOVA_WHO_NONE:
+                if make:
+                    raise MemoryError
+                break
+        return out
 
     cdef int check_root(self) except -1:
         if self.steps:
@@ -520,37 +695,39 @@ cdef class Replica:
     @property
     def context(self):
         """A copy of the events known here; `delta_since` on another replica takes it."""
-        return self.store.context.clone()
+        return self.store.known()
+
+    @property
+    def nbytes(self):
+        """Bytes of memory that the state takes, the names of its actors aside."""
+        return nova_rows_bytes(self.store.rows)
 
     def merge(self, Replica other not None):
         """Learn all that `other` knows; returns self. Linear in what both hold, and at once if nothing is new.
 
         raises   UsageError for another type; CorruptionError if one event is two writes; the state is then as before
         """
-        self.check_root()
-        other.check_root()
-        if other.store.root.type != self.store.root.type:
+        cdef Store mine = self.store, theirs = other.store
+        if self.steps or other.steps:
+            self.check_root()
+            other.check_root()
+        if mine.type != theirs.type:
             raise UsageError(f"a {type(other).__name__} cannot merge into a {type(self).__name__}; merge equal types")
-        if other.store is not self.store and not self.store.context.covers_c(other.store.context):
-            self.store.join(other.store.context, NOTHING, other.store._all_rows())
+        if mine is not theirs and not mine.covers(theirs):
+            mine.join(theirs, NULL)
         return self
 
     def delta_since(self, context=None):
         """What somebody who knows `context` (a context, clock or mapping) lacks, as bytes for `apply_delta`."""
         self.check_root()
-        cdef CausalContext known = as_context(context)
-        cdef CausalContext kept = CausalContext()
-        cdef list rows = []
-        cdef Row row
-        for dots in self.store.live.values():
-            for item in sorted(dots):
-                row = <Row>dots[item]
-                if known.has(row.actor, row.count):
-                    kept.learn(row.actor, row.count, row.count)
-                else:
-                    rows.append(row)
-        return seal(DELTA_MAGIC, [bytes([self.store.root.type]), *context_parts(self.store.context),
-                                  *context_parts(kept), *rows_parts(rows, self.store.context)])
+        cdef CausalContext theirs = as_context(context), ours = self.store.known()
+        cdef nova_known *known = known_of(self.store, theirs)
+        try:
+            kept = kept_of(self.store, known)
+            rows = wire_parts(self.store, ours, known)
+        finally:
+            PyMem_Free(known)
+        return seal(DELTA_MAGIC, [bytes([self.store.type]), *context_parts(ours), *context_parts(kept), *rows])
 
     def apply_delta(self, data):
         """Learn what a delta holds, exactly as by merging with its sender; twice or late does no harm. Returns self.
@@ -560,25 +737,33 @@ cdef class Replica:
         """
         cdef nova_reader r
         cdef CausalContext context, kept
-        cdef list rows
+        cdef nova_known *keeping
+        cdef Store theirs
         self.check_root()
         unseal(data, DELTA_MAGIC, "CRDT delta", &r)
-        check_type(&r, self.store.root.type)
+        check_type(&r, self.store.type)
         context = read_context(&r)
         kept = read_context(&r)
         if not context.covers_c(kept):
             raise malformed("CRDT delta", "it keeps events that its context does not know")
-        rows = read_rows(&r, self.store, context, kept)
-        if not self.store.context.covers_c(kept):
-            raise UsageError("this delta was made for a replica that knew more; ask its sender for delta_since(ours.context)")
-        self.store.join(context, kept, rows)
+        theirs = read_rows(&r, self.store.type, context, kept, None)
+        for actor, spans in kept.actors.items():
+            found = self.store.numbers.get(actor)
+            if found is None or not covers_spans(nova_rows_known(self.store.rows, found), <Spans>spans):
+                raise UsageError("this delta was made for a replica that knew more; ask its sender for delta_since(ours.context)")
+        keeping = known_of(theirs, kept)
+        try:
+            self.store.join(theirs, keeping)
+        finally:
+            PyMem_Free(keeping)
         return self
 
     def to_bytes(self):
         """The state in canonical bytes: replicas that know the same events give the same."""
         self.check_root()
-        return seal(STATE_MAGIC, [bytes([self.store.root.type]), *context_parts(self.store.context),
-                                  *rows_parts(self.store._all_rows(), self.store.context)])
+        cdef CausalContext context = self.store.known()
+        return seal(STATE_MAGIC, [bytes([self.store.type]), *context_parts(context),
+                                  *wire_parts(self.store, context, NULL)])
 
     @classmethod
     def from_bytes(cls, data, *, actor=None):
@@ -589,38 +774,32 @@ cdef class Replica:
         raises   CorruptionError for anything that is no state of this type
         """
         cdef nova_reader r
-        cdef Replica out = cls(actor)
         cdef CausalContext context
-        cdef list rows
+        cdef Replica out = cls(actor)
         unseal(data, STATE_MAGIC, WHAT, &r)
-        check_type(&r, out.store.root.type)
+        check_type(&r, out.store.type)
         context = read_context(&r)
-        rows = read_rows(&r, out.store, context, None)
-        out._adopt(context, rows)
+        check_newcomer(out.store.actor, context.actors)
+        out.store = read_rows(&r, out.store.type, context, None, actor)
         return out
-
-    def _adopt(self, CausalContext context not None, list rows not None):
-        if self.store.actor is not None and self.store.actor in context.actors:
-            raise UsageError(
-                f"actor {self.store.actor!r} already wrote here; restore and fork under a new one, as name~incarnation")
-        self.store.join(context, NOTHING, rows)
 
     def fork(self, actor):
         """A replica that goes its own way under a new actor (None: it only reads and merges)."""
         self.check_root()
         cdef Replica out = type(self)(actor)
-        out._adopt(self.store.context, self.store._all_rows())
+        check_newcomer(out.store.actor, (<CausalContext>self.store.known()).actors)
+        out.store = self.store.copy(actor)
         return out
 
     def digest(self):
-        """16 bytes, equal exactly if the states are. The rows' part is kept up by every write; the rest is O(actors)."""
+        """16 bytes, equal exactly if the states are. Costs what was written since the last call, and O(actors)."""
         cdef bytes body
         cdef char raw[16]
         cdef nova_digest d
         self.check_root()
-        body = b"".join(context_parts(self.store.context))
-        d = nova_digest_add(self.store.total, hash_bytes(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body),
-                                                         self.store.root.type))
+        body = b"".join(context_parts(self.store.known()))
+        d = nova_digest_add(nova_rows_digest(self.store.rows), hash_bytes(
+            PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), self.store.type))
         nova_store64le(raw, d.lo)
         nova_store64le(raw + 8, d.hi)
         return PyBytes_FromStringAndSize(raw, 16)
@@ -642,7 +821,12 @@ cdef class Replica:
         return f"{type(self).__name__}(actor={self.store.actor!r}, value={self.value!r})"
 
 
-cdef CausalContext NOTHING = CausalContext()
+cdef int type_of(object cls) except -1:
+    for base in cls.__mro__:
+        found = TYPES.get(base)
+        if found is not None:
+            return found
+    raise UsageError(f"{cls.__name__} is no CRDT type; use one of nova.crdt")
 
 
 cdef int check_type(nova_reader *r, int type) except -1:
@@ -652,26 +836,174 @@ cdef int check_type(nova_reader *r, int type) except -1:
     return 0
 
 
+cdef int check_newcomer(object actor, object known) except -1:
+    if actor is not None and actor in known:
+        raise UsageError(f"actor {actor!r} already wrote here; restore and fork under a new one, as name~incarnation")
+    return 0
+
+
+cdef bint covers_spans(nova_known known, Spans spans) noexcept:
+    return nova_spans_cover(known.at, known.size, spans.at, spans.size)
+
+
+# --- what types do with rows -----------------------------------------------------------------------------------------
+
+cdef Packed NO_LEAF
+NO_LEAF.at, NO_LEAF.size = NULL, 0
+
+
+cdef uint32_t first_at(Replica self, Packed leaf) except? 0xFFFFFFFF:
+    """A row at a leaf, 0 if there is none; the others are its siblings."""
+    cdef uint32_t box = self.box(False)
+    return 0 if box == NOVA_WHO_NONE else nova_rows_find(self.store.rows, box, leaf.at, leaf.size)
+
+
+cdef int tidy(Replica self) except -1:
+    if nova_rows_tidy(self.store.rows):
+        raise MemoryError               # of garbage only: the state is whole, and the next call tries again
+    return 0
+
+
+cdef int write_row(Replica self, Packed leaf, uint64_t stamp, Packed value, bint replace) except -1:
+    """One event that adds a row, in the place of those at its leaf or beside them. `tidy` must follow."""
+    cdef nova_row row
+    row.count = self.store.take_dot()
+    row.who = self.store.me
+    row.box = self.box(True) if self.steps else 0
+    row.leaf, row.nleaf, row.stamp, row.value, row.nvalue = leaf.at, leaf.size, stamp, value.at, value.size
+    self.store.add(&row, replace)
+    return 0
+
+
+cdef bint remove_leaf(Replica self, Packed leaf) except -1:
+    """One event that takes all rows at a leaf, or none if there are none."""
+    cdef uint32_t box = self.box(False)
+    if box == NOVA_WHO_NONE or not nova_rows_find(self.store.rows, box, leaf.at, leaf.size):
+        return False
+    self.store.take_dot()
+    nova_rows_drop_key(self.store.rows, box, leaf.at, leaf.size)
+    tidy(self)
+    return True
+
+
+cdef struct Found:
+    uint32_t *at
+    size_t size
+    size_t room
+
+
+cdef int push(Found *found, uint32_t at) except -1:
+    cdef void *grown
+    if found.size == found.room:
+        grown = PyMem_Realloc(found.at, (2 * found.room + 8) * sizeof(uint32_t))
+        if grown == NULL:
+            raise MemoryError
+        found.at, found.room = <uint32_t *>grown, 2 * found.room + 8
+    found.at[found.size] = at
+    found.size += 1
+    return 0
+
+
+cdef int below(Store store, uint32_t box, Found *found) except -1:
+    """All rows in a container and in those nested in it."""
+    cdef uint32_t at = nova_rows_first(store.rows, box)
+    cdef bint boxes = nova_rows_box_type(store.rows, box) == OR_MAP
+    while at:
+        if boxes:
+            below(store, nova_rows_box_of(store.rows, at), found)
+        else:
+            push(found, at)
+        at = nova_rows_next(store.rows, at)
+    return 0
+
+
+cdef int drop_all(Store store, Found *found) except -1:
+    cdef size_t i
+    for i in range(found.size):
+        nova_rows_drop(store.rows, found.at[i])
+    for i in range(found.size):
+        nova_rows_sweep(store.rows, found.at[i])
+    return 0
+
+
+cdef object payloads(Replica self, Packed leaf):
+    """(number of the actor, payload) of the rows at a leaf."""
+    cdef uint32_t at = first_at(self, leaf)
+    cdef nova_row row
+    cdef list out = []
+    while at:
+        nova_rows_view(self.store.rows, at, &row)
+        out.append((row.who, PyBytes_FromStringAndSize(<const char *>row.value, row.nvalue)))
+        at = nova_rows_sibling(self.store.rows, at)
+    return out
+
+
 # --- counters --------------------------------------------------------------------------------------------------------
 
-cdef int totals(bytes payload, int type, uint64_t *plus_, uint64_t *minus) except -1:
-    cdef nova_reader r = nova_reader_of(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
-    plus_[0] = nova_take_number(&r)
-    minus[0] = nova_take_number(&r) if type == PN_COUNTER else 0
+cdef uint32_t own_row(Replica self) except? 0xFFFFFFFF:
+    """Our row of a type that has one for each actor."""
+    cdef Store store = self.store
+    cdef uint32_t at
+    cdef nova_row row
+    if store.me == NOVA_WHO_NONE:
+        return 0
+    if not self.steps:
+        return nova_rows_newest(store.rows, store.me)
+    at = first_at(self, NO_LEAF)
+    while at:
+        nova_rows_view(store.rows, at, &row)
+        if row.who == store.me:
+            return at
+        at = nova_rows_sibling(store.rows, at)
+    return 0
+
+
+cdef int replace_own(Replica self, uint32_t own, Packed value) except -1:
+    """One event that puts a row in the place of our own."""
+    write_row(self, NO_LEAF, 0, value, False)
+    if own:
+        nova_rows_drop(self.store.rows, own)
+        nova_rows_sweep(self.store.rows, own)
+    return tidy(self)
+
+
+cdef int totals(nova_row *row, int type, uint64_t *up, uint64_t *down) noexcept:
+    cdef nova_reader r = nova_reader_of(row.value, row.nvalue)
+    up[0] = nova_take_number(&r)
+    down[0] = nova_take_number(&r) if type == PN_COUNTER else 0
     return 0
 
 
 cdef int count_on(Replica self, int type, uint64_t more, uint64_t less) except -1:
     """Replace our own total by a new one."""
     cdef uint64_t up = 0, down = 0
-    cdef list own = []
-    for row in self.rows(b""):
-        if (<Row>row).actor == self.store.actor:
-            own.append(row)
-            totals((<Row>row).payload, type, &up, &down)
+    cdef uint32_t own = own_row(self)
+    cdef nova_row row
+    cdef uint8_t raw[20]
+    cdef Packed value
+    if own:
+        nova_rows_view(self.store.rows, own, &row)
+        totals(&row, type, &up, &down)
     up = plus(up, more, self.store.actor)
     down = plus(down, less, self.store.actor)
-    return self.store.write(self.steps, b"", 0, number(up) + number(down) if type == PN_COUNTER else number(up), own)
+    value.at = raw
+    value.size = nova_put_number(raw, up)
+    if type == PN_COUNTER:
+        value.size += nova_put_number(raw + value.size, down)
+    return replace_own(self, own, value)
+
+
+cdef object sum_of(Replica self, int type):
+    cdef uint64_t up, down
+    cdef uint32_t at = first_at(self, NO_LEAF)
+    cdef nova_row row
+    cdef object out = 0
+    while at:
+        nova_rows_view(self.store.rows, at, &row)
+        totals(&row, type, &up, &down)
+        out = out + up - down
+        at = nova_rows_sibling(self.store.rows, at)
+    return out
 
 
 cdef class GCounter(Replica):
@@ -683,12 +1015,7 @@ cdef class GCounter(Replica):
 
     @property
     def value(self):
-        cdef uint64_t up, down
-        out = 0
-        for row in self.rows(b""):
-            totals((<Row>row).payload, G_COUNTER, &up, &down)
-            out += up
-        return out
+        return sum_of(self, G_COUNTER)
 
 
 cdef class PNCounter(Replica):
@@ -707,35 +1034,76 @@ cdef class PNCounter(Replica):
 
     @property
     def value(self):
-        cdef uint64_t up, down
-        out = 0
-        for row in self.rows(b""):
-            totals((<Row>row).payload, PN_COUNTER, &up, &down)
-            out = out + up - down
-        return out
+        return sum_of(self, PN_COUNTER)
 
 
 # --- registers -------------------------------------------------------------------------------------------------------
 
-cdef object winner(list rows):
-    return max(rows, key=_rank) if rows else None
+cdef uint32_t winner(Store store, uint32_t at) noexcept:
+    """Of the rows at a leaf, beginning with `at`, the one that outranks all others."""
+    cdef uint32_t best = at
+    while at:
+        if at != best and nova_rows_outranks(store.rows, at, best):
+            best = at
+        at = nova_rows_sibling(store.rows, at)
+    return best
 
 
-cdef bint write_last(Replica self, bytes leaf, object value, object stamp) except -1:
+cdef object value_at(Replica self, Packed leaf, object default):
+    cdef uint32_t at = winner(self.store, first_at(self, leaf))
+    cdef nova_row row
+    if not at:
+        return default
+    nova_rows_view(self.store.rows, at, &row)
+    return unpack(row.value, row.nvalue)
+
+
+cdef object stamp_at(Replica self, Packed leaf):
+    cdef uint32_t at = winner(self.store, first_at(self, leaf))
+    cdef nova_row row
+    if not at:
+        return 0
+    nova_rows_view(self.store.rows, at, &row)
+    return row.stamp
+
+
+cdef bint write_last(Replica self, Packed leaf, object value, object stamp) except -1:
     """A last-writer-wins write: it drops the rows it outranks, and is itself dropped if one outranks it."""
     cdef bytes payload = pack(value)
-    cdef uint64_t at = as_stamp(stamp)
-    cdef list rows = self.rows(leaf), beaten = []
-    cdef Row row
-    cdef tuple mine = (at, self.store.actor or "", payload, U64_MAX)
-    for item in rows:
-        row = <Row>item
-        if row.stamp == at and row.actor == self.store.actor and row.payload != payload:
-            raise UsageError(f"stamp {at} of actor {row.actor!r} has another value already; take a new one from the clock")
-        if _rank(row) < mine:
-            beaten.append(row)
-    self.store.write(self.steps, leaf, at, payload if len(beaten) == len(rows) else None, beaten)
-    return len(beaten) == len(rows)
+    cdef uint64_t at_stamp = as_stamp(stamp)
+    cdef uint32_t head = first_at(self, leaf), at = head
+    cdef Store store = self.store
+    cdef nova_row row
+    cdef Packed packed
+    cdef Found beaten = Found(NULL, 0, 0)
+    cdef bint wins = True
+    cdef int order
+    packed.at, packed.size = <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload)
+    try:
+        while at:
+            nova_rows_view(store.rows, at, &row)
+            order = 0
+            if row.stamp != at_stamp:
+                order = -1 if row.stamp < at_stamp else 1
+            elif row.who != store.me:
+                order = -1 if store.names[row.who] < (store.actor or "") else 1
+            elif compare(row.value, row.nvalue, packed.at, packed.size):
+                raise UsageError(
+                    f"stamp {at_stamp} of actor {store.actor!r} has another value already; take a new one from the clock")
+            if order > 0:
+                wins = False
+            else:
+                push(&beaten, at)
+            at = nova_rows_sibling(store.rows, at)
+        if wins:
+            write_row(self, leaf, at_stamp, packed, True)
+        else:
+            store.take_dot()
+            drop_all(store, &beaten)
+        tidy(self)
+    finally:
+        PyMem_Free(beaten.at)
+    return wins
 
 
 cdef class LWWRegister(Replica):
@@ -743,19 +1111,17 @@ cdef class LWWRegister(Replica):
 
     def set(self, value, stamp):
         """Write a value at a stamp of a HybridLogicalClock. False: the present value has a greater stamp and stays."""
-        return write_last(self, b"", value, stamp)
+        return write_last(self, NO_LEAF, value, stamp)
 
     @property
     def value(self):
         """The value, None if there is none."""
-        row = winner(self.rows(b""))
-        return None if row is None else decode((<Row>row).payload)
+        return value_at(self, NO_LEAF, None)
 
     @property
     def stamp(self):
         """The stamp of the value, 0 if there is none."""
-        row = winner(self.rows(b""))
-        return 0 if row is None else (<Row>row).stamp
+        return stamp_at(self, NO_LEAF)
 
 
 cdef class MVRegister(Replica):
@@ -763,30 +1129,111 @@ cdef class MVRegister(Replica):
 
     def set(self, value):
         """Write a value over all that are here now."""
-        self.store.write(self.steps, b"", 0, pack(value), self.rows(b""))
+        cdef bytes payload = pack(value)
+        cdef Packed packed
+        packed.at, packed.size = <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload)
+        write_row(self, NO_LEAF, 0, packed, True)
+        tidy(self)
 
     @property
     def value(self):
         """The concurrent values, equal ones once, in order of their bytes."""
-        return [decode(packed) for packed in sorted({(<Row>row).payload for row in self.rows(b"")})]
+        return [decode(packed) for packed in sorted({packed for _, packed in payloads(self, NO_LEAF)})]
 
 
 # --- sets ------------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    REMOVED = 1                         # payload of a removed element of a two-phase set
+
+
+cdef list elements(Replica self, bint removed):
+    """What is in a set, in order of its bytes; of a two-phase set, if `removed`, without what was removed."""
+    cdef uint32_t box = self.box(False)
+    cdef size_t n = 0, i
+    cdef uint32_t *sorted_
+    cdef nova_row row, before
+    cdef list out = []
+    cdef bint gone = False
+    if box == NOVA_WHO_NONE:
+        return out
+    sorted_ = nova_rows_sorted(self.store.rows, box, &n)
+    if sorted_ == NULL:
+        raise MemoryError
+    try:
+        # Decoding runs no code of others, so the rows stay where they are.
+        for i in range(n):
+            nova_rows_view(self.store.rows, sorted_[i], &row)
+            if i and not compare(before.leaf, before.nleaf, row.leaf, row.nleaf):
+                if removed and row.nvalue and not gone:
+                    out.pop()
+                    gone = True
+                continue
+            before = row
+            gone = removed and row.nvalue
+            if not gone:
+                out.append(frozen(unpack(row.leaf, row.nleaf)))
+    finally:
+        free(sorted_)
+    return out
+
 
 cdef class SetReplica(Replica):
     """Elements are scalars or nested lists of them (given back as tuples); 1, 1.0 and True are three elements."""
 
     def __contains__(self, element):
-        cdef Node node = self.store.find(self.steps)
-        return node is not None and pack_element(element) in node.leaves
+        cdef Packed leaf
+        hold = pack_element(element, &leaf)
+        if self.steps:
+            return first_at(self, leaf) != 0
+        return nova_rows_find(self.store.rows, 0, leaf.at, leaf.size) != 0
+
+    def contains_many(self, elements):
+        """Whether each of the elements is in, in their order, as an array of bool.
+
+        elements   an iterable, or a one-dimensional array of integers of 64 bits
+        """
+        cdef Packed leaf
+        cdef uint32_t box = self.box(False)
+        cdef bytes out
+        cdef char *flags
+        cdef Py_ssize_t i, n
+        cdef const int64_t[:] view
+        import numpy
+        view = as_integers(elements)
+        if view is not None:
+            n = view.shape[0]
+            out = PyBytes_FromStringAndSize(NULL, n)
+            flags = PyBytes_AS_STRING(out)
+            if box == NOVA_WHO_NONE:
+                return numpy.zeros(n, bool)
+            need_scratch(16)
+            leaf.at = scratch
+            for i in range(n):
+                leaf.size = put_integer(scratch, view[i])
+                flags[i] = self.holds(nova_rows_find(self.store.rows, box, leaf.at, leaf.size))
+        else:
+            elements = elements if isinstance(elements, (list, tuple)) else list(elements)
+            n = len(elements)
+            out = PyBytes_FromStringAndSize(NULL, n)
+            flags = PyBytes_AS_STRING(out)
+            for i in range(n):
+                hold = pack_element(elements[i], &leaf)
+                # Packing may run code of others, which may write here.
+                box = self.box(False)
+                flags[i] = box != NOVA_WHO_NONE and self.holds(nova_rows_find(self.store.rows, box, leaf.at, leaf.size))
+        return numpy.frombuffer(out, bool)
+
+    cdef bint holds(self, uint32_t at):
+        """Is an element in whose rows begin with this one?"""
+        return at != 0
 
     def __len__(self):
-        cdef Node node = self.store.find(self.steps)
-        return len(node.leaves) if node is not None else 0
+        cdef uint32_t box = self.box(False)
+        return 0 if box == NOVA_WHO_NONE else nova_rows_box_keys(self.store.rows, box)
 
     def __iter__(self):
-        cdef Node node = self.store.find(self.steps)
-        return iter([frozen(decode(leaf)) for leaf in sorted(node.leaves)] if node is not None else [])
+        return iter(elements(self, False))
 
     @property
     def value(self):
@@ -794,14 +1241,55 @@ cdef class SetReplica(Replica):
         return frozenset(self)
 
 
+cdef object as_integers(object elements):
+    """A buffer of 64-bit integers as it is, or None for anything else."""
+    if isinstance(elements, (list, tuple, set, frozenset)):
+        return None
+    try:
+        view = memoryview(elements)
+    except TypeError:
+        return None
+    if view.ndim == 1 and view.itemsize == 8 and view.format in ("l", "q"):
+        return view
+    return None
+
+
+cdef int add_all(Replica self, object elements, bint again) except -1:
+    """Add elements; with `again` also those that are here."""
+    cdef Packed leaf
+    cdef Py_ssize_t i
+    cdef const int64_t[:] view = as_integers(elements)
+    if view is None:
+        for element in elements:
+            hold = pack_element(element, &leaf)
+            if again or not first_at(self, leaf):
+                write_row(self, leaf, 0, NO_LEAF, again)
+                tidy(self)
+        return 0
+    need_scratch(16)
+    leaf.at = scratch
+    for i in range(view.shape[0]):
+        leaf.size = put_integer(scratch, view[i])
+        if again or not first_at(self, leaf):
+            write_row(self, leaf, 0, NO_LEAF, again)
+            tidy(self)
+    return 0
+
+
 cdef class GSet(SetReplica):
     """A set that only grows."""
 
     def add(self, element):
         """Add an element; nothing happens if it is here."""
-        cdef bytes leaf = pack_element(element)
-        if not self.rows(leaf):
-            self.store.write(self.steps, leaf, 0, b"", [])
+        cdef Packed leaf
+        hold = pack_element(element, &leaf)
+        if not first_at(self, leaf):
+            write_row(self, leaf, 0, NO_LEAF, False)
+            tidy(self)
+
+    def add_many(self, elements):
+        """Add each of the elements: an iterable, or a one-dimensional array of integers of 64 bits."""
+        add_all(self, elements, False)
 
 
 cdef class ORSet(SetReplica):
@@ -809,31 +1297,57 @@ cdef class ORSet(SetReplica):
 
     def add(self, element):
         """Add an element, again if it is here: so it outlives a concurrent remove."""
-        cdef bytes leaf = pack_element(element)
-        self.store.write(self.steps, leaf, 0, b"", self.rows(leaf))
+        cdef Packed leaf
+        hold = pack_element(element, &leaf)
+        write_row(self, leaf, 0, NO_LEAF, True)
+        tidy(self)
+
+    def add_many(self, elements):
+        """Add each of the elements: an iterable, or a one-dimensional array of integers of 64 bits."""
+        add_all(self, elements, True)
 
     def remove(self, element):
         """Remove an element. False: it is not here, nothing happened."""
-        cdef list rows = self.rows(pack_element(element))
-        if rows:
-            self.store.write(self.steps, b"", 0, None, rows)
-        return bool(rows)
+        cdef Packed leaf
+        hold = pack_element(element, &leaf)
+        return remove_leaf(self, leaf)
+
+    def remove_many(self, elements):
+        """Remove those of the elements that are here, as one event; how many were."""
+        cdef Packed leaf
+        cdef uint32_t at
+        cdef Found found = Found(NULL, 0, 0)
+        cdef size_t removed = 0
+        cdef list packed = []
+        for element in elements:
+            hold = pack_element(element, &leaf)
+            packed.append(PyBytes_FromStringAndSize(<const char *>leaf.at, leaf.size))
+        cdef uint32_t box = self.box(False)
+        if box == NOVA_WHO_NONE:
+            return 0
+        for hold in packed:
+            leaf.at, leaf.size = <const uint8_t *>PyBytes_AS_STRING(hold), PyBytes_GET_SIZE(hold)
+            if nova_rows_find(self.store.rows, box, leaf.at, leaf.size):
+                if not removed:
+                    self.store.take_dot()
+                nova_rows_drop_key(self.store.rows, box, leaf.at, leaf.size)
+                removed += 1
+        tidy(self)
+        return removed
 
     def clear(self):
         """Remove all elements that are here, as one event."""
-        cdef list rows = below(self.store.find(self.steps))
-        if rows:
-            self.store.write(self.steps, b"", 0, None, rows)
-
-
-cdef bytes REMOVED = b"\x01"
-
-
-cdef bint is_removed(list rows):
-    for row in rows:
-        if (<Row>row).payload:
-            return True
-    return False
+        cdef uint32_t box = self.box(False)
+        cdef Found found = Found(NULL, 0, 0)
+        if box == NOVA_WHO_NONE or not nova_rows_box_size(self.store.rows, box):
+            return
+        self.store.take_dot()
+        try:
+            below(self.store, box, &found)
+            drop_all(self.store, &found)
+        finally:
+            PyMem_Free(found.at)
+        tidy(self)
 
 
 cdef class TwoPSet(SetReplica):
@@ -842,36 +1356,50 @@ cdef class TwoPSet(SetReplica):
     A removal stays as a mark of its element for good, so it beats adds made at the same time, and later.
     """
 
+    cdef bint holds(self, uint32_t at):
+        cdef nova_row row
+        if not at:
+            return False
+        while at:
+            nova_rows_view(self.store.rows, at, &row)
+            if row.nvalue:
+                return False
+            at = nova_rows_sibling(self.store.rows, at)
+        return True
+
     def add(self, element):
         """Add an element; nothing happens if it is here. False: it was removed, and stays so."""
-        cdef bytes leaf = pack_element(element)
-        cdef list rows = self.rows(leaf)
-        if not rows:
-            self.store.write(self.steps, leaf, 0, b"", [])
-        return not is_removed(rows)
+        cdef Packed leaf
+        hold = pack_element(element, &leaf)
+        cdef uint32_t at = first_at(self, leaf)
+        if not at:
+            write_row(self, leaf, 0, NO_LEAF, False)
+            tidy(self)
+            return True
+        return self.holds(at)
 
     def remove(self, element):
         """Remove an element for good. False: it is not here, nothing happened."""
-        cdef bytes leaf = pack_element(element)
-        cdef list rows = self.rows(leaf)
-        if not rows or is_removed(rows):
+        cdef Packed leaf, mark
+        cdef uint8_t raw = REMOVED
+        hold = pack_element(element, &leaf)
+        if not self.holds(first_at(self, leaf)):
             return False
-        self.store.write(self.steps, leaf, 0, REMOVED, rows)
+        mark.at, mark.size = &raw, 1
+        write_row(self, leaf, 0, mark, True)
+        tidy(self)
         return True
 
     def __contains__(self, element):
-        cdef list rows = self.rows(pack_element(element))
-        return bool(rows) and not is_removed(rows)
+        cdef Packed leaf
+        hold = pack_element(element, &leaf)
+        return self.holds(first_at(self, leaf))
 
     def __len__(self):
-        cdef Node node = self.store.find(self.steps)
-        return sum([not is_removed(<list>rows) for rows in node.leaves.values()]) if node is not None else 0
+        return len(elements(self, True))
 
     def __iter__(self):
-        cdef Node node = self.store.find(self.steps)
-        if node is None:
-            return iter([])
-        return iter([frozen(decode(leaf)) for leaf in sorted(node.leaves) if not is_removed(<list>node.leaves[leaf])])
+        return iter(elements(self, True))
 
 
 cdef class EnableWinsFlag(Replica):
@@ -879,18 +1407,16 @@ cdef class EnableWinsFlag(Replica):
 
     def enable(self):
         """Switch on, again if it is on: so it outlives a concurrent disable."""
-        self.store.write(self.steps, b"", 0, b"", self.rows(b""))
+        write_row(self, NO_LEAF, 0, NO_LEAF, True)
+        tidy(self)
 
     def disable(self):
         """Switch off what is seen. False: it is off, nothing happened."""
-        cdef list rows = self.rows(b"")
-        if rows:
-            self.store.write(self.steps, b"", 0, None, rows)
-        return bool(rows)
+        return remove_leaf(self, NO_LEAF)
 
     @property
     def value(self):
-        return bool(self.rows(b""))
+        return first_at(self, NO_LEAF) != 0
 
     def __bool__(self):
         return self.value
@@ -898,9 +1424,8 @@ cdef class EnableWinsFlag(Replica):
 
 # --- bounded counters ------------------------------------------------------------------------------------------------
 
-cdef int check_account(bytes payload, str actor) except -1:
+cdef int check_account(object account, str actor) except -1:
     """[added, taken, {to: given}]: what one actor did, all of it positive."""
-    account = decode(payload)
     if (type(account) is not list or len(account) != 3 or type(account[2]) is not dict
             or type(account[0]) is not int or type(account[1]) is not int or account[0] < 0 or account[1] < 0
             or not all([type(to) is str and to and to != actor and type(given) is int and given > 0
@@ -917,16 +1442,18 @@ cdef class BoundedCounter(Replica):
     """
 
     cdef dict accounts(self):
-        return {(<Row>row).actor: decode((<Row>row).payload) for row in self.rows(b"")}
+        return {self.store.names[who]: decode(payload) for who, payload in payloads(self, NO_LEAF)}
 
     cdef int settle(self, list account) except -1:
         """Replace our own account by a new one."""
+        cdef bytes payload
+        cdef Packed packed
         for total in (account[0], account[1], *account[2].values()):
             if total > U64_MAX:
                 raise UsageError(f"a total of actor {self.store.actor!r} would be over 2**64 - 1; go on under a new actor")
-        self.store.write(self.steps, b"", 0, pack(account),
-                         [row for row in self.rows(b"") if (<Row>row).actor == self.store.actor])
-        return 0
+        payload = pack(account)
+        packed.at, packed.size = <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload)
+        return replace_own(self, own_row(self), packed)
 
     def rights_of(self, actor):
         """How much an actor may take, as far as is known here."""
@@ -977,14 +1504,26 @@ cdef class BoundedCounter(Replica):
 
 # --- maps ------------------------------------------------------------------------------------------------------------
 
-cdef list below(Node node):
-    """All rows in a container and in those nested in it."""
+cdef list keys_of(Replica self):
+    """The keys of a map of values, sorted by their bytes."""
+    cdef uint32_t box = self.box(False)
+    cdef size_t n = 0, i
+    cdef uint32_t *sorted_
+    cdef nova_row row, before
     cdef list out = []
-    if node is not None:
-        for rows in node.leaves.values():
-            out.extend(rows)
-        for kid in node.kids.values():
-            out.extend(below(<Node>kid))
+    if box == NOVA_WHO_NONE:
+        return out
+    sorted_ = nova_rows_sorted(self.store.rows, box, &n)
+    if sorted_ == NULL:
+        raise MemoryError
+    try:
+        for i in range(n):
+            nova_rows_view(self.store.rows, sorted_[i], &row)
+            if i == 0 or compare(before.leaf, before.nleaf, row.leaf, row.nleaf):
+                out.append(text_of(row.leaf, row.nleaf))
+            before = row
+    finally:
+        free(sorted_)
     return out
 
 
@@ -993,43 +1532,51 @@ cdef class LWWMap(Replica):
 
     def set(self, key, value, stamp):
         """Write a key at a stamp of a HybridLogicalClock. False: its present value has a greater stamp and stays."""
-        return write_last(self, pack_key(key), value, stamp)
+        cdef Packed leaf
+        pack_key(key, &leaf)
+        return write_last(self, leaf, value, stamp)
+
+    def set_many(self, values, stamp):
+        """Write each key of a mapping at one stamp; how many of the writes show."""
+        cdef object written = 0
+        for key, value in dict(values).items():
+            written += self.set(key, value, stamp)
+        return written
 
     def remove(self, key):
         """Remove a key; a concurrent write to it stays. False: it is not here, nothing happened."""
-        cdef list rows = self.rows(pack_key(key))
-        if rows:
-            self.store.write(self.steps, b"", 0, None, rows)
-        return bool(rows)
+        cdef Packed leaf
+        pack_key(key, &leaf)
+        return remove_leaf(self, leaf)
 
     def get(self, key, default=None):
         """The value under a key."""
-        row = winner(self.rows(pack_key(key)))
-        return default if row is None else decode((<Row>row).payload)
+        cdef Packed leaf
+        pack_key(key, &leaf)
+        return value_at(self, leaf, default)
 
     def stamp(self, key):
         """The stamp of the value under a key, 0 if there is none."""
-        row = winner(self.rows(pack_key(key)))
-        return 0 if row is None else (<Row>row).stamp
+        cdef Packed leaf
+        pack_key(key, &leaf)
+        return stamp_at(self, leaf)
 
     def __contains__(self, key):
-        return bool(self.rows(pack_key(key)))
+        cdef Packed leaf
+        pack_key(key, &leaf)
+        return first_at(self, leaf) != 0
 
     def __len__(self):
-        cdef Node node = self.store.find(self.steps)
-        return len(node.leaves) if node is not None else 0
+        cdef uint32_t box = self.box(False)
+        return 0 if box == NOVA_WHO_NONE else nova_rows_box_keys(self.store.rows, box)
 
     def __iter__(self):
-        cdef Node node = self.store.find(self.steps)
-        return iter([key.decode() for key in sorted(node.leaves)] if node is not None else [])
+        return iter(keys_of(self))
 
     @property
     def value(self):
         """A dict in order of its keys."""
-        cdef Node node = self.store.find(self.steps)
-        if node is None:
-            return {}
-        return {key.decode(): decode((<Row>winner(node.leaves[key])).payload) for key in sorted(node.leaves)}
+        return {key: self.get(key) for key in keys_of(self)}
 
 
 cdef class ORMap(Replica):
@@ -1042,12 +1589,13 @@ cdef class ORMap(Replica):
     def at(self, key, kind):
         """The CRDT of class `kind` under a key, empty if there is none; writing to it writes here."""
         cdef Replica out
+        cdef Packed packed
         found = TYPES.get(kind)
         if found is None:
             raise UsageError(f"{kind!r} is no CRDT class; use one of nova.crdt")
         if found > NESTED_MAX:
             raise UsageError(f"a {kind.__name__} cannot live in a map: removing its key would forge rights; keep it beside the map")
-        pack_key(key)
+        pack_key(key, &packed)
         if len(self.steps) == DEPTH_MAX:
             raise LimitError(f"{key!r} would be nested in {DEPTH_MAX + 1} maps; the limit is {DEPTH_MAX}; use a flatter shape")
         out = kind.__new__(kind)
@@ -1055,37 +1603,69 @@ cdef class ORMap(Replica):
         out.steps = self.steps + ((found, str.__str__(key)),)
         return out
 
+    cdef list boxes(self, object key):
+        """(type, box) of the non-empty containers under a key, in the order of their types."""
+        cdef Packed packed
+        cdef uint32_t here = self.box(False), box
+        cdef int type
+        cdef list out = []
+        pack_key(key, &packed)
+        if here != NOVA_WHO_NONE:
+            for type in range(1, NESTED_MAX + 1):
+                box = nova_rows_box(self.store.rows, here, type, 0, packed.at, packed.size, False)
+                if box != NOVA_WHO_NONE and nova_rows_box_size(self.store.rows, box):
+                    out.append((type, box))
+        return out
+
     def types(self, key):
         """The classes that live under a key, in their fixed order."""
-        cdef Node node = self.store.find(self.steps)
-        pack_key(key)
-        return [CLASSES[type] for type in range(1, NESTED_MAX + 1) if node is not None and (type, key) in node.kids]
+        return [CLASSES[type] for type, _ in self.boxes(key)]
 
     def remove(self, key):
         """Remove what is seen under a key, of all types. False: there is nothing."""
-        cdef Node node = self.store.find(self.steps)
-        cdef list rows = []
-        for kind in self.types(key):
-            rows.extend(below(<Node>node.kids[(TYPES[kind], key)]))
-        if rows:
-            self.store.write(self.steps, b"", 0, None, rows)
-        return bool(rows)
+        cdef Found found = Found(NULL, 0, 0)
+        cdef list boxes = self.boxes(key)
+        if not boxes:
+            return False
+        self.store.take_dot()
+        try:
+            for _, box in boxes:
+                below(self.store, box, &found)
+            drop_all(self.store, &found)
+        finally:
+            PyMem_Free(found.at)
+        tidy(self)
+        return True
+
+    cdef list keys(self):
+        cdef uint32_t here = self.box(False), at, box
+        cdef size_t n
+        cdef const uint8_t *key
+        cdef set out = set()
+        if here == NOVA_WHO_NONE:
+            return []
+        at = nova_rows_first(self.store.rows, here)
+        while at:
+            box = nova_rows_box_of(self.store.rows, at)
+            if nova_rows_box_size(self.store.rows, box):
+                key = nova_rows_box_key(self.store.rows, box, &n)
+                out.add(text_of(key, n))
+            at = nova_rows_next(self.store.rows, at)
+        return sorted(out)
 
     def __contains__(self, key):
-        return bool(self.types(key))
+        return bool(self.boxes(key))
 
     def __iter__(self):
-        cdef Node node = self.store.find(self.steps)
-        return iter(sorted({key for _, key in node.kids}) if node is not None else [])
+        return iter(self.keys())
 
     def __len__(self):
-        cdef Node node = self.store.find(self.steps)
-        return len({key for _, key in node.kids}) if node is not None else 0
+        return len(self.keys())
 
     @property
     def value(self):
         """A dict in order of its keys; of several types under one key the first of `types` shows."""
-        return {key: self.at(key, self.types(key)[0]).value for key in self}
+        return {key: self.at(key, self.types(key)[0]).value for key in self.keys()}
 
 
 for _number, _class in enumerate((GCounter, PNCounter, GSet, LWWRegister, MVRegister, ORSet, LWWMap, ORMap, TwoPSet,
