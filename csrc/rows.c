@@ -10,10 +10,11 @@ enum {
     SIBLING = 4, /* has a word that names the next record of the same key */
     STAMP = 8,
     VALUE = 16,
-    BOX = 32, /* not a row but a box; its reference is the box's number */
+    DOOMED = 64, /* in the middle of a join: to be dropped */
+    BOX = 32,    /* not a row but a box; its reference is the box's number */
 };
 
-enum { GROUP = 8, TAG_EMPTY = 0x80, TAG_GONE = 0xfe, GARBAGE_MIN = 1 << 14, HOLES_MIN = 32 };
+enum { GROUP = 8, TAG_EMPTY = 0x80, TAG_GONE = 0xfe, GARBAGE_MIN = 1 << 14, HOLES_MIN = 32, FEW = 8 };
 
 /* Rows of one writer whose counts share their upper 58 bits. The count of row `lane` is block << 6 | lane; at[] has an
  * entry per set bit of `live`, in order. */
@@ -68,6 +69,15 @@ static uint64_t seed = 0x9e3779b97f4a7c15u;
 void nova_rows_seed(uint64_t value)
 {
     seed = value;
+}
+
+/* Bits set in v. The instruction for it is younger than the processors that wheels must run on. */
+static inline unsigned bits_in(uint64_t v)
+{
+    v -= v >> 1 & 0x5555555555555555u;
+    v = (v & 0x3333333333333333u) + (v >> 2 & 0x3333333333333333u);
+    v = (v + (v >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+    return (unsigned)(v * 0x0101010101010101u >> 56);
 }
 
 static inline uint32_t load32(const uint8_t *p)
@@ -489,7 +499,7 @@ static uint32_t chunk_for(nova_rows *r, uint32_t who, uint64_t block)
         return id;
     }
     chunk *c = r->chunks[id];
-    if (__builtin_popcountll(c->live) == c->room) {
+    if (bits_in(c->live) == c->room) {
         unsigned room = c->room < 32 ? 2u * c->room : 64;
         chunk *grown = realloc(c, sizeof *c + room * sizeof *c->at);
         if (!grown)
@@ -502,12 +512,12 @@ static uint32_t chunk_for(nova_rows *r, uint32_t who, uint64_t block)
 
 static inline size_t place(const chunk *c, unsigned lane)
 {
-    return (size_t)__builtin_popcountll(c->live & (((uint64_t)1 << lane) - 1));
+    return bits_in(c->live & (((uint64_t)1 << lane) - 1));
 }
 
 static void insert_lane(chunk *c, unsigned lane, uint32_t at)
 {
-    size_t i = place(c, lane), n = (size_t)__builtin_popcountll(c->live);
+    size_t i = place(c, lane), n = bits_in(c->live);
     memmove(c->at + i + 1, c->at + i, (n - i) * sizeof *c->at);
     c->at[i] = at;
     c->live |= (uint64_t)1 << lane;
@@ -518,7 +528,7 @@ static void remove_lane(nova_rows *r, uint32_t reference)
     uint32_t id = reference >> 6;
     unsigned lane = reference & 63;
     chunk *c = r->chunks[id];
-    size_t i = place(c, lane), n = (size_t)__builtin_popcountll(c->live);
+    size_t i = place(c, lane), n = bits_in(c->live);
     memmove(c->at + i, c->at + i + 1, (n - i - 1) * sizeof *c->at);
     c->live &= ~((uint64_t)1 << lane);
     if (c->live) {
@@ -640,7 +650,7 @@ nova_rows *nova_rows_copy(const nova_rows *o)
         const chunk *c = o->chunks[i];
         if (!c)
             continue;
-        size_t n = (size_t)__builtin_popcountll(c->live);
+        size_t n = bits_in(c->live);
         if (!(r->chunks[i] = malloc(sizeof *c + n * sizeof *c->at)))
             goto failed;
         memcpy(r->chunks[i], c, sizeof *c + n * sizeof *c->at);
@@ -913,16 +923,39 @@ void nova_rows_drop(nova_rows *r, uint32_t at)
     r->rows--;
 }
 
+/* Give a row another dot, stamp and value where they are, if they take the same room. 0 if they do not. */
+static int renew(nova_rows *r, uint32_t at, const nova_row *row)
+{
+    nova_row old;
+    parse(r, at, &old);
+    if (old.nvalue != row->nvalue || !old.stamp != !row->stamp || number_size(old.stamp) != number_size(row->stamp))
+        return 0;
+    uint32_t id = chunk_for(r, row->who, row->count >> 6);
+    if (!id)
+        return NOVA_ROWS_NOMEM;
+    insert_lane(r->chunks[id], row->count & 63, at);
+    remove_lane(r, load32(record(r, at)));
+    mark_stale(r, id);
+    store32(record(r, at), id << 6 | (row->count & 63));
+    if (row->nvalue)
+        memcpy(r->arena + (old.value - r->arena), row->value, row->nvalue);
+    if (row->stamp)
+        nova_put_number(r->arena + (old.leaf - r->arena) + old.nleaf, row->stamp);
+    return 1;
+}
+
 static int put(nova_rows *r, const nova_row *row, int replace)
 {
     uint64_t hash = key_hash(row->box, row->leaf, row->nleaf);
     int failed = grow_table(r, 1);
     if (failed || (failed = grow_arena(r, record_words(r, row))))
         return failed;
+    size_t room, slot = seek(r, hash, row->box, row->leaf, row->nleaf, &room);
+    if (replace && slot != SIZE_MAX && !sibling_of(r, r->slots[slot]) && (failed = renew(r, r->slots[slot], row)))
+        return failed < 0 ? failed : 0;
     uint32_t id = chunk_for(r, row->who, row->count >> 6);
     if (!id)
         return NOVA_ROWS_NOMEM;
-    size_t room, slot = seek(r, hash, row->box, row->leaf, row->nleaf, &room);
     uint32_t head = slot == SIZE_MAX ? 0 : sweep_chain(r, r->slots[slot]);
     uint8_t flags = (head ? SIBLING : 0) | (row->stamp ? STAMP : 0) | (row->nvalue ? VALUE : 0);
     uint32_t at = write_record(r, id << 6 | (row->count & 63), row, flags, head);
@@ -952,6 +985,16 @@ int nova_rows_put(nova_rows *r, const nova_row *row)
 int nova_rows_replace(nova_rows *r, const nova_row *row)
 {
     return put(r, row, 1);
+}
+
+int nova_rows_renew(nova_rows *r, uint32_t at, const nova_row *row)
+{
+    int done = renew(r, at, row);
+    if (!done && !(done = put(r, row, 0))) {
+        nova_rows_drop(r, at);
+        nova_rows_sweep(r, at);
+    }
+    return done < 0 ? done : 0;
 }
 
 int nova_rows_has(const nova_rows *r, uint32_t who, uint64_t count)
@@ -991,7 +1034,7 @@ uint32_t nova_rows_newest(const nova_rows *r, uint32_t who)
     for (size_t i = w->nblocks; i--;)
         if (w->chunks[i]) {
             const chunk *c = r->chunks[w->chunks[i]];
-            return c->at[__builtin_popcountll(c->live) - 1];
+            return c->at[bits_in(c->live) - 1];
         }
     return 0;
 }
@@ -1218,19 +1261,22 @@ static uint64_t known_bits(const nova_span *spans, size_t n, uint64_t block)
     return bits;
 }
 
-static int push(uint32_t **list, size_t *n, size_t *room, uint32_t at)
+static int push_bits(nova_list *list, const chunk *c, uint64_t bits)
 {
-    if (reserve(list, room, *n + 1, sizeof **list))
-        return NOVA_ROWS_NOMEM;
-    (*list)[(*n)++] = at;
-    return 0;
-}
-
-static int push_bits(uint32_t **list, size_t *n, size_t *room, const chunk *c, uint64_t bits)
-{
-    for (; bits; bits &= bits - 1)
-        if (push(list, n, room, c->at[place(c, (unsigned)__builtin_ctzll(bits))]))
-            return NOVA_ROWS_NOMEM;
+    for (; bits; bits &= bits - 1) {
+        if (list->size == list->room) {
+            size_t room = 2 * list->room;
+            uint32_t *grown =
+                list->at == list->few ? malloc(room * sizeof *grown) : realloc(list->at, room * sizeof *grown);
+            if (!grown)
+                return NOVA_ROWS_NOMEM;
+            if (list->at == list->few)
+                memcpy(grown, list->few, sizeof list->few);
+            list->at = grown;
+            list->room = room;
+        }
+        list->at[list->size++] = c->at[place(c, (unsigned)__builtin_ctzll(bits))];
+    }
     return 0;
 }
 
@@ -1258,12 +1304,13 @@ static uint32_t box_in(nova_rows *r, const nova_rows *o, uint32_t theirs, uint32
     return ours[theirs] = nova_rows_box(r, parent, b->type, b->rule, b->path + b->key, b->npath - b->key, make);
 }
 
-static uint32_t *no_boxes(const nova_rows *o)
+/* Room to remember, for every box of theirs, which of ours it is; *ours is NULL if there are none. */
+static int no_boxes(const nova_rows *o, uint32_t **ours)
 {
-    uint32_t *ours = malloc(o->nboxes * sizeof *ours);
-    if (ours)
-        memset(ours, 0xff, o->nboxes * sizeof *ours);
-    return ours;
+    *ours = o->nested ? malloc(o->nboxes * sizeof **ours) : NULL;
+    if (*ours)
+        memset(*ours, 0xff, o->nboxes * sizeof **ours);
+    return o->nested && !*ours ? NOVA_ROWS_NOMEM : 0;
 }
 
 /* dead: the dots that the sender knows and has no rows of, apart from rows that are here to be seen. */
@@ -1291,11 +1338,12 @@ static int plan_writer(nova_rows *r, nova_rows *o, uint32_t who, uint32_t me, no
         i += (size_t)left;
         j += (size_t)right;
         if (a && b) {
-            if (a->stale)
+            int many = bits_in(a->live & b->live) > FEW; /* few are looked at sooner than hashed */
+            if (many && a->stale)
                 refresh(r, a);
-            if (b->stale)
+            if (many && b->stale)
                 refresh(o, b);
-            if (a->live == b->live && a->sum.lo == b->sum.lo && a->sum.hi == b->sum.hi)
+            if (many && a->live == b->live && a->sum.lo == b->sum.lo && a->sum.hi == b->sum.hi)
                 continue;
             for (uint64_t both = a->live & b->live; both; both &= both - 1) {
                 unsigned lane = (unsigned)__builtin_ctzll(both);
@@ -1309,12 +1357,12 @@ static int plan_writer(nova_rows *r, nova_rows *o, uint32_t who, uint32_t me, no
         uint64_t only_a = (a ? a->live : 0) & ~(b ? b->live : 0), only_b = (b ? b->live : 0) & ~(a ? a->live : 0);
         if (only_a) {
             uint64_t gone = only_a & known_bits(dead.at, dead.size, block);
-            if (gone && push_bits(&plan->gone, &plan->ngone, &plan->rgone, a, gone))
+            if (gone && push_bits(&plan->gone, a, gone))
                 return NOVA_ROWS_NOMEM;
         }
         if (only_b) {
             uint64_t fresh = only_b & ~known_bits(mine->spans, mine->nspans, block);
-            if (fresh && push_bits(&plan->fresh, &plan->nfresh, &plan->rfresh, b, fresh))
+            if (fresh && push_bits(&plan->fresh, b, fresh))
                 return NOVA_ROWS_NOMEM;
         }
     }
@@ -1325,11 +1373,11 @@ enum { SIBLINGS_CHECKED = 1024 }; /* a bound on the work that a stranger's stamp
 
 static int check_stamps(nova_rows *r, const nova_rows *o, const uint32_t *map, nova_plan *plan)
 {
-    uint32_t *ours = no_boxes(o);
-    int failed = ours ? 0 : NOVA_ROWS_NOMEM;
-    for (size_t i = 0; !failed && i < plan->nfresh; i++) {
+    uint32_t *ours;
+    int failed = no_boxes(o, &ours);
+    for (size_t i = 0; !failed && i < plan->fresh.size; i++) {
         nova_row row, mine;
-        nova_rows_view(o, plan->fresh[i], &row);
+        nova_rows_view(o, plan->fresh.at[i], &row);
         if (o->boxes[row.box].rule == NOVA_BOX_PLAIN)
             continue;
         uint32_t in = box_in(r, o, row.box, ours, 0), left = SIBLINGS_CHECKED;
@@ -1352,7 +1400,10 @@ static int check_stamps(nova_rows *r, const nova_rows *o, const uint32_t *map, n
 
 int nova_rows_plan(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_known *kept, nova_plan *plan)
 {
-    memset(plan, 0, sizeof *plan);
+    plan->gone.size = plan->fresh.size = 0;
+    plan->gone.at = plan->gone.few;
+    plan->fresh.at = plan->fresh.few;
+    plan->gone.room = plan->fresh.room = sizeof plan->gone.few / sizeof *plan->gone.few;
     for (uint32_t who = 0; who < o->nwriters; who++) {
         const writer *w = &o->writers[who];
         nova_known dead = {w->spans, w->nspans};
@@ -1369,22 +1420,25 @@ int nova_rows_plan(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_k
         if (failed)
             return failed;
     }
-    if (plan->nfresh && (r->nested || r->boxes[0].rule != NOVA_BOX_PLAIN))
+    if (plan->fresh.size && (r->nested || r->boxes[0].rule != NOVA_BOX_PLAIN))
         return check_stamps(r, o, map, plan);
     return 0;
 }
 
 void nova_plan_free(nova_plan *plan)
 {
-    free(plan->gone);
-    free(plan->fresh);
-    plan->gone = plan->fresh = NULL;
+    if (plan->gone.at != plan->gone.few)
+        free(plan->gone.at);
+    if (plan->fresh.at != plan->fresh.few)
+        free(plan->fresh.at);
 }
 
 /* Of the rows of a key only the winner stays. */
 static void settle(nova_rows *r, uint32_t in, const uint8_t *leaf, size_t n)
 {
     uint32_t head = nova_rows_find(r, in, leaf, n), best = head;
+    if (!head || !sibling_of(r, head))
+        return;
     for (uint32_t at = sibling_of(r, head); at; at = sibling_of(r, at))
         if (nova_rows_outranks(r, at, best))
             best = at;
@@ -1437,40 +1491,62 @@ static int merge_blocks(nova_rows *r, uint32_t me, const nova_rows *o, const uin
     return 0;
 }
 
+/* Add a row; in the place of the only one of its key if that goes anyhow. */
+static int join_row(nova_rows *r, const nova_row *row)
+{
+    uint32_t at = nova_rows_find(r, row->box, row->leaf, row->nleaf);
+    if (at && *flags_of(r, at) & DOOMED && !sibling_of(r, at)) {
+        int done = renew(r, at, row);
+        if (done > 0)
+            *flags_of(r, at) &= (uint8_t)~DOOMED;
+        if (done)
+            return done < 0 ? done : 0;
+    }
+    return put(r, row, 0);
+}
+
 int nova_rows_join(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_plan *plan)
 {
-    uint32_t *ours = no_boxes(o);
-    int failed = ours ? 0 : NOVA_ROWS_NOMEM;
+    uint32_t *ours;
+    int failed = no_boxes(o, &ours);
     size_t words = 0;
     nova_row row;
-    for (size_t i = 0; i < plan->nfresh; i++) {
-        uint32_t at = plan->fresh[i];
+    for (size_t i = 0; i < plan->fresh.size; i++) {
+        uint32_t at = plan->fresh.at[i];
         words += parse(o, at, &row) - at + 2;
     }
-    if (!failed && !(failed = grow_table(r, plan->nfresh)))
+    if (!failed && !(failed = grow_table(r, plan->fresh.size)))
         failed = grow_arena(r, words);
-    for (size_t i = 0, end; !failed && i < plan->nfresh; i = end) {
-        uint32_t who = chunk_of(o, plan->fresh[i])->who;
-        for (end = i + 1; end < plan->nfresh && chunk_of(o, plan->fresh[end])->who == who;)
+    for (size_t i = 0, end; !failed && plan->fresh.size > FEW && i < plan->fresh.size; i = end) {
+        uint32_t who = chunk_of(o, plan->fresh.at[i])->who;
+        for (end = i + 1; end < plan->fresh.size && chunk_of(o, plan->fresh.at[end])->who == who;)
             end++;
-        failed = merge_blocks(r, map[who], o, plan->fresh + i, end - i);
+        failed = merge_blocks(r, map[who], o, plan->fresh.at + i, end - i);
     }
     if (failed) {
         free(ours);
         return failed;
     }
-    for (size_t i = 0; i < plan->ngone; i++)
-        nova_rows_drop(r, plan->gone[i]);
-    for (size_t i = 0; i < plan->ngone; i++)
-        nova_rows_sweep(r, plan->gone[i]);
-    for (size_t i = 0; !failed && i < plan->nfresh; i++) {
-        nova_rows_view(o, plan->fresh[i], &row);
-        int one = o->boxes[row.box].rule == NOVA_BOX_LAST_ONE;
+    int ones = 0;
+    for (size_t i = 0; i < plan->gone.size; i++)
+        *flags_of(r, plan->gone.at[i]) |= DOOMED;
+    for (size_t i = 0; !failed && i < plan->fresh.size; i++) {
+        nova_rows_view(o, plan->fresh.at[i], &row);
+        ones |= o->boxes[row.box].rule == NOVA_BOX_LAST_ONE;
         row.who = map[row.who];
         row.box = box_in(r, o, row.box, ours, 1);
-        failed = row.box == NOVA_WHO_NONE ? NOVA_ROWS_NOMEM : nova_rows_put(r, &row);
-        if (!failed && one)
-            settle(r, row.box, row.leaf, row.nleaf);
+        failed = row.box == NOVA_WHO_NONE ? NOVA_ROWS_NOMEM : join_row(r, &row);
+    }
+    for (size_t i = 0; i < plan->gone.size; i++)
+        if (*flags_of(r, plan->gone.at[i]) & DOOMED)
+            nova_rows_drop(r, plan->gone.at[i]);
+    for (size_t i = 0; i < plan->gone.size; i++)
+        if (*flags_of(r, plan->gone.at[i]) & DOOMED)
+            nova_rows_sweep(r, plan->gone.at[i]);
+    for (size_t i = 0; !failed && ones && i < plan->fresh.size; i++) {
+        parse(o, plan->fresh.at[i], &row);
+        if (o->boxes[row.box].rule == NOVA_BOX_LAST_ONE)
+            settle(r, box_in(r, o, row.box, ours, 1), row.leaf, row.nleaf);
     }
     for (uint32_t who = 0; !failed && who < o->nwriters; who++)
         if (o->writers[who].nspans)

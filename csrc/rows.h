@@ -42,11 +42,15 @@ typedef struct {
     size_t size;
 } nova_known;
 
-/* What a join will do; made by nova_rows_plan. */
 typedef struct {
-    uint32_t *gone, *fresh; /* records of ours; records of theirs */
-    size_t ngone, nfresh, rgone, rfresh;
-    uint32_t who; /* after an error: whose event (number on their side), */
+    uint32_t *at, few[8];
+    size_t size, room;
+} nova_list;
+
+/* What a join will do; made by nova_rows_plan. It must stay where it is. */
+typedef struct {
+    nova_list gone, fresh; /* records of ours; records of theirs */
+    uint32_t who;          /* after an error: whose event (number on their side), */
     uint64_t count, stamp;
 } nova_plan;
 
@@ -73,7 +77,8 @@ int nova_rows_covers(const nova_rows *r, const nova_rows *o, const uint32_t *map
 
 /* -- boxes: the containers of a nested type. 0 is the root -- */
 
-/* The box of this type under a key of `parent`; with make it is made if it is not there. NOVA_WHO_NONE: there is none. */
+/* The box of this type under a key of `parent`; with make it is made if it is not there. NOVA_WHO_NONE: there is
+ * none. */
 uint32_t nova_rows_box(nova_rows *r, uint32_t parent, int type, int rule, const void *key, size_t n, int make);
 int nova_rows_box_type(const nova_rows *r, uint32_t box);
 const uint8_t *nova_rows_box_path(const nova_rows *r, uint32_t box, size_t *n);
@@ -97,6 +102,8 @@ int nova_rows_outranks(const nova_rows *r, uint32_t a, uint32_t b);
 /* Add a row beside those of its key, or in their place. 0 or an error; then nothing is changed. */
 int nova_rows_put(nova_rows *r, const nova_row *row);
 int nova_rows_replace(nova_rows *r, const nova_row *row);
+/* Put a row in the place of one of its key. */
+int nova_rows_renew(nova_rows *r, uint32_t at, const nova_row *row);
 int nova_rows_has(const nova_rows *r, uint32_t who, uint64_t count);
 /* Take a row out. nova_rows_sweep must follow, with any row of the same key that was dropped, or a put of that key. */
 void nova_rows_drop(nova_rows *r, uint32_t at);

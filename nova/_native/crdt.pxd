@@ -35,8 +35,6 @@ cdef extern from "rows.h" nogil:
         const nova_span *at
         size_t size
     ctypedef struct nova_plan:
-        size_t ngone
-        size_t nfresh
         uint32_t who
         uint64_t count
         uint64_t stamp
@@ -66,6 +64,7 @@ cdef extern from "rows.h" nogil:
     bint nova_rows_outranks(const nova_rows *r, uint32_t a, uint32_t b)
     bint nova_rows_has(const nova_rows *r, uint32_t who, uint64_t count)
     int nova_rows_put(nova_rows *r, const nova_row *row)
+    int nova_rows_renew(nova_rows *r, uint32_t at, const nova_row *row)
     int nova_rows_replace(nova_rows *r, const nova_row *row)
     void nova_rows_drop(nova_rows *r, uint32_t at)
     void nova_rows_sweep(nova_rows *r, uint32_t at)
@@ -92,6 +91,7 @@ cdef class Store:
     cdef uint64_t version           # goes up when something is learned
     cdef bint broken                # memory ran out in the middle of a join
     cdef uint32_t *map              # numbers of another store's writers here
+    cdef bint map_whole             # all of them have one
     cdef size_t map_size
     cdef size_t map_of_mine
     cdef uint64_t map_of
@@ -103,7 +103,7 @@ cdef class Store:
     cdef const uint32_t *map_from(self, Store other, bint make) except? NULL
     cdef bint covers(self, Store other) except -1
     cdef int join(self, Store other, const nova_known *kept) except -1
-    cdef int add(self, nova_row *row, bint replace) except -1
+    cdef int add(self, nova_row *row, uint32_t how) except -1
 
 
 cdef class Replica:

@@ -14,10 +14,10 @@ knew more is refused.
 import msgspec
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.long cimport PyLong_AsLongLong
+from cpython.long cimport PyLong_AsLongLong, PyLong_AsUnsignedLongLong
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy
 
@@ -141,9 +141,9 @@ cdef int need_scratch(size_t size) except -1:
     return 0
 
 
-cdef object pack_element(object value, Packed *out):
-    """An element of a set in its one spelling; what is returned must live as long as `out` is read, and nothing else be
-    packed meanwhile."""
+cdef object pack_value(object value, Packed *out, bint element):
+    """A value in its one spelling; what is returned must live as long as `out` is read, and nothing else be packed
+    meanwhile. An element of a set must be hashable."""
     cdef const char *text
     cdef Py_ssize_t size
     cdef size_t head
@@ -165,10 +165,14 @@ cdef object pack_element(object value, Packed *out):
         out.at, out.size = scratch, put_integer(scratch, PyLong_AsLongLong(value))
         return None
     packed = pack_checked(value, &found)
-    if found & NOVA_VALUE_MAPS:
+    if element and found & NOVA_VALUE_MAPS:
         raise UsageError(f"an element of type {type(value).__name__} holds a mapping; elements must be hashable")
     out.at, out.size = <const uint8_t *>PyBytes_AS_STRING(packed), PyBytes_GET_SIZE(packed)
     return packed
+
+
+cdef inline object pack_element(object value, Packed *out):
+    return pack_value(value, out, True)
 
 
 cdef int pack_key(object key, Packed *out) except -1:
@@ -217,6 +221,8 @@ cdef str text_of(const uint8_t *at, size_t size):
 
 
 cdef uint64_t as_amount(object amount) except 0:
+    if type(amount) is int and 1 <= amount <= 0x3FFFFFFF:
+        return amount
     if isinstance(amount, bool) or not isinstance(amount, int):
         raise UsageError(f"amount {amount!r} is a {type(amount).__name__}; amounts are int")
     if not 1 <= amount <= U64_MAX:
@@ -225,18 +231,27 @@ cdef uint64_t as_amount(object amount) except 0:
 
 
 cdef uint64_t as_stamp(object stamp) except? U64_MAX:
+    if type(stamp) is int:
+        try:
+            return PyLong_AsUnsignedLongLong(stamp)
+        except OverflowError:
+            pass
     if isinstance(stamp, bool) or not isinstance(stamp, int) or not 0 <= stamp <= U64_MAX:
         raise UsageError(f"stamp {stamp!r} is none; pass an int from HybridLogicalClock.tick")
     return stamp
 
 
 cdef uint64_t plus(uint64_t total, uint64_t amount, str actor) except? U64_MAX:
-    if amount > U64_MAX - total:
+    if amount > UINT64_MAX - total:
         raise UsageError(f"the total of actor {actor!r}, {total}, plus {amount} is over 2**64 - 1; go on under a new actor")
     return total + amount
 
 
 # --- state -----------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    BESIDE = 0
+    INSTEAD = 0xFFFFFFFF
 
 cdef uint64_t stores_made = 0
 
@@ -303,15 +318,22 @@ cdef class Store:
         if self.me == NOVA_WHO_NONE:
             self.writer(self.actor)
         span.first = nova_rows_last(self.rows, self.me)
-        if span.first == U64_MAX:
+        if span.first == UINT64_MAX:
             raise UsageError(f"count of actor {self.actor!r} is 2**64 - 1, the last one; go on under a new actor")
         span.first += 1
         span.last = span.first
         self.learn(self.me, &span, 1)
         return span.first
 
-    cdef int add(self, nova_row *row, bint replace) except -1:
-        cdef int failed = nova_rows_replace(self.rows, row) if replace else nova_rows_put(self.rows, row)
+    cdef int add(self, nova_row *row, uint32_t how) except -1:
+        """Add a row: BESIDE those of its key, INSTEAD of all of them, or in the place of the one at `how`."""
+        cdef int failed
+        if how == INSTEAD:
+            failed = nova_rows_replace(self.rows, row)
+        elif how == BESIDE:
+            failed = nova_rows_put(self.rows, row)
+        else:
+            failed = nova_rows_renew(self.rows, how, row)
         if failed:
             raise failure(failed)
         return 0
@@ -320,20 +342,24 @@ cdef class Store:
         """For every writer of `other` its number here. Those unknown here have none, or get one with `make`."""
         cdef size_t n = nova_rows_writers(other.rows), i
         cdef void *grown
-        if not make and self.map_of == other.serial and self.map_size == n \
-                and self.map_of_mine == nova_rows_writers(self.rows) and self.map != NULL:
+        if self.map_of == other.serial and self.map_size == n and self.map_of_mine == nova_rows_writers(self.rows) \
+                and (self.map_whole or not make):
             return self.map
         grown = PyMem_Realloc(self.map, (n + 1) * sizeof(uint32_t))
         if grown == NULL:
             raise MemoryError
         self.map = <uint32_t *>grown
         self.map_of = 0
+        self.map_whole = True
         for i in range(n):
             found = self.numbers.get(other.names[i])
             if found is not None:
                 self.map[i] = found
+            elif make:
+                self.map[i] = self.writer(other.names[i])
             else:
-                self.map[i] = self.writer(other.names[i]) if make else NOVA_WHO_NONE
+                self.map[i] = NOVA_WHO_NONE
+                self.map_whole = False
         self.map_of, self.map_size, self.map_of_mine = other.serial, n, nova_rows_writers(self.rows)
         return self.map
 
@@ -349,7 +375,7 @@ cdef class Store:
     cdef int join(self, Store other, const nova_known *kept) except -1:
         """Merge with a sender who knows and holds what `other` does, and the rows of the dots `kept`. All or nothing."""
         cdef nova_plan plan
-        cdef uint64_t theirs
+        cdef uint64_t theirs, ours
         cdef int failed
         if self.broken or other.broken:
             raise MemoryError("memory ran out while this replica joined another; make it again from bytes or a peer")
@@ -357,12 +383,11 @@ cdef class Store:
             found = other.numbers.get(self.actor)
             if found is not None:
                 theirs = nova_rows_last(other.rows, found)
-                if theirs > self.last(self.actor):
+                ours = 0 if self.me == NOVA_WHO_NONE else nova_rows_last(self.rows, self.me)
+                if theirs > ours:
                     raise CorruptionError(
-                        f"actor {self.actor!r} wrote event {theirs} elsewhere, this replica is at "
-                        f"{self.last(self.actor)}: two replicas share an actor; give each start, copy and restore its own")
-        if self.covers(other):
-            return 0
+                        f"actor {self.actor!r} wrote event {theirs} elsewhere, this replica is at {ours}: "
+                        "two replicas share an actor; give each start, copy and restore its own")
         failed = nova_rows_plan(self.rows, other.rows, self.map_from(other, False), kept, &plan)
         try:
             if failed == NOVA_ROWS_TWICE:
@@ -374,8 +399,7 @@ cdef class Store:
                     f"actor {other.names[plan.who]!r} gave stamp {plan.stamp} to two values; stamps of one actor must rise")
             if failed:
                 raise failure(failed)
-            self.map_from(other, True)
-            failed = nova_rows_join(self.rows, other.rows, self.map, &plan)
+            failed = nova_rows_join(self.rows, other.rows, self.map_from(other, True), &plan)
             self.version += 1
             if failed:
                 self.broken = failed == NOVA_ROWS_NOMEM
@@ -383,11 +407,6 @@ cdef class Store:
         finally:
             nova_plan_free(&plan)
         return 0
-
-    def last(self, actor):
-        """The count of an actor's last event known here, 0 if there is none."""
-        found = self.numbers.get(actor)
-        return 0 if found is None else nova_rows_last(self.rows, found)
 
     def known(self):
         """A CausalContext of its own."""
@@ -620,7 +639,7 @@ cdef int read_row(nova_reader *r, Store store, const nova_known *kept, Reading b
     if same_box and type == LWW_REGISTER:
         raise malformed(WHAT, "a last-writer-wins register has two values")
     check_row(type, &row, <str>store.names[who], before, order == 0)
-    store.add(&row, False)
+    store.add(&row, BESIDE)
     before.any, before.path, before.npath, before.row = True, path, npath, row
     return 0
 
@@ -753,7 +772,8 @@ cdef class Replica:
                 raise UsageError("this delta was made for a replica that knew more; ask its sender for delta_since(ours.context)")
         keeping = known_of(theirs, kept)
         try:
-            self.store.join(theirs, keeping)
+            if not self.store.covers(theirs):
+                self.store.join(theirs, keeping)
         finally:
             PyMem_Free(keeping)
         return self
@@ -864,14 +884,14 @@ cdef int tidy(Replica self) except -1:
     return 0
 
 
-cdef int write_row(Replica self, Packed leaf, uint64_t stamp, Packed value, bint replace) except -1:
-    """One event that adds a row, in the place of those at its leaf or beside them. `tidy` must follow."""
+cdef int write_row(Replica self, Packed leaf, uint64_t stamp, Packed value, uint32_t how) except -1:
+    """One event that adds a row; `how` as for Store.add. `tidy` must follow."""
     cdef nova_row row
     row.count = self.store.take_dot()
     row.who = self.store.me
     row.box = self.box(True) if self.steps else 0
     row.leaf, row.nleaf, row.stamp, row.value, row.nvalue = leaf.at, leaf.size, stamp, value.at, value.size
-    self.store.add(&row, replace)
+    self.store.add(&row, how)
     return 0
 
 
@@ -960,10 +980,7 @@ cdef uint32_t own_row(Replica self) except? 0xFFFFFFFF:
 
 cdef int replace_own(Replica self, uint32_t own, Packed value) except -1:
     """One event that puts a row in the place of our own."""
-    write_row(self, NO_LEAF, 0, value, False)
-    if own:
-        nova_rows_drop(self.store.rows, own)
-        nova_rows_sweep(self.store.rows, own)
+    write_row(self, NO_LEAF, 0, value, own if own else BESIDE)
     return tidy(self)
 
 
@@ -1069,16 +1086,15 @@ cdef object stamp_at(Replica self, Packed leaf):
 
 cdef bint write_last(Replica self, Packed leaf, object value, object stamp) except -1:
     """A last-writer-wins write: it drops the rows it outranks, and is itself dropped if one outranks it."""
-    cdef bytes payload = pack(value)
+    cdef Packed packed
+    hold = pack_value(value, &packed, False)
     cdef uint64_t at_stamp = as_stamp(stamp)
-    cdef uint32_t head = first_at(self, leaf), at = head
+    cdef uint32_t at = first_at(self, leaf)
     cdef Store store = self.store
     cdef nova_row row
-    cdef Packed packed
     cdef Found beaten = Found(NULL, 0, 0)
     cdef bint wins = True
     cdef int order
-    packed.at, packed.size = <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload)
     try:
         while at:
             nova_rows_view(store.rows, at, &row)
@@ -1096,7 +1112,7 @@ cdef bint write_last(Replica self, Packed leaf, object value, object stamp) exce
                 push(&beaten, at)
             at = nova_rows_sibling(store.rows, at)
         if wins:
-            write_row(self, leaf, at_stamp, packed, True)
+            write_row(self, leaf, at_stamp, packed, INSTEAD)
         else:
             store.take_dot()
             drop_all(store, &beaten)
@@ -1129,10 +1145,9 @@ cdef class MVRegister(Replica):
 
     def set(self, value):
         """Write a value over all that are here now."""
-        cdef bytes payload = pack(value)
         cdef Packed packed
-        packed.at, packed.size = <const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload)
-        write_row(self, NO_LEAF, 0, packed, True)
+        hold = pack_value(value, &packed, False)
+        write_row(self, NO_LEAF, 0, packed, INSTEAD)
         tidy(self)
 
     @property
@@ -1263,7 +1278,7 @@ cdef int add_all(Replica self, object elements, bint again) except -1:
         for element in elements:
             hold = pack_element(element, &leaf)
             if again or not first_at(self, leaf):
-                write_row(self, leaf, 0, NO_LEAF, again)
+                write_row(self, leaf, 0, NO_LEAF, INSTEAD if again else BESIDE)
                 tidy(self)
         return 0
     need_scratch(16)
@@ -1271,7 +1286,7 @@ cdef int add_all(Replica self, object elements, bint again) except -1:
     for i in range(view.shape[0]):
         leaf.size = put_integer(scratch, view[i])
         if again or not first_at(self, leaf):
-            write_row(self, leaf, 0, NO_LEAF, again)
+            write_row(self, leaf, 0, NO_LEAF, INSTEAD if again else BESIDE)
             tidy(self)
     return 0
 
@@ -1284,7 +1299,7 @@ cdef class GSet(SetReplica):
         cdef Packed leaf
         hold = pack_element(element, &leaf)
         if not first_at(self, leaf):
-            write_row(self, leaf, 0, NO_LEAF, False)
+            write_row(self, leaf, 0, NO_LEAF, BESIDE)
             tidy(self)
 
     def add_many(self, elements):
@@ -1299,7 +1314,7 @@ cdef class ORSet(SetReplica):
         """Add an element, again if it is here: so it outlives a concurrent remove."""
         cdef Packed leaf
         hold = pack_element(element, &leaf)
-        write_row(self, leaf, 0, NO_LEAF, True)
+        write_row(self, leaf, 0, NO_LEAF, INSTEAD)
         tidy(self)
 
     def add_many(self, elements):
@@ -1373,7 +1388,7 @@ cdef class TwoPSet(SetReplica):
         hold = pack_element(element, &leaf)
         cdef uint32_t at = first_at(self, leaf)
         if not at:
-            write_row(self, leaf, 0, NO_LEAF, False)
+            write_row(self, leaf, 0, NO_LEAF, BESIDE)
             tidy(self)
             return True
         return self.holds(at)
@@ -1386,7 +1401,7 @@ cdef class TwoPSet(SetReplica):
         if not self.holds(first_at(self, leaf)):
             return False
         mark.at, mark.size = &raw, 1
-        write_row(self, leaf, 0, mark, True)
+        write_row(self, leaf, 0, mark, INSTEAD)
         tidy(self)
         return True
 
@@ -1407,7 +1422,7 @@ cdef class EnableWinsFlag(Replica):
 
     def enable(self):
         """Switch on, again if it is on: so it outlives a concurrent disable."""
-        write_row(self, NO_LEAF, 0, NO_LEAF, True)
+        write_row(self, NO_LEAF, 0, NO_LEAF, INSTEAD)
         tidy(self)
 
     def disable(self):
