@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nova.crdt import GSet, LWWMap, LWWRegister, MVRegister, ORMap, ORSet, PNCounter, TwoPSet
+from nova.errors import CorruptionError
 
 Path = tuple[Any, ...]
 
@@ -167,6 +168,24 @@ def test_many_siblings_are_merged_and_removed_in_linear_time():
     assert keeper.remove("x")
     assert reader.merge(keeper).value == frozenset()
     assert reader == keeper
+
+
+@pytest.mark.parametrize("size", [3, 60, 200])
+def test_one_double_spent_dot_among_many_is_found(size):
+    def history(last: int) -> ORSet:
+        out = ORSet(actor="a")
+        out.add_many([*range(size - 1), last])
+        return out
+
+    reader = ORSet().merge(history(-1))
+    before = reader.to_bytes()
+    other = history(-2)
+    more = ORSet(actor="b")
+    more.add("news")
+    other.merge(more)
+    with pytest.raises(CorruptionError, match=f"event {size} of actor 'a' is two different writes"):
+        reader.merge(other)
+    assert reader.to_bytes() == before
 
 
 def test_a_million_cycles_on_ten_keys_stay_in_bounded_memory():
