@@ -1,15 +1,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-
-cdef extern from "digest.h" nogil:
-    ctypedef struct nova_digest:
-        uint64_t lo
-        uint64_t hi
-    nova_digest nova_digest_bytes(const void *p, size_t n, uint64_t seed)
-    nova_digest nova_digest_row(const void *key, size_t nkey, const void *path, size_t npath, uint64_t actor_hash,
-                                uint64_t count, uint64_t stamp, const void *value, size_t nvalue)
-    nova_digest nova_digest_add(nova_digest a, nova_digest b)
-    nova_digest nova_digest_sub(nova_digest a, nova_digest b)
+from nova._native.digest cimport nova_digest
+from nova._native.reconcile cimport Reconciler
 
 
 # Growable bytes; freed by whoever holds it.
@@ -58,6 +50,8 @@ cdef class Entry:
     cdef readonly uint8_t kind
     cdef bint mixed
     cdef uint16_t leaf
+    cdef void *before               # in its key range, not owned
+    cdef void *after
 
 
 cdef class Keyspace:
@@ -76,6 +70,11 @@ cdef class Keyspace:
     cdef uint64_t stamp_max
     cdef nova_digest total
     cdef nova_digest leaves[1024]
+    cdef void *heads[1024]          # first entry of each key range
+    cdef Reconciler differ          # the set of rows as it was before `notes`, or None
+    cdef uint64_t *notes            # ids that came (top bit set) and went since then
+    cdef size_t noted
+    cdef size_t notes_room
     cdef Bytes body
     cdef list table
     cdef uint64_t batch_first
@@ -86,7 +85,14 @@ cdef class Keyspace:
     cdef int put_context(self, Dots *context) except -1
     cdef object supersede(self, Entry entry, Row head, Dots *context, Write write)
     cdef int put_clock(self, Bytes *out) except -1
-    cdef void count_row(self, Entry entry, Row row, bint added)
+    cdef Reconciler current(self)
+    cdef nova_digest digest_of(self, str key, Row row) except *
+    cdef uint64_t place_of(self, str key, Row row) except *
+    cdef int count_row(self, Entry entry, Row row, bint added) except -1
+    cdef int forget(self, Entry entry) except -1
+    cdef list entries_in(self, const uint8_t *wanted)
+    cdef object difference(self, Cursor *c)
+    cdef object wider(self, list names, list counts, uint64_t rows, uint64_t tried)
     cdef tuple apply(self, str key, Write write, bint clear, list puts, list drops)
     cdef Entry entry_for(self, str key, uint8_t kind)
     cdef int settle_kind(self, Entry entry) except -1

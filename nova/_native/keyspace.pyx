@@ -7,6 +7,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
+from nova._native.digest cimport (
+    nova_digest, nova_digest_add, nova_digest_bytes, nova_digest_row, nova_digest_sub,
+)
+from nova._native.reconcile cimport Reconciler
+
 from nova.errors import CorruptionError, LimitError, PeerError, UnavailableError, UsageError
 from nova.types import Dot
 
@@ -17,15 +22,22 @@ DEF NO_REF = 65535
 DEF GRAVES_MAX = 65536
 DEF DROPS_MAX = 64
 DEF WRITERS_MAX = 4096
+DEF CELLS_MAX = 16384                   # they reveal about 13,000 rows; beyond that key ranges serve
+DEF CELLS_MIN = 64
+DEF NOTES_MIN = 65536                   # changes that are noted for the table before it is given up
 
 cdef uint64_t COUNT_MASK = (<uint64_t>1 << COUNT_BITS) - 1
 cdef bytes BATCH_MAGIC = b"NVB\x01"
 cdef bytes STATE_MAGIC = b"NVS\x01"
-cdef bytes SUMMARY_MAGIC = b"NVQ\x01"
+cdef bytes SUMMARY_MAGIC = b"NVQ\x01"     # asks by the digests of key ranges; a state answers
+cdef bytes SKETCH_MAGIC = b"NVK\x01"      # asks by a summary of the set of rows; a difference answers
+cdef bytes DIFFERENCE_MAGIC = b"NVD\x01"
+cdef uint64_t TOP = <uint64_t>1 << 63
 cdef uint8_t CLEAR = 1
 
 leaf_count = LEAVES
 key_bytes_max = 1024
+cells_max = CELLS_MAX
 
 
 # --- bytes out -------------------------------------------------------------------------------------------------------
@@ -312,6 +324,33 @@ def _order_of(Row row not None):
     return row.write.stamp, row.write.actor, row.write.packed & COUNT_MASK
 
 
+cdef list rows_of(Entry entry):
+    """All rows of an entry, in no order."""
+    cdef list out = []
+    cdef Row row = entry.root
+    while row is not None:
+        out.append(row)
+        row = row.next
+    if entry.rows:
+        for head in entry.rows.values():
+            row = <Row>head
+            while row is not None:
+                out.append(row)
+                row = row.next
+    return out
+
+
+cdef uint16_t leaf_of(str key) except *:
+    cdef Py_ssize_t size
+    cdef const char *data = PyUnicode_AsUTF8AndSize(key, &size)
+    return <uint16_t>(nova_digest_bytes(data, size, 1).lo & (LEAVES - 1))
+
+
+cdef inline uint64_t id_of(uint16_t leaf, nova_digest row) noexcept:
+    """A row's id in the set of rows: never 0, and it tells the key range, in which the row is then looked for."""
+    return (row.lo & ~<uint64_t>(LEAVES - 1)) | leaf | TOP
+
+
 @cython.final
 cdef class Keyspace:
     """Every key of a replica as one observed-remove map (after Bieniusa et al. 2012, ORSWOT) under one vector clock.
@@ -333,6 +372,8 @@ cdef class Keyspace:
         self.graves = {}
         self.table = []
         memset(self.leaves, 0, sizeof(self.leaves))
+        memset(self.heads, 0, sizeof(self.heads))
+        self.notes = NULL
         self.total.lo = self.total.hi = 0
         self.actor = actor
         self.own = self.intern(actor)
@@ -342,6 +383,7 @@ cdef class Keyspace:
         free(self.hashes)
         free(self.refs)
         free(self.body.at)
+        free(self.notes)
 
     # -- actors and clocks --
 
@@ -413,17 +455,58 @@ cdef class Keyspace:
         """The digests of the 1024 key ranges (by hash of the key), 16 bytes each."""
         return PyBytes_FromStringAndSize(<const char *>self.leaves, sizeof(self.leaves))
 
-    def summary(self):
-        """What a state is asked for with: the clock and the digests of the key ranges, of one instant."""
+    def summary(self, cells=None):
+        """What a peer is asked with for what differs; its `answer` is for `join`.
+
+        cells   None: the digests of the key ranges (16 KiB). 0: a sketch of the set of rows (98 bytes), which reveals up
+                to 10 rows that differ. Else so many cells (13 bytes each, at most `cells_max`), which reveal about four
+                rows for each five of them.
+
+        All of one instant, with the clock. The summary of the set costs what changed since the last one, or one pass
+        over the rows if there is none yet or more than half as many rows as there are have changed.
+        """
         cdef Bytes out
         memset(&out, 0, sizeof(out))
         try:
-            put_raw(&out, PyBytes_AS_STRING(SUMMARY_MAGIC), 4)
+            put_raw(&out, PyBytes_AS_STRING(SUMMARY_MAGIC if cells is None else SKETCH_MAGIC), 4)
             self.put_clock(&out)
-            put_raw(&out, self.leaves, sizeof(self.leaves))
+            if cells is None:
+                put_raw(&out, self.leaves, sizeof(self.leaves))
+            else:
+                put_number(&out, self.rows_live)
+                piece = <bytes>self.current().encode(cells=min(cells, CELLS_MAX))
+                put_raw(&out, PyBytes_AS_STRING(piece), PyBytes_GET_SIZE(piece))
             return PyBytes_FromStringAndSize(<const char *>out.at, out.size)
         finally:
             free(out.at)
+
+    cdef Reconciler current(self):
+        """The summary of the set of rows as it is now.
+
+        A write only notes its ids: that costs it 2 ns, where putting them in the table would cost 100. What is noted is
+        put in when somebody asks. Too many notes, and one pass over the rows is cheaper: there is no table again.
+        """
+        cdef Reconciler out = self.differ
+        cdef Row row
+        cdef Entry entry
+        cdef size_t i
+        if out is None:
+            out = Reconciler(cells=CELLS_MAX)
+            for item in self.entries.values():
+                entry = <Entry>item
+                for each in rows_of(entry):
+                    row = <Row>each
+                    out.toggle(id_of(entry.leaf, self.digest_of(entry.key, row)), 1)
+            self.notes_room = max(<size_t>NOTES_MIN, <size_t>(self.rows_live // 2))
+            self.notes = <uint64_t *>malloc(self.notes_room * sizeof(uint64_t))
+            if self.notes == NULL:
+                raise MemoryError
+            self.differ = out
+        else:
+            for i in range(self.noted):
+                out.toggle(self.notes[i] | TOP, 1 if self.notes[i] & TOP else <uint32_t>-1)
+        self.noted = 0
+        return out
 
     cdef int put_clock(self, Bytes *out) except -1:
         cdef uint32_t i
@@ -433,15 +516,27 @@ cdef class Keyspace:
             put_number(out, self.counts[i])
         return 0
 
-    cdef void count_row(self, Entry entry, Row row, bint added):
+    cdef nova_digest digest_of(self, str key, Row row) except *:
         cdef Py_ssize_t nkey, npath
-        cdef const char *key = PyUnicode_AsUTF8AndSize(entry.key, &nkey)
+        cdef const char *at_key = PyUnicode_AsUTF8AndSize(key, &nkey)
         cdef const char *path = PyUnicode_AsUTF8AndSize(row.path, &npath)
         cdef Write w = row.write
-        cdef nova_digest d = nova_digest_row(
-            key, nkey, path, npath, self.hashes[w.packed >> COUNT_BITS],
+        return nova_digest_row(
+            at_key, nkey, path, npath, self.hashes[w.packed >> COUNT_BITS],
             (w.packed & COUNT_MASK) | <uint64_t>w.kind << 56, w.stamp,
             PyBytes_AS_STRING(row.value), PyBytes_GET_SIZE(row.value))
+
+    cdef uint64_t place_of(self, str key, Row row) except *:
+        """A hash of where a row is and which write put it there, whatever it holds."""
+        cdef Py_ssize_t nkey, npath
+        cdef const char *at_key = PyUnicode_AsUTF8AndSize(key, &nkey)
+        cdef const char *path = PyUnicode_AsUTF8AndSize(row.path, &npath)
+        return nova_digest_row(at_key, nkey, path, npath, self.hashes[row.write.packed >> COUNT_BITS],
+                               row.write.packed & COUNT_MASK, 0, NULL, 0).lo
+
+    cdef int count_row(self, Entry entry, Row row, bint added) except -1:
+        cdef nova_digest d = self.digest_of(entry.key, row)
+        cdef uint64_t id
         if added:
             self.total = nova_digest_add(self.total, d)
             self.leaves[entry.leaf] = nova_digest_add(self.leaves[entry.leaf], d)
@@ -450,22 +545,62 @@ cdef class Keyspace:
             self.total = nova_digest_sub(self.total, d)
             self.leaves[entry.leaf] = nova_digest_sub(self.leaves[entry.leaf], d)
             self.rows_live -= 1
+        if self.notes != NULL:
+            if self.noted == self.notes_room:
+                free(self.notes)
+                self.notes = NULL
+                self.differ = None
+                return 0
+            id = id_of(entry.leaf, d)
+            self.notes[self.noted] = id if added else id ^ TOP
+            self.noted += 1
+        return 0
 
     # -- one operation --
 
     cdef Entry entry_for(self, str key, uint8_t kind):
         cdef Entry entry = <Entry>self.entries.get(key) if key in self.entries else None
-        cdef Py_ssize_t size
-        cdef const char *data
         if entry is None:
             entry = Entry.__new__(Entry)
-            data = PyUnicode_AsUTF8AndSize(key, &size)
             entry.key = key
             entry.kind = kind
             entry.space = self
-            entry.leaf = <uint16_t>(nova_digest_bytes(data, size, 1).lo & (LEAVES - 1))
+            entry.leaf = leaf_of(key)
             self.entries[key] = entry
+            entry.after = self.heads[entry.leaf]
+            if entry.after != NULL:
+                (<Entry>entry.after).before = <void *>entry
+            self.heads[entry.leaf] = <void *>entry
         return entry
+
+    cdef int forget(self, Entry entry) except -1:
+        """Take an entry without rows out of the map and the list of its key range (which does not own its entries)."""
+        if entry.before != NULL:
+            (<Entry>entry.before).after = entry.after
+        else:
+            self.heads[entry.leaf] = entry.after
+        if entry.after != NULL:
+            (<Entry>entry.after).before = entry.before
+        entry.before = entry.after = NULL
+        del self.entries[entry.key]
+        return 0
+
+    cdef list entries_in(self, const uint8_t *wanted):
+        """The entries of the key ranges that are marked, found without a look at the others."""
+        cdef list out = []
+        cdef uint32_t i, marked = 0
+        cdef void *at
+        for i in range(LEAVES):
+            marked += wanted[i]
+        if marked == LEAVES:
+            return list(self.entries.values())
+        for i in range(LEAVES):
+            if wanted[i]:
+                at = self.heads[i]
+                while at != NULL:
+                    out.append(<Entry>at)
+                    at = (<Entry>at).after
+        return out
 
     cdef object supersede(self, Entry entry, Row head, Dots *context, Write write):
         """The rows of one chain that `context` does not know (or that are the write's own), as a new chain."""
@@ -567,7 +702,7 @@ cdef class Keyspace:
         self.revision += 1
         entry.revision = self.revision
         if entry.root is None and not entry.rows:
-            del self.entries[key]
+            self.forget(entry)
             self.graves[key] = write
             if len(self.graves) > GRAVES_MAX:
                 del self.graves[next(iter(self.graves))]
@@ -812,10 +947,6 @@ cdef class Keyspace:
         cdef uint32_t i
         cdef nova_digest theirs
         cdef Entry entry
-        cdef Row row
-        cdef Write write
-        cdef list picked, rows, writes
-        cdef dict numbers
         if self.batch_size:
             raise UsageError("a batch is open; close it before taking the state")
         memset(wanted, 1, LEAVES)
@@ -843,44 +974,127 @@ cdef class Keyspace:
             for i in range(0, LEAVES, 8):
                 put_byte(&out, wanted[i] | wanted[i + 1] << 1 | wanted[i + 2] << 2 | wanted[i + 3] << 3
                          | wanted[i + 4] << 4 | wanted[i + 5] << 5 | wanted[i + 6] << 6 | wanted[i + 7] << 7)
-            picked = [e for e in self.entries.values() if wanted[(<Entry>e).leaf]]
+            picked = self.entries_in(wanted)
             put_number(&out, len(picked))
             for item in picked:
                 entry = <Entry>item
-                put_text(&out, entry.key)
-                numbers = {}
-                writes = []
-                rows = []
-                for _, siblings in entry.live():
-                    for sibling in siblings:
-                        row = <Row>sibling
-                        if row.write.packed not in numbers:
-                            numbers[row.write.packed] = len(writes)
-                            writes.append(row.write)
-                        rows.append(row)
-                put_number(&out, len(writes))
-                for item_write in writes:
-                    write = <Write>item_write
-                    put_number(&out, write.packed >> COUNT_BITS)
-                    put_number(&out, write.packed & COUNT_MASK)
-                    put_raw(&out, &write.stamp, 8)
-                    put_byte(&out, write.kind)
-                    put_dots(&out, &write.context)
-                put_number(&out, len(rows))
-                for sibling in rows:
-                    row = <Row>sibling
-                    put_number(&out, numbers[row.write.packed])
-                    put_text(&out, row.path)
-                    put_bytes(&out, row.value)
+                put_entry(&out, entry.key, [row for _, siblings in entry.live() for row in siblings])
             return PyBytes_FromStringAndSize(<const char *>out.at, out.size)
         finally:
             free(out.at)
 
+    def answer(self, bytes summary not None):
+        """What a replica lacks that asked with `summary()`, for its `join`; or, of cells, how many to ask with again.
+
+        0 cells: to ask by key ranges (`summary()`), because so much differs that a table would not help.
+        """
+        cdef Cursor c
+        if summary[:4] != SKETCH_MAGIC:
+            return self.state(summary)
+        if self.batch_size:
+            raise UsageError("a batch is open; close it before answering")
+        c.at = <const uint8_t *>PyBytes_AS_STRING(summary)
+        c.end = c.at + PyBytes_GET_SIZE(summary)
+        check_magic(&c, SKETCH_MAGIC, "summary")
+        return self.difference(&c)
+
+    cdef object difference(self, Cursor *c):
+        """The rows that the asker lacks, and the ids of those that this side lacks, of which the asker removes what our
+        clock covers: exactly what the whole state would do there."""
+        cdef Bytes out
+        cdef const uint8_t *base = c.at
+        cdef size_t base_size
+        cdef uint64_t *known = NULL
+        cdef uint64_t i, id, rows
+        cdef uint8_t wanted[LEAVES]
+        cdef nova_digest expected
+        cdef Reconciler own
+        cdef Entry entry
+        cdef Row row
+        cdef list picked = [], news, places = []
+        names, counts = get_clock(c)
+        base_size = c.at - base
+        rows = get_number(c)
+        piece = PyBytes_FromStringAndSize(<const char *>c.at, c.end - c.at)
+        own = self.current()
+        try:
+            found = own.decode(piece)
+        except (CorruptionError, UsageError) as error:
+            raise malformed(f"a summary of rows ({error})") from None
+        if found is None:
+            return self.wider(names, counts, rows, (len(piece) - 18) // 13)
+        memset(&out, 0, sizeof(out))
+        memset(wanted, 0, LEAVES)
+        known = <uint64_t *>calloc(len(self.actors) + 1, sizeof(uint64_t))
+        if known == NULL:
+            raise MemoryError
+        try:
+            for i in range(<uint64_t>len(names)):
+                index = self.indexes.get(names[i])
+                if index is not None:
+                    known[<uint32_t>index] = counts[i]
+            missing = set(found.here)
+            for item in found.here:
+                wanted[<uint64_t>item & (LEAVES - 1)] = 1
+            expected = own.total
+            for item in self.entries_in(wanted) if missing else ():
+                entry = <Entry>item
+                news = []
+                for each in rows_of(entry):
+                    row = <Row>each
+                    id = id_of(entry.leaf, self.digest_of(entry.key, row))
+                    if id not in missing:
+                        continue
+                    missing.discard(id)
+                    if known[row.write.packed >> COUNT_BITS] < row.write.packed & COUNT_MASK:
+                        news.append(row)
+                    else:
+                        # The asker removed it, or holds something else there, which must not be taken for removed here.
+                        places.append(self.place_of(entry.key, row))
+                        expected = nova_digest_sub(expected, own.digest_of(id))
+                if news:
+                    picked.append((entry.key, news))
+            if missing:
+                return 0
+            put_raw(&out, PyBytes_AS_STRING(DIFFERENCE_MAGIC), 4)
+            self.put_clock(&out)
+            put_raw(&out, &self.stamp_max, 8)
+            put_raw(&out, base, base_size)
+            put_raw(&out, PyBytes_AS_STRING(piece) + 2, 16)
+            put_raw(&out, &expected, 16)
+            for numbers in (found.there, places):
+                put_number(&out, len(numbers))
+                for item in numbers:
+                    id = item
+                    put_raw(&out, &id, 8)
+            put_number(&out, len(picked))
+            for key, news in picked:
+                put_entry(&out, key, news)
+            return PyBytes_FromStringAndSize(<const char *>out.at, out.size)
+        finally:
+            free(out.at)
+            free(known)
+
+    cdef object wider(self, list names, list counts, uint64_t rows, uint64_t tried):
+        """How many cells to ask with after so many did not reveal it. Four times as many, or what the sizes of both sets
+        say is the least, or what the operations that either side lacks would take; 0 if that is no better than rows."""
+        cdef uint64_t least = max(rows, self.rows_live) - min(rows, self.rows_live)
+        theirs = dict(zip(names, counts, strict=True))
+        beyond = 0
+        for actor in theirs.keys() | self.indexes.keys():
+            beyond += abs(theirs.get(actor, 0) - self.count(actor))
+        cells = max(CELLS_MIN, 4 * tried, Reconciler.cells_for(least))
+        guess = Reconciler.cells_for(2 * beyond)
+        if guess <= CELLS_MAX:
+            cells = max(cells, guess)
+        return cells if cells <= CELLS_MAX and cells < max(rows, self.rows_live) else 0
+
     def join(self, bytes state not None):
-        """Merge a state of another replica: the keys that changed, as (key, contended paths or None, alive) tuples.
+        """Merge a state or an `answer` of another replica: the keys that changed, as (key, contended paths or None, alive).
 
         A row that only one side has survives unless the other side's clock knows its dot. Malformed bytes raise
-        PeerError before anything changes.
+        PeerError before anything changes. None, and nothing changes, if a difference does not lead from the set of rows
+        that was asked with to that of the other side: ask by key ranges.
         """
         cdef Cursor c
         cdef uint64_t i, j, n, ref, count, stamp_max, theirs_size
@@ -889,18 +1103,25 @@ cdef class Keyspace:
         cdef bint covered
         cdef uint32_t *table = NULL
         cdef const uint8_t *bits
-        cdef Entry entry
+        cdef Entry entry, last = None
         cdef Write write
         cdef Row row, head, kept, following
-        cdef list parsed = [], rows, writes, changed = []
+        cdef list parsed = [], rows, writes, changed = [], struck = []
         cdef dict present, by_path
         cdef set contended
-        cdef bint touched
+        cdef bint touched, whole, moved = False, late = False
+        cdef uint8_t wanted[LEAVES]
+        cdef uint8_t nothing[128]
+        cdef nova_digest before, expected
+        cdef uint64_t id
+        cdef Reconciler sums
+        cdef set doomed = set(), gone = set(), places = set(), found_gone = set()
         if self.batch_size:
             raise UsageError("a batch is open; close it before joining a state")
         c.at = <const uint8_t *>PyBytes_AS_STRING(state)
         c.end = c.at + PyBytes_GET_SIZE(state)
-        check_magic(&c, STATE_MAGIC, "state")
+        whole = state[:3] != DIFFERENCE_MAGIC[:3]
+        check_magic(&c, STATE_MAGIC if whole else DIFFERENCE_MAGIC, "state")
         names, counts = get_clock(&c)
         n = len(names)
         for i in range(n):
@@ -911,9 +1132,18 @@ cdef class Keyspace:
         memcpy(&stamp_max, c.at, 8)
         c.at += 8
         base_names, base_counts = get_clock(&c)
-        need(&c, LEAVES // 8)
-        bits = c.at
-        c.at += LEAVES // 8
+        if whole:
+            need(&c, LEAVES // 8)
+            bits = c.at
+            c.at += LEAVES // 8
+        else:
+            memset(nothing, 0, sizeof(nothing))
+            bits = nothing
+            need(&c, 32)
+            memcpy(&before, c.at, 16)
+            memcpy(&expected, c.at + 16, 16)
+            c.at += 32
+            gone, places = get_ids(&c), get_ids(&c)
         table = <uint32_t *>malloc((n + 1) * sizeof(uint32_t))
         if table == NULL:
             raise MemoryError
@@ -933,6 +1163,8 @@ cdef class Keyspace:
                 found = self.indexes.get(base_names[i])
                 if found is not None and <uint32_t>found < theirs_size:
                     base[<uint32_t>found] = base_counts[i]
+                elif base_counts[i] and not whole:
+                    return None
             for i in range(get_size(&c)):
                 key = get_text(&c)
                 writes = []
@@ -966,11 +1198,50 @@ cdef class Keyspace:
             if c.at != c.end:
                 raise malformed(f"{c.end - c.at} bytes too many")
 
+            for i in range(len(self.actors)):
+                count = base[i] if i < theirs_size else 0
+                if self.counts[i] < count and not whole:
+                    return None             # it answers somebody who knew more than we do
+                moved = moved or self.counts[i] != count
+                late = late or (i < theirs_size and self.counts[i] > count and theirs[i] > count)
+            memset(wanted, 0, LEAVES)
+            if not whole:
+                # Their rows in place of those which they lack must make of the set that we asked with theirs.
+                sums = Reconciler(cells=16)
+                for item in gone:
+                    before = nova_digest_sub(before, sums.digest_of(item))
+                    wanted[<uint64_t>item & (LEAVES - 1)] = 1
+                for key, rows in parsed:
+                    for item in rows:
+                        id = id_of(leaf_of(key), self.digest_of(key, <Row>item))
+                        before = nova_digest_add(before, sums.digest_of(id))
+                if before.lo != expected.lo or before.hi != expected.hi:
+                    return None
+                for item in self.entries_in(wanted) if gone else ():
+                    entry = <Entry>item
+                    for each in rows_of(entry):
+                        id = id_of(entry.leaf, self.digest_of(entry.key, <Row>each))
+                        if id in gone:
+                            found_gone.add(id)
+                            if self.place_of(entry.key, <Row>each) not in places:
+                                doomed.add(each)
+                                if last is not entry:
+                                    last = entry
+                                    struck.append(entry)
+                if not moved and len(found_gone) != len(gone):
+                    return None
+
             remote = dict(parsed)
-            # Ours that they may have removed: in the ranges that the state covers, all that their clock knows and they
-            # have not; in the others, which were equal when we asked, what has arrived here since then and they knew.
-            for key, item in list(self.entries.items()):
+            if len(remote) != len(parsed):
+                raise malformed(f"{len(parsed) - len(remote)} keys are in it twice")
+            # Ours that they may have removed: in the ranges that the state covers (or among the rows that they said they
+            # lack), all that their clock knows and they have not; in the others, which were equal when we asked, what has
+            # arrived here since then and they knew.
+            for i in range(LEAVES):
+                wanted[i] = late or bits[i >> 3] >> (i & 7) & 1
+            for item in self.entries_in(wanted) if whole or late else struck:
                 entry = <Entry>item
+                key = entry.key
                 covered = bits[entry.leaf >> 3] >> (entry.leaf & 7) & 1
                 there = remote.get(key)
                 present = {}
@@ -987,7 +1258,7 @@ cdef class Keyspace:
                         following = row.next
                         if (path, row.write.packed) not in present and \
                                 theirs[row.write.packed >> COUNT_BITS] >= row.write.packed & COUNT_MASK and \
-                                (covered or base[row.write.packed >> COUNT_BITS] < row.write.packed & COUNT_MASK):
+                                (covered or row in doomed or base[row.write.packed >> COUNT_BITS] < row.write.packed & COUNT_MASK):
                             self.count_row(entry, row, False)
                             touched = True
                         else:
@@ -1004,7 +1275,7 @@ cdef class Keyspace:
                     self.settle_kind(entry)
                 if touched and there is None:
                     if entry.root is None and not entry.rows:
-                        del self.entries[key]
+                        self.forget(entry)
                         changed.append((key, None, False))
                     else:
                         changed.append((key, None, True))
@@ -1023,7 +1294,7 @@ cdef class Keyspace:
                     if found is not None:
                         entry = <Entry>found
                         if entry.root is None and not entry.rows:
-                            del self.entries[key]
+                            self.forget(entry)
                             changed[seen[key]] = (key, None, False)
                     continue
                 entry = self.entry_for(key, (<Row>fresh[0]).write.kind)
@@ -1084,6 +1355,49 @@ cdef tuple get_clock(Cursor *c):
         names.append(name)
         counts.append(count)
     return names, counts
+
+
+cdef set get_ids(Cursor *c):
+    cdef uint64_t i, id, n = get_number(c)
+    cdef set out = set()
+    if n > <uint64_t>(c.end - c.at) // 8:
+        raise malformed(f"{n} ids of rows announced, {c.end - c.at} bytes left")
+    for i in range(n):
+        memcpy(&id, c.at, 8)
+        c.at += 8
+        out.add(id)
+    if <uint64_t>len(out) != n:
+        raise malformed("an id of a row is in it twice")
+    return out
+
+
+cdef int put_entry(Bytes *out, str key, list rows) except -1:
+    """One key with these of its rows; each write once."""
+    cdef Row row
+    cdef Write write
+    cdef dict numbers = {}
+    cdef list writes = []
+    put_text(out, key)
+    for item in rows:
+        row = <Row>item
+        if row.write.packed not in numbers:
+            numbers[row.write.packed] = len(writes)
+            writes.append(row.write)
+    put_number(out, len(writes))
+    for item in writes:
+        write = <Write>item
+        put_number(out, write.packed >> COUNT_BITS)
+        put_number(out, write.packed & COUNT_MASK)
+        put_raw(out, &write.stamp, 8)
+        put_byte(out, write.kind)
+        put_dots(out, &write.context)
+    put_number(out, len(rows))
+    for item in rows:
+        row = <Row>item
+        put_number(out, numbers[row.write.packed])
+        put_text(out, row.path)
+        put_bytes(out, row.value)
+    return 0
 
 
 cdef int put_dots(Bytes *out, Dots *dots) except -1:

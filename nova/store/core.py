@@ -438,18 +438,20 @@ class Replica:
     def leaf_digests(self) -> bytes:
         return self.space.leaf_digests()
 
-    def summary(self) -> bytes:
-        return self.space.summary()
+    def summary(self, cells: int | None = None) -> bytes:
+        return self.space.summary(cells)
 
-    def state_for(self, summary: bytes) -> bytes:
+    def state_for(self, summary: bytes) -> bytes | int:
         self._close()
-        return self.space.state(summary)
+        return self.space.answer(summary)
 
-    def join(self, state: bytes) -> Outputs:
-        """Merge the state of a peer. Raises PeerError."""
+    def join(self, state: bytes) -> Outputs | None:
+        """Merge the state of a peer, or how it differs. None: that does not fit, nothing changed. Raises PeerError."""
         self._close()
         known = self.space.clock
         changed = self.space.join(state)
+        if changed is None:
+            return None
         if not changed and self.space.clock == known:
             return self._after_own(Outputs())
         self._unsorted = True
@@ -502,7 +504,13 @@ class Replica:
                 self.feed.add(first + index, effect[0])
                 self.conflicts.index(effect[0], self.space.get(effect[0]))
         elif tag == STATE:
-            for revision, key in self._revised([key for key, _, _ in self.space.join(data)]):
+            changed = self.space.join(data)
+            if changed is None:
+                raise CorruptionError(
+                    "the log holds a difference that does not fit what is before it; "
+                    "restore this node from a peer: move its data directory away and start it with --join"
+                )
+            for revision, key in self._revised([key for key, _, _ in changed]):
                 self.feed.add(revision, key)
                 self.conflicts.index(key, self.space.get(key))
             self._history.skip(self.space.clock)

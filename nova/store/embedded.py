@@ -194,7 +194,7 @@ class ReplicatedStore:
 
     def apply_delta(self, delta: bytes) -> None:
         """Take one item of another replica's `delta_since`. Raises PeerError if it is malformed or out of order."""
-        if delta[:3] == b"NVS":
+        if delta[:3] in (b"NVS", b"NVD"):
             outputs: Outputs | None = self.replica.join(delta)
         else:
             outputs = self.replica.receive(delta)

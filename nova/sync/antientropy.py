@@ -2,9 +2,14 @@
 
 Every `period_ms` a node compares its clock and the digest of its whole state with one random peer: 16 bytes when all is
 well. If a peer's history does not reach back far enough (gossip's event `Behind`), or the same operations are still
-missing one period later, the states themselves are synchronized: the requester sends a digest per range of keys, the
-answerer sends from one instant its clock and the rows of the ranges that differ, in parts; whole, they are joined.
-Then the requester invites the other side to do the same if it lacks something.
+missing one period later, the states themselves are synchronized: the requester sends a sketch of its set of rows, the
+answerer finds what differs and sends from one instant its clock, the rows that the requester lacks and which it lacks
+itself, in parts; whole, they are joined. If more differs than the sketch reveals, the answerer asks for a wider one
+(cells of a rateless table, Yang et al. 2024), and in the end, or when most differs, for a digest per range of keys, and
+then sends the rows of the ranges that differ. Each question stands alone, of one instant, so nobody keeps a table for
+somebody else and states may move meanwhile. The requester checks that what it got leads from the set that it asked with
+to that of the answerer before it joins it; if not, it asks by ranges. Then it invites the other side to do the same if
+that lacks something.
 
 There are no tombstones that could be collected too early: a row that is absent on one side, and whose dot that side's
 clock covers, was deleted, so a deleted key never comes back however long a replica was away.
@@ -49,6 +54,13 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag="aq"):
     summary: bytes
 
 
+class Wider(msgspec.Struct, frozen=True, array_like=True, tag="aw"):
+    """More differs than that summary reveals: ask again with so many cells, or if 0 by ranges of keys."""
+
+    number: int
+    cells: int
+
+
 class Part(msgspec.Struct, frozen=True, array_like=True, tag="ap"):
     """The `index`-th of `count` pieces of a state whose digest is `digest`; `clock` is the answerer's."""
 
@@ -77,8 +89,8 @@ class Invite(msgspec.Struct, frozen=True, array_like=True, tag="ai"):
     """I have joined your state, and have what you lack: ask me."""
 
 
-Message = Compare | Compared | Request | Part | More | Gone | Invite
-ANTIENTROPY_MESSAGES = (Compare, Compared, Request, Part, More, Gone, Invite)
+Message = Compare | Compared | Request | Wider | Part | More | Gone | Invite
+ANTIENTROPY_MESSAGES = (Compare, Compared, Request, Wider, Part, More, Gone, Invite)
 
 
 class Diverged(msgspec.Struct, frozen=True):
@@ -105,6 +117,7 @@ class AntiEntropyConfig(msgspec.Struct, frozen=True):
     part_bytes      size of the pieces of a state
     state_bytes_max a larger state is refused
     sessions_max    states kept for others to fetch at a time
+    cells_max       a wider summary is not sent; a cell is 13 bytes
     confirmations   looks at an unchanged pair before it is called diverged
     confirm_ms      time between those looks
     """
@@ -115,6 +128,7 @@ class AntiEntropyConfig(msgspec.Struct, frozen=True):
     part_bytes: int = 1024 * 1024
     state_bytes_max: int = 4 * 1024 * 1024 * 1024
     sessions_max: int = 4
+    cells_max: int = 16_384
     confirmations: int = 3
     confirm_ms: int = 1_000
 
@@ -130,8 +144,10 @@ class AntiEntropyConfig(msgspec.Struct, frozen=True):
 @dataclass(slots=True)
 class _Fetch:
     node: NodeId
-    number: int
-    end: int
+    number: int = 0
+    end: int = 0
+    cells: int | None = 0
+    """What was asked with: a sketch, so many cells, or None for ranges of keys."""
     parts: list[bytes] = field(default_factory=list)
     size: int = 0
     count: int = 0
@@ -228,6 +244,8 @@ class AntiEntropy:
                 self._judge(sender, clock, digest, self._comparison(), out)
             case Request(number, summary):
                 self._serve(sender, number, summary, out)
+            case Wider(number, cells):
+                self._widen(sender, number, cells, out)
             case Part():
                 self._collect(sender, message, out)
             case More(number, index):
@@ -289,9 +307,30 @@ class AntiEntropy:
             return
         node = next(iter(self._wanted))
         del self._wanted[node]
+        self._ask(node, 0, out)
+
+    def _ask(self, node: NodeId, cells: int | None, out: Outputs) -> None:
+        # Each question has its own number, so that a late answer to an older one is not taken for its.
         self._number += 1
-        self._fetch = _Fetch(node, self._number, self._now + self._config.ticks(self._config.timeout_ms))
-        out.send.append((node, Request(self._number, self._replica.summary())))
+        end = self._now + self._config.ticks(self._config.timeout_ms)
+        self._fetch = _Fetch(node, self._number, end, cells)
+        out.send.append((node, Request(self._number, self._replica.summary(cells))))
+
+    def _widen(self, sender: NodeId, number: int, cells: int, out: Outputs) -> None:
+        fetch = self._fetch
+        if fetch is None or (fetch.node, fetch.number) != (sender, number) or fetch.parts:
+            return
+        if cells == 0 and fetch.cells is not None:
+            self._ask(sender, None, out)
+            return
+        # At least twice as many each time: all questions together are then not larger than two of the widest.
+        if fetch.cells is None or not max(1, 2 * fetch.cells) <= cells <= self._config.cells_max:
+            self._fetch = None
+            raise PeerError(
+                f"{sender} asked for {cells} cells after {fetch.cells}; the next are from {2 * (fetch.cells or 0)} to "
+                f"{self._config.cells_max}: raise antientropy.cells_max or upgrade the older node"
+            )
+        self._ask(sender, cells, out)
 
     def _collect(self, sender: NodeId, part: Part, out: Outputs) -> None:
         fetch = self._fetch
@@ -318,7 +357,13 @@ class AntiEntropy:
         state = b"".join(fetch.parts)
         if _digest(state) != fetch.digest:
             raise PeerError(f"{sender} sent a state of {len(state)} bytes whose digest is another than it said")
-        out.extend(self._replica.join(state))
+        joined = self._replica.join(state)
+        if joined is None:
+            if fetch.cells is None:
+                raise PeerError(f"{sender} answered a question by ranges with a difference that does not fit")
+            self._ask(sender, None, out)
+            return
+        out.extend(joined)
         out.apply.append(Joined(sender, len(state)))
         self._missing.pop(sender, None)
         if any(count > part.clock.get(actor, 0) for actor, count in self._replica.clock().items()):
@@ -334,6 +379,9 @@ class AntiEntropy:
             return
         clock = dict(self._replica.clock())
         state = self._replica.state_for(summary)
+        if isinstance(state, int):
+            out.send.append((node, Wider(number, state)))
+            return
         end = self._now + self._config.ticks(self._config.timeout_ms)
         serving = _Serving(number, state, _digest(state), clock, end)
         if len(state) > self._config.part_bytes:

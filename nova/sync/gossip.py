@@ -53,17 +53,21 @@ class Replica(Protocol):
     def leaf_digests(self) -> bytes:
         """One digest per range of keys."""
 
-    def summary(self) -> bytes:
-        """What a state is asked for with: clock and digests of one instant."""
+    def summary(self, cells: int | None = None) -> bytes:
+        """What a state is asked for with: the clock and, of the same instant, a digest of each range of keys; or a
+        sketch of the set of rows (0 cells), or so many cells, which reveal more rows that differ."""
 
-    def state_for(self, summary: bytes) -> bytes:
-        """Clock and all rows of the ranges that differ from a peer's summary, from one instant. Raises PeerError.
+    def state_for(self, summary: bytes) -> bytes | int:
+        """Clock and the rows that differ from a peer's summary (or all rows of the ranges that do), from one instant;
+        or how many cells to ask with instead, 0 for ranges. Raises PeerError.
 
-        The state repeats the clock of the summary: what reaches the peer between its question and the answer, in a
-        range that was equal, must be told from what was there."""
+        The state repeats the clock of the summary: what reaches the peer between its question and the answer must be
+        told from what was there."""
 
-    def join(self, state: bytes) -> Outputs:
-        """Merge what `state_for` of a peer gave. Raises PeerError."""
+    def join(self, state: bytes) -> Outputs | None:
+        """Merge what `state_for` of a peer gave: all is then as if its whole state had been merged. Raises PeerError.
+
+        None, and nothing has changed: the difference does not lead from what was asked with to what the peer has."""
 
 
 class Batches(msgspec.Struct, frozen=True, array_like=True, tag="gb"):

@@ -16,6 +16,8 @@ from nova.sync.gossip import GOSSIP_MESSAGES, Behind, Gossip, GossipConfig
 from nova.types import Outputs, Random
 
 LEAVES = 64
+SKETCH, CELLS_MAX = 2, 32
+"""Rows that a sketch reveals (a cell: half a row), and the most cells: few, so that every route is taken."""
 DIGEST_BYTES = 16
 
 
@@ -138,11 +140,29 @@ class ToyReplica:
             leaves[leaf_of(key)].append((key, sorted(self.rows[key].items())))
         return b"".join(blake2b(repr(leaf).encode(), digest_size=DIGEST_BYTES).digest() for leaf in leaves)
 
-    def summary(self) -> bytes:
-        return msgspec.msgpack.encode((self.known, self.leaf_digests()))
+    def row_ids(self) -> dict[bytes, tuple[str, tuple[str, int], str]]:
+        rows = ((key, dot, value) for key, items in self.rows.items() for dot, value in items.items())
+        return {blake2b(repr(row).encode(), digest_size=8).digest(): row for row in rows}
 
-    def state_for(self, summary: bytes) -> bytes:
-        base, leaf_digests = msgspec.msgpack.decode(summary)
+    def summary(self, cells: int | None = None) -> bytes:
+        if cells is None:
+            return msgspec.msgpack.encode((self.known, self.leaf_digests()))
+        return msgspec.msgpack.encode((self.known, cells, sorted(self.row_ids())))
+
+    def difference(self, base: dict[str, int], cells: int, theirs: set[bytes]) -> bytes | int:
+        """What a summary of cells that holds the ids themselves would reveal, and no more than that."""
+        mine = self.row_ids()
+        if len(mine.keys() ^ theirs) > (cells // 2 or SKETCH):
+            return 4 * (cells or SKETCH) if 4 * (cells or SKETCH) <= CELLS_MAX else 0
+        here = [mine[id] for id in sorted(mine.keys() - theirs)]
+        rows = [(key, dot, value) for key, dot, value in here if dot[1] > base.get(dot[0], 0)]
+        return msgspec.msgpack.encode((self.known, sorted(theirs - mine.keys()), rows, base, sorted(theirs)))
+
+    def state_for(self, summary: bytes) -> bytes | int:
+        asked = msgspec.msgpack.decode(summary)
+        if len(asked) == 3:
+            return self.difference(asked[0], asked[1], set(asked[2]))
+        base, leaf_digests = asked
         mine = self.leaf_digests()
         if len(leaf_digests) != len(mine):
             raise PeerError(f"{len(leaf_digests)} bytes of leaf digests, not {len(mine)}")
@@ -155,8 +175,10 @@ class ToyReplica:
         rows = [(key, list(rows.items())) for key, rows in sorted(self.rows.items()) if leaf_of(key) in set(differ)]
         return msgspec.msgpack.encode((self.known, differ, rows, base))
 
-    def join(self, state: bytes) -> Outputs:
+    def join(self, state: bytes) -> Outputs | None:
         self.joined_bytes += len(state)
+        if len(msgspec.msgpack.decode(state)) == 5:
+            return self.join_difference(state)
         clock, leaves, rows, base = msgspec.msgpack.decode(state)
         theirs = {key: {tuple(dot): value for dot, value in items} for key, items in rows}
         for key in {*theirs, *self.rows}:
@@ -170,6 +192,24 @@ class ToyReplica:
                 self.rows[key] = merged
             else:
                 self.rows.pop(key, None)
+        return self.joined(clock, state)
+
+    def join_difference(self, state: bytes) -> Outputs | None:
+        clock, gone, rows, base, asked = msgspec.msgpack.decode(state)
+        if not set(gone) <= set(asked):
+            return None
+        mine, theirs = self.row_ids(), {(key, tuple(dot)) for key, dot, _ in rows}
+        for id, (key, dot, _) in mine.items():
+            late = dot[1] > base.get(dot[0], 0) and (key, dot) not in theirs
+            if dot[1] <= clock.get(dot[0], 0) and (id in gone or late):
+                del self.rows[key][dot]
+        for key, dot, value in rows:
+            if dot[1] > self.known.get(dot[0], 0):
+                self.rows.setdefault(key, {})[tuple(dot)] = value
+        self.rows = {key: items for key, items in self.rows.items() if items}
+        return self.joined(clock, state)
+
+    def joined(self, clock: dict[str, int], state: bytes) -> Outputs:
         for actor, count in clock.items():
             self.known[actor] = max(count, self.known.get(actor, 0))
         return Outputs(persist=[b"s" + state], apply=[Durable(dict(self.known), None)])

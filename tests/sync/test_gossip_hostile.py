@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nova.errors import ConfigError, PeerError
-from nova.sync.antientropy import AntiEntropy, AntiEntropyConfig, Gone, Invite, More, Part, Request, _digest
+from nova.sync.antientropy import AntiEntropy, AntiEntropyConfig, Gone, Invite, More, Part, Request, Wider, _digest
 from nova.sync.gossip import Batches, Gossip, GossipConfig, Have
 from nova.sync.membership import MembershipConfig
 from tests.models.replica import LEAVES, ToyReplica, head_of
@@ -90,6 +90,7 @@ def test_a_state_is_joined_only_when_it_is_whole_and_as_it_was_announced() -> No
     replica, core = anti_entropy()
     request = request_of(core)
     state = other.state_for(request.summary)
+    assert isinstance(state, bytes)
     half = len(state) // 2
     first = Part(request.number, 0, 2, _digest(state), {}, state[:half])
     assert core.step("c", first).send == []
@@ -101,6 +102,98 @@ def test_a_state_is_joined_only_when_it_is_whole_and_as_it_was_announced() -> No
     request = request_of(core)
     core.step("b", Part(request.number, 0, 1, _digest(state), {}, state))
     assert list(replica.rows) == ["k"]
+
+
+def wide(count: int) -> tuple[ToyReplica, ToyReplica, AntiEntropy]:
+    """A peer with `count` rows more than a core's own replica, which has 40 of them."""
+    replica, core = anti_entropy(cells_max=32)
+    other = ToyReplica("b~1")
+    for i in range(40):
+        other.write(f"k{i}", "v")
+    closed = other.close()
+    assert closed is not None
+    replica.receive(closed[0])
+    for i in range(count):
+        other.write(f"new{i}", "v")
+    return other, replica, core
+
+
+@pytest.mark.parametrize(
+    ("count", "asked"), [(2, [0]), (3, [0, 8]), (4, [0, 8]), (9, [0, 8, 32]), (17, [0, 8, 32, None])]
+)
+def test_a_question_is_widened_until_it_is_answered_and_in_the_end_asked_by_ranges(
+    count: int, asked: list[int | None]
+) -> None:
+    other, replica, core = wide(count)
+    request, seen = request_of(core), []
+    while True:
+        body = msgspec.msgpack.decode(request.summary)
+        seen.append(body[1] if len(body) == 3 else None)
+        state = other.state_for(request.summary)
+        if not isinstance(state, int):
+            break
+        ((_, request),) = core.step("b", Wider(request.number, state)).send
+    assert seen == asked
+    core.step("b", Part(request.number, 0, 1, _digest(state), {}, state))
+    assert replica.row_ids() == other.row_ids()
+    assert replica.known == other.known
+
+
+@pytest.mark.parametrize("cells", [-1, 1, 7, 15, 33, 1 << 40])
+def test_a_peer_cannot_have_many_or_large_questions_asked(cells: int) -> None:
+    _, _, core = wide(3)
+    request = request_of(core)
+    ((_, request),) = core.step("b", Wider(request.number, 8)).send
+    with pytest.raises(PeerError, match="from 16 to 32"):
+        core.step("b", Wider(request.number, cells))
+    assert core.step("b", Wider(request.number, 16)).send == [], "the exchange has ended"
+
+
+def test_only_the_newest_question_is_answered_and_ranges_are_asked_by_once() -> None:
+    _, _, core = wide(3)
+    first = request_of(core)
+    assert core.step("c", Wider(first.number, 8)).send == []
+    ((_, second),) = core.step("b", Wider(first.number, 8)).send
+    assert core.step("b", Wider(first.number, 32)).send == []
+    assert core.step("b", Part(first.number, 0, 1, _digest(b""), {}, b"")).send == []
+    ((_, third),) = core.step("b", Wider(second.number, 0)).send
+    with pytest.raises(PeerError, match="asked for 0 cells after None"):
+        core.step("b", Wider(third.number, 0))
+
+
+def test_a_difference_that_does_not_fit_changes_nothing_and_ranges_are_asked_by() -> None:
+    other, replica, core = wide(2)
+    request = request_of(core)
+    state = other.state_for(request.summary)
+    assert isinstance(state, bytes)
+    body = msgspec.msgpack.decode(state)
+    body[1] = [b"no row of"]
+    wrong = msgspec.msgpack.encode(body)
+    before = replica.row_ids()
+    out = core.step("b", Part(request.number, 0, 1, _digest(wrong), other.known, wrong))
+    assert replica.row_ids() == before
+    assert not out.persist
+    ((to, again),) = out.send
+    assert to == "b"
+    assert again == Request(request.number + 1, replica.summary())
+    with pytest.raises(PeerError, match="does not fit"):
+        core.step("b", Part(again.number, 0, 1, _digest(wrong), other.known, wrong))
+    assert replica.row_ids() == before
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_damaged_answer_is_refused_and_changes_nothing(seed: int) -> None:
+    chance = random.Random(seed)
+    other, replica, core = wide(2)
+    request = request_of(core)
+    state = other.state_for(request.summary)
+    assert isinstance(state, bytes)
+    damaged = bytearray(state)
+    damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+    before = replica.row_ids(), dict(replica.known)
+    with pytest.raises(PeerError, match="digest"):
+        core.step("b", Part(request.number, 0, 1, _digest(state), other.known, bytes(damaged)))
+    assert (replica.row_ids(), replica.known) == before
 
 
 def test_a_state_over_the_limit_is_refused() -> None:
@@ -150,6 +243,7 @@ def test_whoever_joined_a_state_invites_the_other_side_to_what_it_lacks() -> Non
     other = ToyReplica("b~1")
     other.write("k", "v")
     state = other.state_for(request.summary)
+    assert isinstance(state, bytes)
     out = core.step("b", Part(request.number, 0, 1, _digest(state), other.known, state))
     assert out.persist
     assert out.send == [("b", Invite())]
