@@ -38,6 +38,7 @@ cdef class Row:
     cdef readonly bytes value
     cdef readonly Write write
     cdef Row next
+    cdef nova_digest digest         # once it is counted
 
 
 cdef class Entry:
@@ -91,6 +92,8 @@ cdef class Keyspace:
     cdef int count_row(self, Entry entry, Row row, bint added) except -1
     cdef int forget(self, Entry entry) except -1
     cdef list entries_in(self, const uint8_t *wanted)
+    cdef list rows_with(self, object ids)
+    cdef int pick(self, list out, const uint64_t *filter, set ids, Entry entry, Row head) except -1
     cdef object difference(self, Cursor *c)
     cdef object wider(self, list names, list counts, uint64_t rows, uint64_t tried)
     cdef tuple apply(self, str key, Write write, bint clear, list puts, list drops)

@@ -483,7 +483,7 @@ cdef class Keyspace:
     cdef Reconciler current(self):
         """The summary of the set of rows as it is now.
 
-        A write only notes its ids: that costs it 2 ns, where putting them in the table would cost 100. What is noted is
+        A write only notes its ids, which it does not feel; to put one in the table would cost it 100 ns. What is noted is
         put in when somebody asks. Too many notes, and one pass over the rows is cheaper: there is no table again.
         """
         cdef Reconciler out = self.differ
@@ -496,7 +496,7 @@ cdef class Keyspace:
                 entry = <Entry>item
                 for each in rows_of(entry):
                     row = <Row>each
-                    out.toggle(id_of(entry.leaf, self.digest_of(entry.key, row)), 1)
+                    out.toggle(id_of(entry.leaf, row.digest), 1)
             self.notes_room = max(<size_t>NOTES_MIN, <size_t>(self.rows_live // 2))
             self.notes = <uint64_t *>malloc(self.notes_room * sizeof(uint64_t))
             if self.notes == NULL:
@@ -535,8 +535,11 @@ cdef class Keyspace:
                                row.write.packed & COUNT_MASK, 0, NULL, 0).lo
 
     cdef int count_row(self, Entry entry, Row row, bint added) except -1:
-        cdef nova_digest d = self.digest_of(entry.key, row)
+        cdef nova_digest d
         cdef uint64_t id
+        if added:
+            row.digest = self.digest_of(entry.key, row)
+        d = row.digest
         if added:
             self.total = nova_digest_add(self.total, d)
             self.leaves[entry.leaf] = nova_digest_add(self.leaves[entry.leaf], d)
@@ -572,6 +575,43 @@ cdef class Keyspace:
                 (<Entry>entry.after).before = <void *>entry
             self.heads[entry.leaf] = <void *>entry
         return entry
+
+    cdef list rows_with(self, object ids):
+        """(id, entry, row) of the rows that have these ids. Looks at all rows of their key ranges, but only at two words."""
+        cdef uint64_t filter[1024]          # 65536 bits, so that few rows are asked for in a set of Python
+        cdef uint8_t wanted[LEAVES]
+        cdef uint64_t id
+        cdef uint32_t i
+        cdef void *at
+        cdef Entry entry
+        cdef list out = []
+        cdef set sought = set(ids)
+        memset(filter, 0, sizeof(filter))
+        memset(wanted, 0, LEAVES)
+        for item in sought:
+            id = item
+            wanted[id & (LEAVES - 1)] = 1
+            filter[id >> 16 & 1023] |= <uint64_t>1 << (id >> 10 & 63)
+        for i in range(LEAVES):
+            at = self.heads[i] if wanted[i] else NULL
+            while at != NULL:
+                entry = <Entry>at
+                self.pick(out, filter, sought, entry, entry.root)
+                if entry.rows:
+                    for head in entry.rows.values():
+                        self.pick(out, filter, sought, entry, <Row>head)
+                at = entry.after
+        return out
+
+    cdef int pick(self, list out, const uint64_t *filter, set ids, Entry entry, Row head) except -1:
+        cdef Row row = head
+        cdef uint64_t id
+        while row is not None:
+            id = id_of(entry.leaf, row.digest)
+            if filter[id >> 16 & 1023] >> (id >> 10 & 63) & 1 and id in ids:
+                out.append((id, entry, row))
+            row = row.next
+        return 0
 
     cdef int forget(self, Entry entry) except -1:
         """Take an entry without rows out of the map and the list of its key range (which does not own its entries)."""
@@ -1006,12 +1046,12 @@ cdef class Keyspace:
         cdef size_t base_size
         cdef uint64_t *known = NULL
         cdef uint64_t i, id, rows
-        cdef uint8_t wanted[LEAVES]
         cdef nova_digest expected
         cdef Reconciler own
         cdef Entry entry
         cdef Row row
-        cdef list picked = [], news, places = []
+        cdef dict picked = {}
+        cdef list places = []
         names, counts = get_clock(c)
         base_size = c.at - base
         rows = get_number(c)
@@ -1024,7 +1064,6 @@ cdef class Keyspace:
         if found is None:
             return self.wider(names, counts, rows, (len(piece) - 18) // 13)
         memset(&out, 0, sizeof(out))
-        memset(wanted, 0, LEAVES)
         known = <uint64_t *>calloc(len(self.actors) + 1, sizeof(uint64_t))
         if known == NULL:
             raise MemoryError
@@ -1033,29 +1072,18 @@ cdef class Keyspace:
                 index = self.indexes.get(names[i])
                 if index is not None:
                     known[<uint32_t>index] = counts[i]
-            missing = set(found.here)
-            for item in found.here:
-                wanted[<uint64_t>item & (LEAVES - 1)] = 1
             expected = own.total
-            for item in self.entries_in(wanted) if missing else ():
-                entry = <Entry>item
-                news = []
-                for each in rows_of(entry):
-                    row = <Row>each
-                    id = id_of(entry.leaf, self.digest_of(entry.key, row))
-                    if id not in missing:
-                        continue
-                    missing.discard(id)
-                    if known[row.write.packed >> COUNT_BITS] < row.write.packed & COUNT_MASK:
-                        news.append(row)
-                    else:
-                        # The asker removed it, or holds something else there, which must not be taken for removed here.
-                        places.append(self.place_of(entry.key, row))
-                        expected = nova_digest_sub(expected, own.digest_of(id))
-                if news:
-                    picked.append((entry.key, news))
-            if missing:
+            held = self.rows_with(found.here)
+            if len(held) != len(found.here):
                 return 0
+            for id, item, each in held:
+                entry, row = <Entry>item, <Row>each
+                if known[row.write.packed >> COUNT_BITS] < row.write.packed & COUNT_MASK:
+                    picked.setdefault(entry.key, []).append(row)
+                else:
+                    # The asker removed it, or holds something else there, which must not be taken for removed here.
+                    places.append(self.place_of(entry.key, row))
+                    expected = nova_digest_sub(expected, own.digest_of(id))
             put_raw(&out, PyBytes_AS_STRING(DIFFERENCE_MAGIC), 4)
             self.put_clock(&out)
             put_raw(&out, &self.stamp_max, 8)
@@ -1068,7 +1096,7 @@ cdef class Keyspace:
                     id = item
                     put_raw(&out, &id, 8)
             put_number(&out, len(picked))
-            for key, news in picked:
+            for key, news in picked.items():
                 put_entry(&out, key, news)
             return PyBytes_FromStringAndSize(<const char *>out.at, out.size)
         finally:
@@ -1115,7 +1143,7 @@ cdef class Keyspace:
         cdef nova_digest before, expected
         cdef uint64_t id
         cdef Reconciler sums
-        cdef set doomed = set(), gone = set(), places = set(), found_gone = set()
+        cdef set doomed = set(), gone = set(), places = set()
         if self.batch_size:
             raise UsageError("a batch is open; close it before joining a state")
         c.at = <const uint8_t *>PyBytes_AS_STRING(state)
@@ -1204,32 +1232,27 @@ cdef class Keyspace:
                     return None             # it answers somebody who knew more than we do
                 moved = moved or self.counts[i] != count
                 late = late or (i < theirs_size and self.counts[i] > count and theirs[i] > count)
-            memset(wanted, 0, LEAVES)
             if not whole:
                 # Their rows in place of those which they lack must make of the set that we asked with theirs.
                 sums = Reconciler(cells=16)
                 for item in gone:
                     before = nova_digest_sub(before, sums.digest_of(item))
-                    wanted[<uint64_t>item & (LEAVES - 1)] = 1
                 for key, rows in parsed:
                     for item in rows:
                         id = id_of(leaf_of(key), self.digest_of(key, <Row>item))
                         before = nova_digest_add(before, sums.digest_of(id))
                 if before.lo != expected.lo or before.hi != expected.hi:
                     return None
-                for item in self.entries_in(wanted) if gone else ():
-                    entry = <Entry>item
-                    for each in rows_of(entry):
-                        id = id_of(entry.leaf, self.digest_of(entry.key, <Row>each))
-                        if id in gone:
-                            found_gone.add(id)
-                            if self.place_of(entry.key, <Row>each) not in places:
-                                doomed.add(each)
-                                if last is not entry:
-                                    last = entry
-                                    struck.append(entry)
-                if not moved and len(found_gone) != len(gone):
+                held = self.rows_with(gone)
+                if not moved and len(held) != len(gone):
                     return None
+                for _, item, each in held:
+                    entry = <Entry>item
+                    if self.place_of(entry.key, <Row>each) not in places:
+                        doomed.add(each)
+                        if last is not entry:
+                            last = entry
+                            struck.append(entry)
 
             remote = dict(parsed)
             if len(remote) != len(parsed):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nova.crdt.keyspace import Keyspace, batch_head, cells_max
+from nova.digest import Reconciler
 from nova.errors import PeerError, UnavailableError
 from nova.sync.antientropy import AntiEntropyConfig
 from tests.models.keyspace import Op, live
@@ -215,6 +216,7 @@ def pair(common, seed, differing):
     [
         (400, 3, [0]),
         (400, 30, [0, Ellipsis]),
+        (3_000, 300, [0, Ellipsis]),
         (400, 600, [0, Ellipsis, None]),  # most of it
         (20, 15, [0, None]),  # too few rows for a table
     ],
@@ -228,7 +230,7 @@ def test_a_summary_is_widened_until_it_reveals_what_differs_or_ranges_serve(seed
     assert (did[-1] is None) == (asked[-1] is None)
     assert len(did) <= len(asked)
     assert all(y is None or y >= 2 * (x or 1) for x, y in pairwise(did))
-    c.join(d.state())
+    c.join(d.state(c.summary() if seed % 2 else None))
     assert outcome(a, []) == outcome(c, [])
     exchange(b, a)
     assert a.digest == b.digest
@@ -280,6 +282,20 @@ def test_a_difference_that_does_not_fit_is_refused_and_nothing_changes():
     assert fresh.clock == {}
     assert outcome(a, []) == untouched
     assert a.join(answer) is not None
+
+
+def test_a_difference_that_takes_away_what_was_never_here_is_refused():
+    a, b = pair(400, 1, 0)
+    question = a.summary(0)
+    answer = b.answer(question)
+    total, id = question[-96:-80], 12_345
+    assert answer.endswith(total + total + bytes(3)), "no ids, no places, no keys"
+    gone = int.from_bytes(total, "little") - int.from_bytes(Reconciler([id]).digest(), "little")
+    right_sum = (gone % (1 << 128)).to_bytes(16, "little")
+    untouched = outcome(a, [])
+    assert a.join(answer[:-19] + right_sum + b"\x01" + id.to_bytes(8, "little") + bytes(2)) is None
+    assert outcome(a, []) == untouched
+    assert a.join(answer) == []
 
 
 def test_rows_with_one_dot_and_other_values_are_left_alone_by_both():
@@ -436,7 +452,8 @@ def test_damaged_bytes_raise_a_clear_error_and_change_nothing(seed):
             assert space.digest == bytes(16)
 
 
-def test_what_arrives_between_asking_for_a_state_and_getting_it_is_not_kept_against_the_state():
+@pytest.mark.parametrize("cells", [None, 0])
+def test_what_arrives_between_asking_for_a_state_and_getting_it_is_not_kept_against_the_state(cells):
     # Seed 157 of the simulator: a row that the other side had deleted arrived, by another way, in a range that was
     # equal when the state was asked for; joined without knowing that, it stayed for good.
     a, b = Keyspace("a~1"), Keyspace("b~1")
@@ -445,8 +462,8 @@ def test_what_arrives_between_asking_for_a_state_and_getting_it_is_not_kept_agai
     a.write("k", 0, [], [], True, None, 2)
     a.write("far", 0, [("", b"2")], [], False, None, 3)
     a.close_batch()
-    question = b.summary()
-    answer = a.state(question)
+    question = b.summary(cells)
+    answer = a.answer(question)
     b.receive(late)
     b.join(answer)
     assert b.get("k") is None
