@@ -68,14 +68,14 @@ def test_meet_again_after_a_cut(benchmark, common, differing, how):
 
 
 @pytest.mark.parametrize("differing", [10, 1_000])
-@pytest.mark.parametrize("route", ["ranges", "difference"])
-def test_few_differ_among_many(benchmark, differing, route):
+@pytest.mark.parametrize("peer", ["nova", "whole key ranges"])
+def test_few_differ_among_many(benchmark, differing, peer):
     """Both sides fetch what they lack of 100,000 keys, no history left. `bytes` in the results: what travels, per key.
 
     Both have compared before, so the summaries are kept up; what was written since then is put in while timed."""
     benchmark.group = f"sync.no history, 100,000 keys in common, {differing:,} differ"
     benchmark.extra_info["operations"] = differing
-    cells = {"ranges": None, "difference": 0}[route]
+    cells = {"nova": 0, "whole key ranges": None}[peer]
     east, west = cut(100_000, 0, history_bytes=1)
     value, rounds, sizes = {"cpu": 5, "name": "y" * 80}, iter(range(1_000)), []
     for store in (east, west):

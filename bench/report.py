@@ -50,8 +50,9 @@ NOTES = {
     "concurrent writes, feeds watchers, and keeps a digest of the whole; that is what the rows under 1 pay for. A put "
     "whose caller waits for it is the disk's sync and a change of threads.",
     "keyspace": "The kernel keeps vector clocks, a digest and the bytes for log and wire; the peer keeps one pointer.",
-    "sync": "Per key that differs. Deltas are what a peer gets while the history reaches back; afterwards whole ranges "
-    "of keys are exchanged, those whose digests differ: with few differences among many keys most of it is equal rows.",
+    "sync": "Per key that differs. Deltas are what a peer gets while the history reaches back; afterwards the rows "
+    "that differ are found by set reconciliation. *By state* is the last resort, for when most differs: whole ranges "
+    "of keys.",
     "crdt": "The dict-based set has no deltas, bytes or digests, and its `add` does not check what it replaces.",
     "conflict": "The plain merge takes the other side's value where both changed: no rules, no causality, no record, "
     "no explanation.",

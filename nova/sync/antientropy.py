@@ -117,7 +117,7 @@ class AntiEntropyConfig(msgspec.Struct, frozen=True):
     part_bytes      size of the pieces of a state
     state_bytes_max a larger state is refused
     sessions_max    states kept for others to fetch at a time
-    cells_max       a wider summary is not sent; a cell is 13 bytes
+    cells_max       instead of a wider summary, ranges of keys are asked by; a cell is 13 bytes
     confirmations   looks at an unchanged pair before it is called diverged
     confirm_ms      time between those looks
     """
@@ -320,17 +320,14 @@ class AntiEntropy:
         fetch = self._fetch
         if fetch is None or (fetch.node, fetch.number) != (sender, number) or fetch.parts:
             return
-        if cells == 0 and fetch.cells is not None:
-            self._ask(sender, None, out)
-            return
         # At least twice as many each time: all questions together are then not larger than two of the widest.
-        if fetch.cells is None or not max(1, 2 * fetch.cells) <= cells <= self._config.cells_max:
+        if fetch.cells is None or (cells != 0 and cells < max(1, 2 * fetch.cells)):
             self._fetch = None
             raise PeerError(
-                f"{sender} asked for {cells} cells after {fetch.cells}; the next are from {2 * (fetch.cells or 0)} to "
-                f"{self._config.cells_max}: raise antientropy.cells_max or upgrade the older node"
+                f"{sender} wants to be asked with {cells} cells after {fetch.cells}; the next are at least twice as "
+                "many, and after ranges of keys none: it is broken or speaks another version"
             )
-        self._ask(sender, cells, out)
+        self._ask(sender, cells if 0 < cells <= self._config.cells_max else None, out)
 
     def _collect(self, sender: NodeId, part: Part, out: Outputs) -> None:
         fetch = self._fetch
