@@ -64,7 +64,7 @@ cdef class Keyspace:
     cdef uint64_t *hashes
     cdef uint16_t *refs
     cdef uint32_t room
-    cdef readonly dict entries
+    cdef dict entries
     cdef dict graves
     cdef readonly uint64_t revision
     cdef readonly uint64_t rows_live

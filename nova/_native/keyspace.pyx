@@ -12,6 +12,8 @@ from nova._native.digest cimport (
 )
 from nova._native.reconcile cimport Reconciler
 
+from types import MappingProxyType
+
 from nova.errors import CorruptionError, LimitError, PeerError, UnavailableError, UsageError
 from nova.types import Dot
 
@@ -439,6 +441,11 @@ cdef class Keyspace:
 
     def __len__(self):
         return len(self.entries)
+
+    @property
+    def entries(self):
+        """key -> entry, to read: the lists of key ranges hold these entries too, and do not own them."""
+        return MappingProxyType(self.entries)
 
     def get(self, str key not None):
         """The entry under a key, or None."""

@@ -343,6 +343,13 @@ def test_hostile_summaries_and_differences_are_refused_or_change_nothing(seed):
         assert outcome(a, []) == untouched
 
 
+def test_entries_are_only_read_from_outside():
+    # The list of a key range holds its entries without owning them: one taken out behind its back would dangle.
+    a, _ = pair(3, 1, 0)
+    with pytest.raises(TypeError):
+        del a.entries["k1"]
+
+
 def test_a_gap_is_never_jumped():
     a, b = Keyspace("a~1"), Keyspace("b~1")
     batches = []
