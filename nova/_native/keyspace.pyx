@@ -375,7 +375,8 @@ cdef class Keyspace:
             return found
         index = <uint32_t>len(self.actors)
         if index >= ACTORS_MAX:
-            raise LimitError(f"actor {actor!r} would be number {index + 1}; a replica knows {ACTORS_MAX}; start a new cluster")
+            raise LimitError(f"actor {actor!r} would be number {index + 1}; a replica knows {ACTORS_MAX}; "
+                             "restart this node: it then forgets the retired that no row names")
         if index >= self.room:
             room = max(self.room * 2, <uint32_t>16)
             grown = realloc(self.counts, room * sizeof(uint64_t))
