@@ -83,6 +83,7 @@ cdef class Keyspace:
     cdef uint64_t batch_first
     cdef uint64_t batch_size
     cdef uint32_t intern(self, str actor) except *
+    cdef uint64_t known_of(self, str actor) except? 0xDEADBEEF
     cdef bint is_retired(self, str actor) except *
     cdef bint told(self, uint32_t index) noexcept
     cdef int check_own(self, str node, uint64_t upto) except -1

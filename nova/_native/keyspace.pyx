@@ -426,6 +426,9 @@ cdef class Keyspace:
 
     def count(self, str actor not None):
         """The newest operation of one actor applied here, 0 if none; 2^48 - 1 if it is retired."""
+        return self.known_of(actor)
+
+    cdef uint64_t known_of(self, str actor) except? 0xDEADBEEF:
         found = self.indexes.get(actor)
         if found is None:
             return RETIRED if self.is_retired(actor) else 0
@@ -702,6 +705,7 @@ cdef class Keyspace:
         cdef uint64_t count
         cdef uint32_t index
         cdef set writers = None
+        cdef tuple life
         cdef Bytes *out = &self.body
         cdef size_t mark = out.size
         if self.counts[self.own] >= COUNT_MASK - 1:
@@ -720,7 +724,7 @@ cdef class Keyspace:
             for actor, known in context.items():
                 if known <= 0:
                     continue
-                if self.count(actor) < known:
+                if self.known_of(actor) < <uint64_t>known:
                     raise UnavailableError(
                         f"the context knows event {known} of {actor}, this node only {self.count(actor)}; "
                         "try again when it has caught up", 50_000_000)
@@ -733,8 +737,10 @@ cdef class Keyspace:
                         writers = self.writers_of(key)
                     if index not in writers:
                         continue
-                elif self.lives[index] is not None and self.lives[index][1] < 0:
-                    continue
+                elif self.floors:
+                    life = <tuple>self.lives[index]
+                    if life is not None and life[1] < 0:
+                        continue
                 learn(&write.context, <uint64_t>index << COUNT_BITS | <uint64_t>known)
         count = self.counts[self.own] + 1
         write.packed = <uint64_t>self.own << COUNT_BITS | count
@@ -895,9 +901,9 @@ cdef class Keyspace:
         cdef Write write
         cdef uint8_t flags
         for actor, needed in head.deps:
-            if self.count(actor) < needed:
+            if self.known_of(actor) < <uint64_t>needed:
                 return None
-        known = self.count(head.origin)
+        known = self.known_of(head.origin)
         if head.first > known + 1:
             return None
         if head.first + head.size - 1 <= known:

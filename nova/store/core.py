@@ -423,10 +423,7 @@ class Replica:
         before = len(self.space)
         self._close()
         effects = self.space.receive(batch, limit)
-        if effects is None:
-            for node, upto, total in floors(dict(batch_head(batch).deps)):
-                retired = self.retire(node, upto, total)
-                self._closed.extend(retired)  # leaves with the batch, or with the next turn
+        if effects is None and self._take_over(batch_head(batch).deps):
             effects = self.space.receive(batch, limit)
         if effects is None:
             return None
@@ -454,6 +451,14 @@ class Replica:
             return Outputs()
         clock = {node + FLOOR: upto, node + TOTAL: total} if total else {node + FLOOR: upto}
         return self._after_own(self._record(RETIRED, _pack([node, upto, total]), clock, [], None, []))
+
+    def _take_over(self, deps: Iterable[tuple[Actor, int]]) -> bool:
+        """Raise the floors that a batch depends on, as far as all below them is here; whether there was one."""
+        raised = Outputs()
+        for node, upto, total in floors(dict(deps)):
+            raised.extend(self.retire(node, upto, total))
+        self._closed.extend(raised)  # leaves with the batch, or with the next turn
+        return bool(raised)
 
     def leaf_digests(self) -> bytes:
         return self.space.leaf_digests()
