@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nova.errors import ConfigError
+from nova.crdt.keyspace import batch_head
+from nova.errors import ConfigError, PeerError
+from nova.store.core import Replica as Store
 from nova.store.history import History
+from nova.store.model import Put
+from nova.sync.gossip import Gossip, Have
 from nova.sync.retire import ALL, RetireConfig, Retirement, count_of, floors, lacking, life_of, operations, tidy
 from nova.types import Outputs
 
@@ -163,3 +169,44 @@ def test_batches_of_the_retired_are_not_served_and_not_missed():
     assert history.since({"n~": 1, "n~+": 2}, mine, 100) == [b"b"]
     assert history.since({"n~1": 1}, mine, 100) is None, "needs a state"
     assert history.since({"m~": 1, "m~+": 1, "n~": 1, "n~+": 2}, mine, 100) == []
+
+
+def told(clock):
+    """A store `a~2` that holds one operation of m~1 hears this clock; what it knows then."""
+    writer = Store("m", wall_ns=lambda: 1_000_000_000)
+    writer.put(Put("k", 1))
+    store = Store("a", incarnation=2, wall_ns=lambda: 1_000_000_000)
+    gossip = Gossip("a", store, head=batch_head, region="r", random=random.Random(1))
+    gossip.set_peers({"m": "r"})
+    out = store.receive(writer.turn().persist[0][1:])
+    out.extend(gossip.step("m", Have(clock)))
+    for event in out.apply:
+        store.applied(event)
+    assert store.clock() == store.space.clock
+    return store.clock()
+
+
+@pytest.mark.parametrize(
+    "clock",
+    [
+        {"m~": 1},
+        {"m~+": 1},
+        {"m~": 1, "m~+": 2},
+        {"m~": 0, "m~+": 1},
+        {"m~": 2**64 - 1, "m~+": 1},
+        {"m~": 2**48 - 1, "m~+": 1},
+        {"m~": 1, "m~+": 2**64 - 1},
+        {"~": 1, "~+": 1, "": 3},
+    ],
+)
+def test_a_floor_that_does_not_add_up_changes_nothing(clock):
+    assert told(clock) == {"m~1": 1}
+
+
+def test_a_floor_that_adds_up_is_taken_over_where_it_is_heard():
+    assert told({"m~": 1, "m~+": 1}) == {"m~": 1, "m~+": 1}
+
+
+def test_nobody_retires_another_one_that_runs():
+    with pytest.raises(PeerError, match="a~2 is retired"):
+        told({"a~": 2})
