@@ -59,6 +59,8 @@ cdef class Keyspace:
     cdef readonly str actor
     cdef uint32_t own
     cdef readonly list actors
+    cdef list lives  # by actor: its node and incarnation, see life_of
+    cdef dict floors  # node -> the incarnation up to which its actors are retired
     cdef dict indexes
     cdef uint64_t *counts
     cdef uint64_t *hashes
@@ -81,9 +83,19 @@ cdef class Keyspace:
     cdef uint64_t batch_first
     cdef uint64_t batch_size
     cdef uint32_t intern(self, str actor) except *
+    cdef uint64_t known_of(self, str actor) except? 0xDEADBEEF
+    cdef bint is_retired(self, str actor) except *
+    cdef bint told(self, uint32_t index) noexcept
+    cdef int check_own(self, str node, uint64_t upto) except -1
+    cdef int raise_floor(self, str node, uint64_t upto, uint64_t total) except -1
+    cdef int learn_told(self, Dots *context, Write write) except -1
+    cdef set writers_of(self, str key)
     cdef int learn_touched(self, Dots *context, Entry entry, list puts, list drops, bint clear) except -1
     cdef uint16_t refer(self, uint32_t index) except *
-    cdef int put_context(self, Dots *context) except -1
+    cdef int put_context(self, Bytes *out, Dots *context) except -1
+    cdef void clear_table(self)
+    cdef int put_head(self, Bytes *out, bytes magic) except -1
+    cdef int put_entries(self, Bytes *out, list picked) except -1
     cdef object supersede(self, Entry entry, Row head, Dots *context, Write write)
     cdef int put_clock(self, Bytes *out) except -1
     cdef Reconciler current(self)

@@ -36,6 +36,8 @@ cdef bytes SKETCH_MAGIC = b"NVK\x01"      # asks by a summary of the set of rows
 cdef bytes DIFFERENCE_MAGIC = b"NVD\x01"
 cdef uint64_t TOP = <uint64_t>1 << 63
 cdef uint8_t CLEAR = 1
+cdef uint64_t RETIRED = COUNT_MASK  # the count of an actor whose node has said that it is complete: every dot is known
+cdef int FLOOR = -1, TOTAL = -2
 
 leaf_count = LEAVES
 key_bytes_max = 1024
@@ -151,6 +153,22 @@ cdef inline uint64_t get_size(Cursor *c) except? 0xDEADBEEF:
     cdef uint64_t size = get_number(c)
     need(c, size)
     return size
+
+
+# --- actors -----------------------------------------------------------------------------------------------------------
+
+cdef tuple life_of(str actor):
+    """(node, incarnation) of "node~incarnation"; (node, FLOOR) of "node~", (node, TOTAL) of "node~+"; else None."""
+    node, tilde, life = actor.rpartition("~")
+    if not tilde:
+        return None
+    if not life:
+        return node, FLOOR
+    if life == "+":
+        return node, TOTAL
+    if life.isascii() and life.isdigit() and len(life) <= 15:
+        return node, int(life)
+    return None
 
 
 # --- clocks on one key -----------------------------------------------------------------------------------------------
@@ -369,6 +387,8 @@ cdef class Keyspace:
         self.hashes = NULL
         self.refs = NULL
         self.actors = []
+        self.lives = []
+        self.floors = {}
         self.indexes = {}
         self.entries = {}
         self.graves = {}
@@ -399,7 +419,8 @@ cdef class Keyspace:
             return found
         index = <uint32_t>len(self.actors)
         if index >= ACTORS_MAX:
-            raise LimitError(f"actor {actor!r} would be number {index + 1}; a replica knows {ACTORS_MAX}; start a new cluster")
+            raise LimitError(f"actor {actor!r} would be number {index + 1}; a replica knows {ACTORS_MAX}; "
+                             "restart this node: it then forgets the retired that no row names")
         if index >= self.room:
             room = max(self.room * 2, <uint32_t>16)
             grown = realloc(self.counts, room * sizeof(uint64_t))
@@ -419,20 +440,98 @@ cdef class Keyspace:
         self.counts[index] = 0
         self.hashes[index] = nova_digest_bytes(data, size, 0).lo
         self.refs[index] = NO_REF
+        if self.is_retired(actor):
+            self.counts[index] = RETIRED
         self.actors.append(actor)
+        self.lives.append(life_of(actor))
         self.indexes[actor] = index
         return index
 
+    cdef bint is_retired(self, str actor) except *:
+        cdef tuple life
+        if not self.floors:
+            return False
+        life = life_of(actor)
+        return life is not None and 0 <= life[1] <= self.floors.get(life[0], -1)
+
+    cdef bint told(self, uint32_t index) noexcept:
+        """Does the clock name this actor?"""
+        return self.counts[index] != 0 and self.counts[index] != RETIRED
+
     @property
     def clock(self):
-        """The vector clock of the whole replica: actor -> number of its newest operation applied here."""
+        """The vector clock of the whole replica: actor -> number of its newest operation applied here.
+
+        Retired actors are not named. In their place stand, for their node, "node~" -> k and "node~+" -> n: all that
+        the incarnations up to k ever wrote, n operations, is applied here.
+        """
         cdef uint32_t i
-        return {self.actors[i]: self.counts[i] for i in range(len(self.actors)) if self.counts[i]}
+        return {self.actors[i]: self.counts[i] for i in range(len(self.actors)) if self.told(i)}
 
     def count(self, str actor not None):
-        """The newest operation of one actor applied here, 0 if none."""
+        """The newest operation of one actor applied here, 0 if none; 2^48 - 1 if it is retired."""
+        return self.known_of(actor)
+
+    cdef uint64_t known_of(self, str actor) except? 0xDEADBEEF:
         found = self.indexes.get(actor)
-        return 0 if found is None else self.counts[<uint32_t>found]
+        if found is None:
+            return RETIRED if self.is_retired(actor) else 0
+        return self.counts[<uint32_t>found]
+
+    # -- retirement: see nova.sync.retire --
+
+    def operations(self, str node not None, uint64_t upto):
+        """How many operations of the incarnations of `node` up to `upto` are applied here."""
+        cdef uint32_t i
+        cdef uint64_t out = self.count(f"{node}~+")
+        for i in range(len(self.actors)):
+            life = self.lives[i]
+            if life is not None and life[0] == node and 0 <= life[1] <= upto and self.counts[i] != RETIRED:
+                out += self.counts[i]
+        return out
+
+    def retire(self, str node not None, uint64_t upto, uint64_t total):
+        """Take the actors of a node up to an incarnation out of the clock, if all that they ever wrote is here.
+
+        total    how many operations that is
+        returns  whether they are retired now and were not before; False if something of them is missing
+        raises   PeerError if this replica is one of them
+        """
+        if self.batch_size:
+            raise UsageError("a batch is open; close it before retiring actors")
+        if upto <= <uint64_t>self.floors.get(node, 0) or upto >= RETIRED or total >= RETIRED:
+            return False
+        self.check_own(node, upto)
+        if self.operations(node, upto) != total:
+            return False
+        self.raise_floor(node, upto, total)
+        return True
+
+    cdef int check_own(self, str node, uint64_t upto) except -1:
+        life = self.lives[self.own]
+        if life is not None and life[0] == node and life[1] <= upto:
+            raise PeerError(f"{self.actor} is retired, {node} has run as a later incarnation: this data directory is an "
+                            "old copy; move it away and start this node with --join under another name")
+        return 0
+
+    cdef int raise_floor(self, str node, uint64_t upto, uint64_t total) except -1:
+        cdef uint32_t i
+        cdef uint32_t floor = self.intern(f"{node}~")
+        cdef uint32_t sum_of = self.intern(f"{node}~+")
+        self.counts[floor], self.counts[sum_of] = upto, total
+        self.floors[node] = upto
+        for i in range(len(self.actors)):
+            life = self.lives[i]
+            if life is not None and life[0] == node and 0 <= life[1] <= upto:
+                self.counts[i] = RETIRED
+        return 0
+
+    @property
+    def retired_count(self):
+        """How many retired actors are still named here: those whose rows, or rows written on top of them, are alive,
+        and those that retired while this process ran."""
+        cdef uint32_t i
+        return sum([1 for i in range(len(self.actors)) if self.counts[i] == RETIRED])
 
     @property
     def stamp_max(self):
@@ -517,10 +616,11 @@ cdef class Keyspace:
 
     cdef int put_clock(self, Bytes *out) except -1:
         cdef uint32_t i
-        put_number(out, len(self.actors))
+        put_number(out, sum([1 for i in range(len(self.actors)) if self.told(i)]))
         for i in range(len(self.actors)):
-            put_text(out, self.actors[i])
-            put_number(out, self.counts[i])
+            if self.told(i):
+                put_text(out, self.actors[i])
+                put_number(out, self.counts[i])
         return 0
 
     cdef nova_digest digest_of(self, str key, Row row) except *:
@@ -786,10 +886,12 @@ cdef class Keyspace:
         cdef Entry entry
         cdef uint64_t count
         cdef uint32_t index
+        cdef set writers = None
+        cdef tuple life
         cdef Bytes *out = &self.body
         cdef size_t mark = out.size
-        if self.counts[self.own] >= COUNT_MASK:
-            raise LimitError("this actor has used all of its 2^48 dots; restart the node to get a new actor")
+        if self.counts[self.own] >= COUNT_MASK - 1:
+            raise LimitError("this actor has used all of its 2^48 - 2 dots; restart the node to get a new actor")
         write.space = self
         write.kind = <uint8_t>kind
         write.stamp = stamp
@@ -799,17 +901,29 @@ cdef class Keyspace:
                 self.learn_touched(&write.context, <Entry>found, puts, drops, clear)
             found = self.graves.get(key)
             if found is not None:
-                learn_write(&write.context, <Write>found)
+                self.learn_told(&write.context, <Write>found)
         else:
             for actor, known in context.items():
                 if known <= 0:
                     continue
-                found = self.indexes.get(actor)
-                if found is None or self.counts[<uint32_t>found] < <uint64_t>known:
+                if self.known_of(actor) < <uint64_t>known:
                     raise UnavailableError(
                         f"the context knows event {known} of {actor}, this node only {self.count(actor)}; "
                         "try again when it has caught up", 50_000_000)
-                learn(&write.context, <uint64_t><uint32_t>found << COUNT_BITS | <uint64_t>known)
+                found = self.indexes.get(actor)
+                if found is None:
+                    continue  # retired, and nothing here is its
+                index = <uint32_t>found
+                if self.counts[index] == RETIRED:
+                    if writers is None:
+                        writers = self.writers_of(key)
+                    if index not in writers:
+                        continue
+                elif self.floors:
+                    life = <tuple>self.lives[index]
+                    if life is not None and life[1] < 0:
+                        continue
+                learn(&write.context, <uint64_t>index << COUNT_BITS | <uint64_t>known)
         count = self.counts[self.own] + 1
         write.packed = <uint64_t>self.own << COUNT_BITS | count
         if self.batch_size == 0:
@@ -819,7 +933,7 @@ cdef class Keyspace:
             put_byte(out, <uint8_t>kind)
             put_byte(out, CLEAR if clear else 0)
             put_text(out, key)
-            self.put_context(&write.context)
+            self.put_context(out, &write.context)
             put_number(out, len(puts))
             for path, value in puts:
                 put_text(out, <str?>path)
@@ -836,38 +950,76 @@ cdef class Keyspace:
     cdef int learn_touched(self, Dots *context, Entry entry, list puts, list drops, bint clear) except -1:
         """What is known at the paths that an operation touches. O(paths touched), so that large sets stay cheap."""
         cdef list paths
+        cdef Row row
         if clear:
             paths = entry.paths()
         else:
             paths = [path for path, _ in puts]
             paths += drops
         for path in paths:
+            row = None
             if path == "":
-                learn_chain(context, entry.root)
+                row = entry.root
             elif entry.rows:
-                found = entry.rows.get(path)
-                if found is not None:
-                    learn_chain(context, <Row>found)
+                row = <Row>entry.rows.get(path)
+            while row is not None:
+                self.learn_told(context, row.write)
+                row = row.next
             if entry.drops is not None:
                 found = entry.drops.get(path)
                 if found is not None:
-                    learn_write(context, <Write>found)
+                    self.learn_told(context, <Write>found)
         return 0
 
+    cdef int learn_told(self, Dots *context, Write write) except -1:
+        """Learn a write and what its writer knew of actors that are not retired.
+
+        What it knew of the retired need not be said again: each replica that takes an operation with our clock under
+        it has applied all of theirs, and so has superseded what that writer superseded.
+        """
+        cdef uint32_t i
+        for i in range(write.context.size):
+            if self.counts[write.context.at[i] >> COUNT_BITS] != RETIRED:
+                learn(context, write.context.at[i])
+        return learn(context, write.packed)
+
+    cdef set writers_of(self, str key):
+        """The actors, by index, that wrote what lives under a key, or deleted there lately."""
+        cdef Entry entry
+        cdef set out = set()
+        found = self.graves.get(key)
+        if found is not None:
+            out.add(<uint32_t>((<Write>found).packed >> COUNT_BITS))
+        found = self.entries.get(key)
+        if found is not None:
+            entry = <Entry>found
+            for _, rows in entry.live():
+                for row in rows:
+                    out.add(<uint32_t>((<Row>row).write.packed >> COUNT_BITS))
+            if entry.drops is not None:
+                for drop in entry.drops.values():
+                    out.add(<uint32_t>((<Write>drop).packed >> COUNT_BITS))
+        return out
+
     cdef uint16_t refer(self, uint32_t index) except *:
-        """Number of an actor in the table of the open batch."""
+        """Number of an actor in the table of the open batch, or of the state that is being written."""
         if self.refs[index] == NO_REF:
             self.refs[index] = <uint16_t>len(self.table)
             self.table.append(index)
         return self.refs[index]
 
-    cdef int put_context(self, Dots *context) except -1:
+    cdef int put_context(self, Bytes *out, Dots *context) except -1:
         cdef uint32_t i
-        put_number(&self.body, context.size)
+        put_number(out, context.size)
         for i in range(context.size):
-            put_number(&self.body, self.refer(<uint32_t>(context.at[i] >> COUNT_BITS)))
-            put_number(&self.body, context.at[i] & COUNT_MASK)
+            put_number(out, self.refer(<uint32_t>(context.at[i] >> COUNT_BITS)))
+            put_number(out, context.at[i] & COUNT_MASK)
         return 0
+
+    cdef void clear_table(self):
+        for index in self.table:
+            self.refs[<uint32_t>index] = NO_REF
+        self.table = []
 
     @property
     def open_bytes(self):
@@ -887,7 +1039,7 @@ cdef class Keyspace:
             # What the whole batch depends on: all that this replica knew when it ended. That is more than each single
             # operation needs, but whoever sends the batch has it too.
             for i in range(len(self.actors)):
-                if i != self.own and self.counts[i]:
+                if i != self.own and self.told(i):
                     self.refer(i)
                     others += 1
             put_raw(&out, PyBytes_AS_STRING(BATCH_MAGIC), 4)
@@ -899,16 +1051,14 @@ cdef class Keyspace:
                 put_text(&out, self.actors[index])
             put_number(&out, others)
             for i in range(len(self.actors)):
-                if i != self.own and self.counts[i]:
+                if i != self.own and self.told(i):
                     put_number(&out, self.refs[i])
                     put_number(&out, self.counts[i])
             put_raw(&out, self.body.at, self.body.size)
             data = PyBytes_FromStringAndSize(<const char *>out.at, out.size)
         finally:
             free(out.at)
-        for index in self.table:
-            self.refs[<uint32_t>index] = NO_REF
-        self.table = []
+        self.clear_table()
         self.body.size = 0
         self.batch_size = 0
         if self.body.room > 1 << 20:
@@ -933,9 +1083,9 @@ cdef class Keyspace:
         cdef Write write
         cdef uint8_t flags
         for actor, needed in head.deps:
-            if self.count(actor) < needed:
+            if self.known_of(actor) < <uint64_t>needed:
                 return None
-        known = self.count(head.origin)
+        known = self.known_of(head.origin)
         if head.first > known + 1:
             return None
         if head.first + head.size - 1 <= known:
@@ -944,6 +1094,8 @@ cdef class Keyspace:
             raise PeerError(f"somebody else writes as {self.actor}: its event {head.first + head.size - 1} is not ours "
                             f"(we wrote {known}); two nodes share a name or a copied data directory")
         origin = self.intern(head.origin)
+        if self.lives[origin] is not None and self.lives[origin][1] < 0:
+            raise malformed(f"{head.origin!r} is the name of no actor")
         table = [self.intern(actor) for actor in head.table]
         for i in range(head.size):
             write = Write.__new__(Write)
@@ -989,11 +1141,12 @@ cdef class Keyspace:
         cdef Cursor c
         cdef const uint8_t *base = NULL
         cdef size_t base_size = 0
-        cdef Bytes out
+        cdef Bytes out, body
         cdef uint8_t wanted[LEAVES]
         cdef uint32_t i
         cdef nova_digest theirs
         cdef Entry entry
+        cdef list picked
         if self.batch_size:
             raise UsageError("a batch is open; close it before taking the state")
         memset(wanted, 1, LEAVES)
@@ -1010,10 +1163,14 @@ cdef class Keyspace:
                 memcpy(&theirs, c.at + i * sizeof(theirs), sizeof(theirs))
                 wanted[i] = theirs.lo != self.leaves[i].lo or theirs.hi != self.leaves[i].hi
         memset(&out, 0, sizeof(out))
+        memset(&body, 0, sizeof(body))
+        picked = []
+        for item in self.entries_in(wanted):
+            entry = <Entry>item
+            picked.append((entry.key, [row for _, siblings in entry.live() for row in siblings]))
         try:
-            put_raw(&out, PyBytes_AS_STRING(STATE_MAGIC), 4)
-            self.put_clock(&out)
-            put_raw(&out, &self.stamp_max, 8)
+            self.put_entries(&body, picked)
+            self.put_head(&out, STATE_MAGIC)
             if base == NULL:
                 put_number(&out, 0)
             else:
@@ -1021,14 +1178,59 @@ cdef class Keyspace:
             for i in range(0, LEAVES, 8):
                 put_byte(&out, wanted[i] | wanted[i + 1] << 1 | wanted[i + 2] << 2 | wanted[i + 3] << 3
                          | wanted[i + 4] << 4 | wanted[i + 5] << 5 | wanted[i + 6] << 6 | wanted[i + 7] << 7)
-            picked = self.entries_in(wanted)
-            put_number(&out, len(picked))
-            for item in picked:
-                entry = <Entry>item
-                put_entry(&out, entry.key, [row for _, siblings in entry.live() for row in siblings])
+            put_raw(&out, body.at, body.size)
             return PyBytes_FromStringAndSize(<const char *>out.at, out.size)
         finally:
+            self.clear_table()
             free(out.at)
+            free(body.at)
+
+    cdef int put_head(self, Bytes *out, bytes magic) except -1:
+        """The beginning of a state or difference whose entries have been written: clock and stamp."""
+        put_raw(out, PyBytes_AS_STRING(magic), 4)
+        # The clock, and behind it with count 0 the retired whom the rows name.
+        put_number(out, len(self.table))
+        for index in self.table:
+            put_text(out, self.actors[index])
+            put_number(out, self.counts[<uint32_t>index] if self.told(<uint32_t>index) else 0)
+        put_raw(out, &self.stamp_max, 8)
+        return 0
+
+    cdef int put_entries(self, Bytes *out, list picked) except -1:
+        """(key, rows) pairs, each write once; the table of actors begins with those that the clock names."""
+        cdef Row row
+        cdef Write write
+        cdef list writes
+        cdef dict numbers
+        cdef uint32_t i
+        for i in range(len(self.actors)):
+            if self.told(i):
+                self.refer(i)
+        put_number(out, len(picked))
+        for key, rows in picked:
+            put_text(out, key)
+            numbers = {}
+            writes = []
+            for item in rows:
+                row = <Row>item
+                if row.write.packed not in numbers:
+                    numbers[row.write.packed] = len(writes)
+                    writes.append(row.write)
+            put_number(out, len(writes))
+            for item in writes:
+                write = <Write>item
+                put_number(out, self.refer(<uint32_t>(write.packed >> COUNT_BITS)))
+                put_number(out, write.packed & COUNT_MASK)
+                put_raw(out, &write.stamp, 8)
+                put_byte(out, write.kind)
+                self.put_context(out, &write.context)
+            put_number(out, len(rows))
+            for item in rows:
+                row = <Row>item
+                put_number(out, numbers[row.write.packed])
+                put_text(out, row.path)
+                put_bytes(out, row.value)
+        return 0
 
     def answer(self, bytes summary not None):
         """What a replica lacks that asked with `summary()`, for its `join`; or, of cells, how many to ask with again.
@@ -1048,7 +1250,7 @@ cdef class Keyspace:
     cdef object difference(self, Cursor *c):
         """The rows that the asker lacks, and the ids of those that this side lacks, of which the asker removes what our
         clock covers: exactly what the whole state would do there."""
-        cdef Bytes out
+        cdef Bytes out, body
         cdef const uint8_t *base = c.at
         cdef size_t base_size
         cdef uint64_t *known = NULL
@@ -1057,7 +1259,7 @@ cdef class Keyspace:
         cdef Reconciler own
         cdef Entry entry
         cdef Row row
-        cdef dict picked = {}
+        cdef dict picked = {}, floors
         cdef list places = []
         names, counts = get_clock(c)
         base_size = c.at - base
@@ -1070,7 +1272,9 @@ cdef class Keyspace:
             raise malformed(f"a summary of rows ({error})") from None
         if found is None:
             return self.wider(names, counts, rows, (len(piece) - 18) // 13)
+        floors = floors_of(names, counts)
         memset(&out, 0, sizeof(out))
+        memset(&body, 0, sizeof(body))
         known = <uint64_t *>calloc(len(self.actors) + 1, sizeof(uint64_t))
         if known == NULL:
             raise MemoryError
@@ -1079,6 +1283,10 @@ cdef class Keyspace:
                 index = self.indexes.get(names[i])
                 if index is not None:
                     known[<uint32_t>index] = counts[i]
+            for i in range(<uint64_t>len(self.actors)):
+                life = self.lives[i]
+                if life is not None and life[1] >= 0 and life[0] in floors and life[1] <= floors[life[0]][0]:
+                    known[i] = RETIRED
             expected = own.total
             held = self.rows_with(found.here)
             if len(held) != len(found.here):
@@ -1091,9 +1299,8 @@ cdef class Keyspace:
                     # The asker removed it, or holds something else there, which must not be taken for removed here.
                     places.append(self.place_of(entry.key, row))
                     expected = nova_digest_sub(expected, own.digest_of(id))
-            put_raw(&out, PyBytes_AS_STRING(DIFFERENCE_MAGIC), 4)
-            self.put_clock(&out)
-            put_raw(&out, &self.stamp_max, 8)
+            self.put_entries(&body, list(picked.items()))
+            self.put_head(&out, DIFFERENCE_MAGIC)
             put_raw(&out, base, base_size)
             put_raw(&out, PyBytes_AS_STRING(piece) + 2, 16)
             put_raw(&out, &expected, 16)
@@ -1102,11 +1309,11 @@ cdef class Keyspace:
                 for item in numbers:
                     id = item
                     put_raw(&out, &id, 8)
-            put_number(&out, len(picked))
-            for key, news in picked.items():
-                put_entry(&out, key, news)
+            put_raw(&out, body.at, body.size)
             return PyBytes_FromStringAndSize(<const char *>out.at, out.size)
         finally:
+            self.clear_table()
+            free(body.at)
             free(out.at)
             free(known)
 
@@ -1116,8 +1323,9 @@ cdef class Keyspace:
         cdef uint64_t least = max(rows, self.rows_live) - min(rows, self.rows_live)
         theirs = dict(zip(names, counts, strict=True))
         beyond = 0
-        for actor in theirs.keys() | self.indexes.keys():
-            beyond += abs(theirs.get(actor, 0) - self.count(actor))
+        mine = self.clock
+        for actor in theirs.keys() | mine.keys():
+            beyond += abs(theirs.get(actor, 0) - mine.get(actor, 0))
         cells = max(CELLS_MIN, 4 * tried, Reconciler.cells_for(least))
         guess = Reconciler.cells_for(2 * beyond)
         if guess <= CELLS_MAX:
@@ -1142,7 +1350,7 @@ cdef class Keyspace:
         cdef Write write
         cdef Row row, head, kept, following
         cdef list parsed = [], rows, writes, changed = [], struck = []
-        cdef dict present, by_path
+        cdef dict present, by_path, floors, base_floors
         cdef set contended
         cdef bint touched, whole, moved = False, late = False
         cdef uint8_t wanted[LEAVES]
@@ -1163,10 +1371,19 @@ cdef class Keyspace:
             if names[i] == self.actor and counts[i] > self.counts[self.own]:
                 raise PeerError(f"somebody else writes as {self.actor}: a state knows event {counts[i]}, we wrote "
                                 f"{self.counts[self.own]}; two nodes share a name or a copied data directory")
+        floors = floors_of(names, counts)
+        for node, (upto, total) in floors.items():
+            if upto > self.floors.get(node, 0):
+                self.check_own(node, upto)
+                if self.operations(node, upto) > total:
+                    raise PeerError(f"a state says that {node} wrote {total} operations up to its incarnation {upto}, but "
+                                    f"{self.operations(node, upto)} are here; {node} ran from an old copy of its disk: "
+                                    "stop it and start it with an empty data directory under another name")
         need(&c, 8)
         memcpy(&stamp_max, c.at, 8)
         c.at += 8
         base_names, base_counts = get_clock(&c)
+        base_floors = floors_of(base_names, base_counts)
         if whole:
             need(&c, LEAVES // 8)
             bits = c.at
@@ -1179,6 +1396,9 @@ cdef class Keyspace:
             memcpy(&expected, c.at + 16, 16)
             c.at += 32
             gone, places = get_ids(&c), get_ids(&c)
+            for i in range(<uint64_t>len(base_names)):
+                if self.known_of(base_names[i]) < <uint64_t>base_counts[i]:
+                    return None             # it answers somebody who knew more than we do
         table = <uint32_t *>malloc((n + 1) * sizeof(uint32_t))
         if table == NULL:
             raise MemoryError
@@ -1198,8 +1418,14 @@ cdef class Keyspace:
                 found = self.indexes.get(base_names[i])
                 if found is not None and <uint32_t>found < theirs_size:
                     base[<uint32_t>found] = base_counts[i]
-                elif base_counts[i] and not whole:
-                    return None
+            # Whoever retired an actor knows all of its dots.
+            for i in range(theirs_size):
+                life = self.lives[i]
+                if life is not None and life[1] >= 0:
+                    if life[0] in floors and life[1] <= floors[life[0]][0]:
+                        theirs[i] = RETIRED
+                    if life[0] in base_floors and life[1] <= base_floors[life[0]][0]:
+                        base[i] = RETIRED
             for i in range(get_size(&c)):
                 key = get_text(&c)
                 writes = []
@@ -1208,7 +1434,7 @@ cdef class Keyspace:
                     write.space = self
                     ref = get_number(&c)
                     count = get_number(&c)
-                    if ref >= n or count == 0 or count > counts[ref]:
+                    if ref >= n or count == 0 or count > COUNT_MASK or count > theirs[table[ref]]:
                         raise malformed(f"a row of {key!r} has a dot that the state's own clock does not cover")
                     write.packed = <uint64_t>table[ref] << COUNT_BITS | count
                     need(&c, 9)
@@ -1235,8 +1461,6 @@ cdef class Keyspace:
 
             for i in range(len(self.actors)):
                 count = base[i] if i < theirs_size else 0
-                if self.counts[i] < count and not whole:
-                    return None             # it answers somebody who knew more than we do
                 moved = moved or self.counts[i] != count
                 late = late or (i < theirs_size and self.counts[i] > count and theirs[i] > count)
             if not whole:
@@ -1355,13 +1579,19 @@ cdef class Keyspace:
                 else:
                     changed.append(item)
             for i in range(n):
-                if counts[i] > self.counts[table[i]]:
+                life = self.lives[table[i]]
+                if counts[i] > self.counts[table[i]] and (life is None or life[1] >= 0):
                     self.counts[table[i]] = counts[i]
+            for node, (upto, total) in floors.items():
+                if upto > self.floors.get(node, 0):
+                    self.raise_floor(node, upto, total)
             if stamp_max > self.stamp_max:
                 self.stamp_max = stamp_max
             self.revision = 0
             for i in range(len(self.actors)):
-                self.revision += self.counts[i]
+                life = self.lives[i]
+                if self.told(i) and (life is None or life[1] != FLOOR):
+                    self.revision += self.counts[i]
             # Each changed key had at least one operation that was not known here: there is a revision for each.
             for i, (key, _, alive) in enumerate(changed):
                 if alive:
@@ -1373,6 +1603,16 @@ cdef class Keyspace:
             free(base)
 
 
+cdef dict floors_of(list names, list counts):
+    """node -> (incarnation, operations) that a clock says are complete."""
+    cdef dict out = {}, told = dict(zip(names, counts))
+    for name, count in told.items():
+        life = life_of(name)
+        if life is not None and life[1] == FLOOR and count:
+            out[life[0]] = count, told.get(f"{life[0]}~+", 0)
+    return out
+
+
 cdef tuple get_clock(Cursor *c):
     """(actors, counts) of a clock."""
     cdef uint64_t count
@@ -1380,8 +1620,8 @@ cdef tuple get_clock(Cursor *c):
     for _ in range(get_size(c)):
         name = get_text(c)
         count = get_number(c)
-        if count > COUNT_MASK:
-            raise malformed(f"count {count} of {name} is over 48 bits")
+        if count >= COUNT_MASK:
+            raise malformed(f"count {count} of {name} is over the 2^48 - 2 that an actor can have")
         names.append(name)
         counts.append(count)
     return names, counts
@@ -1399,44 +1639,6 @@ cdef set get_ids(Cursor *c):
     if <uint64_t>len(out) != n:
         raise malformed("an id of a row is in it twice")
     return out
-
-
-cdef int put_entry(Bytes *out, str key, list rows) except -1:
-    """One key with these of its rows; each write once."""
-    cdef Row row
-    cdef Write write
-    cdef dict numbers = {}
-    cdef list writes = []
-    put_text(out, key)
-    for item in rows:
-        row = <Row>item
-        if row.write.packed not in numbers:
-            numbers[row.write.packed] = len(writes)
-            writes.append(row.write)
-    put_number(out, len(writes))
-    for item in writes:
-        write = <Write>item
-        put_number(out, write.packed >> COUNT_BITS)
-        put_number(out, write.packed & COUNT_MASK)
-        put_raw(out, &write.stamp, 8)
-        put_byte(out, write.kind)
-        put_dots(out, &write.context)
-    put_number(out, len(rows))
-    for item in rows:
-        row = <Row>item
-        put_number(out, numbers[row.write.packed])
-        put_text(out, row.path)
-        put_bytes(out, row.value)
-    return 0
-
-
-cdef int put_dots(Bytes *out, Dots *dots) except -1:
-    cdef uint32_t i
-    put_number(out, dots.size)
-    for i in range(dots.size):
-        put_number(out, dots.at[i] >> COUNT_BITS)
-        put_number(out, dots.at[i] & COUNT_MASK)
-    return 0
 
 
 cdef int get_dots(Cursor *c, uint32_t *table, uint64_t size, Dots *out) except -1:

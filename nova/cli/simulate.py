@@ -27,10 +27,11 @@ from nova.sim.network import Link
 from nova.sim.world import InvariantError, World
 from nova.storage.base import Log, Snapshots
 from nova.store.cluster import CODEC, ClusterCore, Notice
-from nova.store.core import Durable, Replica, StoreConfig
+from nova.store.core import Durable, Replica, StoreConfig, node_of
 from nova.store.model import Entry, Put
 from nova.sync.membership import Member
-from nova.types import Dot, NodeId, Outputs, Random
+from nova.sync.retire import RetireConfig, count_of, floors
+from nova.types import Actor, Dot, NodeId, Outputs, Random
 
 TICK_NS = 100_000_000
 FAULT_SECONDS = 20
@@ -51,6 +52,7 @@ CONFIG = StoreConfig(
     feed_count=60,
     conflicts_count=1_000,
 )
+RETIRE = RetireConfig(settle_ms=500, check_ms=200)
 LINK = Link(
     delay_ns_min=5_000_000, jitter_ns_mean=10_000_000, loss_ratio=0.01, duplicate_ratio=0.02, reorder_ratio=0.05
 )
@@ -89,7 +91,10 @@ class SimulatedMember:
                 archive.append(record[1:])
         self.replica.recovered()
         self.core = ClusterCore(
-            self.replica, Member(node, incarnation, region=_region(node), address=node), random=random
+            self.replica,
+            Member(node, incarnation, region=_region(node), address=node),
+            random=random,
+            retire=RETIRE,
         )
         self.notices: list[Notice] = []
         self._pending: tuple[int, bytes] | None = None
@@ -210,12 +215,14 @@ class History:
         self.maybe_added = 0
         self._names = [f"n{number}" for number in range(nodes)]
         self._incarnations: dict[NodeId, int] = {}
+        self.finals: dict[Actor, int] = {}
+        """How much of each ended life of a node its disk kept: what was written beyond was never told to anybody."""
         self._archives: dict[NodeId, list[bytes]] = {}
         self._told: dict[NodeId, dict[str, int]] = {}
         self._broken: list[str] = []
         self._read: dict[str, dict[str, int]] = {}
         self._watchers = {name: Watcher() for name in self._names}
-        self.refused = self.joined = 0
+        self.refused = self.joined = self.retired = 0
         self.world = World(
             seed,
             self._names,
@@ -262,7 +269,11 @@ class History:
         incarnation = self._incarnations[node] = self._incarnations.get(node, 0) + 1
         self._told.setdefault(node, {})
         archive = self._archives.setdefault(node, [])
-        return SimulatedMember(node, self._names, incarnation, log, snapshots, random, wall_ns, archive)
+        member = SimulatedMember(node, self._names, incarnation, log, snapshots, random, wall_ns, archive)
+        before = sum(count for actor, count in self.finals.items() if node_of(actor) == node)
+        kept = member.replica.space.operations(node, incarnation - 1)
+        self.finals[f"{node}~{incarnation - 1}"] = kept - before
+        return member
 
     def _pause(self) -> int:
         return 1 + int(self._clients.random() * 2 * CLIENT_NS_MEAN)
@@ -300,7 +311,7 @@ class History:
         def answer() -> None:
             durable = replica.clock()
             for actor, count in read.items():
-                if durable.get(actor, 0) < count:
+                if count_of(durable, actor) < count:
                     self._broken.append(
                         f"{member.node} showed {key} with event {count} of {actor}, which is not on disk"
                     )
@@ -316,7 +327,7 @@ class History:
 
         def answer() -> None:
             durable = replica.clock()
-            if any(durable.get(actor, 0) < count for actor, count in clock.items()):
+            if any(count_of(durable, actor) < count for actor, count in clock.items()):
                 self._broken.append(f"{member.node} listed {keys} at {clock}, and has {durable} on disk")
             if len(self._archives[member.node]) < events:
                 self._broken.append(f"{member.node} told of conflicts that are not on disk")
@@ -368,7 +379,7 @@ class History:
         session = f"{member.node}~{self._incarnations[member.node]}"
 
         def acknowledge() -> None:
-            if replica.clock().get(dot.actor, 0) < dot.count:
+            if count_of(replica.clock(), dot.actor) < dot.count:
                 self._broken.append(f"{member.node} acknowledged {dot.actor}:{dot.count}, which is not on disk")
             self.added += added
             self.sessions.write(session, key, dot)
@@ -458,8 +469,8 @@ class History:
             if clock is before:
                 continue
             for actor, count in before.items():
-                assert clock.get(actor, 0) >= count, (
-                    f"{member.node} knew {count} of {actor} and now {clock.get(actor, 0)}"
+                assert count_of(clock, actor) >= count, (
+                    f"{member.node} knew {count} of {actor} and now {count_of(clock, actor)}"
                 )
             self._told[member.node] = clock
 
@@ -487,10 +498,12 @@ class History:
 
     def _violations(self) -> list[str]:
         found = differences(self._states()) + self.sessions.violations()
+        self.retired = max((upto for member in self.world for _, upto, _ in floors(member.replica.clock())), default=0)
         values: dict[NodeId, bytes] = {}
         for member in self.world:
             node = member.node
             missing = lost(self.sessions.acknowledged, member.replica.clock())
+            missing += [dot for dot in self.sessions.acknowledged if dot.count > self.finals.get(dot.actor, dot.count)]
             found += [f"{node} lost the acknowledged write {dot.actor}:{dot.count}" for dot in missing]
             entries = member.replica.scan(limit=10_000)[0]
             values[node] = msgspec.json.encode(

@@ -27,6 +27,7 @@ from nova.store.model import Change, Entry, Put
 from nova.sync.antientropy import AntiEntropyConfig
 from nova.sync.gossip import GossipConfig
 from nova.sync.membership import Member, MembershipConfig
+from nova.sync.retire import RetireConfig
 from nova.transport import Identity, Mesh, TcpTransport
 
 log = logging.getLogger("nova.node")
@@ -128,6 +129,7 @@ class Node:
                 tick_ms=TICK_MS, round_ms=config.gossip.round_ms, push_pull_ms=config.gossip.push_pull_ms
             ),
             antientropy=AntiEntropyConfig(tick_ms=TICK_MS, period_ms=config.gossip.anti_entropy_ms),
+            retire=RetireConfig(tick_ms=TICK_MS),
         )
         self.runtime = Runtime(
             self.cluster,
@@ -455,6 +457,12 @@ class Node:
         gauge("nova_keys", "Keys that hold a value", function=lambda: len(space))
         gauge("nova_rows", "Live rows of all keys", function=lambda: space.rows_live)
         gauge("nova_revision", "Operations applied, of all writers", function=lambda: space.revision)
+        gauge("nova_clock_entries", "Entries of this node's clock: lives of nodes that may still write, and floors",
+              function=lambda: len(replica.clock()))  # fmt: skip
+        gauge("nova_actors_retired", "Retired actors that rows or the memory of this process still name",
+              function=lambda: space.retired_count)  # fmt: skip
+        gauge("nova_retirement_blocked_by", "Members whose word is missing before earlier lives of this node retire",
+              function=lambda: len(self.cluster.retirement.waits_for()))  # fmt: skip
         gauge("nova_writes_total", "Operations written by this node since it started",
               function=lambda: space.count(space.actor))  # fmt: skip
         gauge("nova_log_durable_position", "Newest log record on disk", function=lambda: self.directory.log.durable)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from nova.sync.retire import count_of
 from nova.types import Actor, Clock, Dot, NodeId
 
 
@@ -34,7 +35,7 @@ def converged(states: Mapping[NodeId, tuple[Hashable, Clock]]) -> bool:
 
 def lost(acknowledged: Iterable[Dot], clock: Clock) -> list[Dot]:
     """Acknowledged writes that a replica with this clock does not know."""
-    return [dot for dot in acknowledged if clock.get(dot.actor, 0) < dot.count]
+    return [dot for dot in acknowledged if count_of(clock, dot.actor) < dot.count]
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -78,10 +79,10 @@ class Histories:
                 continue
             for name, floor in (("read your writes", wrote.get(at, {})), ("monotonic reads", seen.get(at, {}))):
                 for actor, count in floor.items():
-                    if operation.clock.get(actor, 0) < count:
+                    if count_of(operation.clock, actor) < count:
                         found.append(
                             f"{name}: operation {number} of session {operation.session} read {operation.key!r} at "
-                            f"{operation.clock.get(actor, 0)} of {actor}; it must be {count} or newer"
+                            f"{count_of(operation.clock, actor)} of {actor}; it must be {count} or newer"
                         )
             floor = seen.setdefault(at, {})
             for actor, count in operation.clock.items():

@@ -23,6 +23,7 @@ from nova.sync.membership import (
     MemberUp,
     MemberUpdated,
 )
+from nova.sync.retire import RetireConfig, Retirement
 from nova.types import NodeId, Outputs, Random
 from nova.wire import Codec
 
@@ -66,11 +67,15 @@ class ClusterCore:
         membership: MembershipConfig | None = None,
         gossip: GossipConfig | None = None,
         antientropy: AntiEntropyConfig | None = None,
+        retire: RetireConfig | None = None,
     ) -> None:
         self.replica = replica
         self.membership = Membership(member, config=membership, random=random)
         self.gossip = Gossip(member.node, replica, head=batch_head, region=member.region, config=gossip, random=random)
         self.antientropy = AntiEntropy(member.node, replica, config=antientropy, random=random)
+        self.retirement = Retirement(
+            member.node, replica.incarnation, replica, clock_of=self.gossip.peer_clock, config=retire
+        )
         self._connected: set[NodeId] = set()
         replica.published = self.gossip.published
 
@@ -85,6 +90,7 @@ class ClusterCore:
         out = self._digested(self.membership.tick())
         out.extend(self._digested(self.gossip.tick()))
         out.extend(self._digested(self.antientropy.tick()))
+        out.extend(self._digested(self.retirement.tick()))
         return out
 
     def step(self, sender: NodeId, message: Any) -> Outputs:
@@ -181,6 +187,9 @@ class ClusterCore:
         live = {node: member.region for node, member in self.membership.peers().items()}
         self.gossip.set_peers(live)
         self.antientropy.set_peers(live)
+        self.retirement.set_members(
+            {node: member.live for node, member in self.membership.members.items() if member.state != "left"}
+        )
 
 
 def member_core(

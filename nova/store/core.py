@@ -22,10 +22,11 @@ from nova.store.conflicts import VM, Conflicts
 from nova.store.history import Feed, History
 from nova.store.kinds import BY_CODE, KINDS, Kind, kind_named
 from nova.store.model import Change, Entry, Put, Sibling
+from nova.sync.retire import ALL, FLOOR, TOTAL, floors, tidy
 from nova.types import Actor, NodeId, Outputs, Region
 
-BATCH, STATE, AUDIT = b"\x01", b"\x02", b"\x03"
-"""First byte of a log record: operations of one actor, a joined state, an event of the audit chain."""
+BATCH, STATE, AUDIT, RETIRED = b"\x01", b"\x02", b"\x03", b"\x04"
+"""First byte of a log record: operations of one actor, a joined state, an event of the audit chain, a raised floor."""
 
 REGISTER = KINDS["register"].code
 
@@ -245,6 +246,7 @@ class Replica:
             self._history.add(head.origin, head.first, head.last, event.batch)
         else:
             self._history.skip(event.clock)
+            self._history.forget(tidy(self._durable))
         for revision, key in event.changes:
             self.feed.add(revision, key)
             if self._dirty.get(key, 0) <= event.token:
@@ -421,6 +423,8 @@ class Replica:
         before = len(self.space)
         self._close()
         effects = self.space.receive(batch, limit)
+        if effects is None and self._take_over(batch_head(batch).deps):
+            effects = self.space.receive(batch, limit)
         if effects is None:
             return None
         if not effects:
@@ -434,6 +438,27 @@ class Replica:
         first = self.space.revision - len(effects) + 1
         changes = [(first + index, effect[0]) for index, effect in enumerate(effects)]
         return self._after_own(self._record(BATCH, batch, {head.origin: head.last}, changes, batch, audit))
+
+    def retire(self, node: NodeId, upto: int, total: int) -> Outputs:
+        """Take the earlier lives of a node out of the clock; see nova.sync.retire. Empty if there is nothing to do.
+
+        raises  PeerError if this replica itself is such a life: it runs from an old copy of a disk
+        """
+        if upto <= self.space.count(node + FLOOR) or self.space.operations(node, upto) != total:
+            return Outputs()
+        self._close()
+        if not self.space.retire(node, upto, total):
+            return Outputs()
+        clock = {node + FLOOR: upto, node + TOTAL: total} if total else {node + FLOOR: upto}
+        return self._after_own(self._record(RETIRED, _pack([node, upto, total]), clock, [], None, []))
+
+    def _take_over(self, deps: Iterable[tuple[Actor, int]]) -> bool:
+        """Raise the floors that a batch depends on, as far as all below them is here; whether there was one."""
+        raised = Outputs()
+        for node, upto, total in floors(dict(deps)):
+            raised.extend(self.retire(node, upto, total))
+        self._closed.extend(raised)  # leaves with the batch, or with the next turn
+        return bool(raised)
 
     def leaf_digests(self) -> bytes:
         return self.space.leaf_digests()
@@ -514,6 +539,15 @@ class Replica:
                 self.feed.add(revision, key)
                 self.conflicts.index(key, self.space.get(key))
             self._history.skip(self.space.clock)
+        elif tag == RETIRED:
+            node, upto, total = _unpack(data)
+            if not self.space.retire(node, upto, total) and self.space.count(node + FLOOR) < upto:
+                raise CorruptionError(
+                    f"the log retires the incarnations of {node} up to {upto} after {total} operations, but "
+                    f"{self.space.operations(node, upto)} are here; restore this node from a peer: move its data "
+                    "directory away and start it with --join"
+                )
+            self._history.forget(actor for actor in self.space.actors if self.space.count(actor) == ALL)
         elif tag == AUDIT:
             return self.conflicts.replayed(data)
         else:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 
+from nova.sync.retire import FLOOR, TOTAL, count_of, operations
 from nova.types import Actor
 
 
@@ -67,13 +68,24 @@ class History:
                 self._floor[actor] = count
         self._all = deque(batch for batch in self._all if batch.data)
 
+    def forget(self, actors: Iterable[Actor]) -> None:
+        """Actors retired: whoever lacks something of them needs a state."""
+        for actor in actors:
+            for batch in self._by_actor.pop(actor, ()):
+                self._bytes -= len(batch.data)
+                batch.data = b""
+            self._floor.pop(actor, None)
+        self._all = deque(batch for batch in self._all if batch.data)
+
     def since(self, known: Mapping[Actor, int], mine: Mapping[Actor, int], limit_bytes: int) -> list[bytes] | None:
         """What somebody who knows `known` lacks of `mine`, oldest first, about `limit_bytes`; None: it is not held."""
         lacking: list[_Held] = []
         for actor, count in mine.items():
-            have = known.get(actor, 0)
-            if have >= count:
+            have = count_of(known, actor)
+            if have >= count or actor.endswith(TOTAL):
                 continue
+            if actor.endswith(FLOOR) and operations(known, actor[:-1], count) == mine.get(actor + "+", 0):
+                continue  # has all of it, and only has to hear that it is all
             if have < self._floor.get(actor, count):
                 return None
             held = self._by_actor[actor]

@@ -30,6 +30,7 @@ import msgspec
 
 from nova.errors import ConfigError, PeerError
 from nova.sync.gossip import Replica
+from nova.sync.retire import count_of, lacking
 from nova.types import Actor, NodeId, Outputs, Random
 
 
@@ -280,9 +281,9 @@ class AntiEntropy:
         self._doubts.pop(node, None)
         before = self._missing.pop(node, {})
         # Gossip had a whole period to bring these and did not.
-        if any(count > mine.clock.get(actor, 0) for actor, count in before.items()):
+        if any(count > count_of(mine.clock, actor) for actor, count in before.items()):
             out.extend(self.sync(node))
-        missing = {actor: count for actor, count in clock.items() if count > mine.clock.get(actor, 0)}
+        missing = lacking(mine.clock, clock)
         if missing:
             self._missing[node] = missing
 
@@ -363,7 +364,7 @@ class AntiEntropy:
         out.extend(joined)
         out.apply.append(Joined(sender, len(state)))
         self._missing.pop(sender, None)
-        if any(count > part.clock.get(actor, 0) for actor, count in self._replica.clock().items()):
+        if lacking(part.clock, self._replica.clock()):
             out.send.append((sender, Invite()))
         self._begin(out)
 

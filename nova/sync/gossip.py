@@ -23,6 +23,7 @@ from typing import Protocol, assert_never
 import msgspec
 
 from nova.errors import ConfigError, PeerError, UnavailableError
+from nova.sync.retire import FLOOR, TOTAL, count_of, floors, lacking, tidy
 from nova.types import Actor, NodeId, Outputs, Random, Region
 
 
@@ -49,6 +50,9 @@ class Replica(Protocol):
 
     def receive(self, batch: bytes) -> Outputs | None:
         """Apply a batch. None: something it depends on is missing. Empty: nothing new. Raises PeerError."""
+
+    def retire(self, node: NodeId, upto: int, total: int) -> Outputs:
+        """Take the earlier lives of a node out of the clock, if all of them is applied here; see nova.sync.retire."""
 
     def leaf_digests(self) -> bytes:
         """One digest per range of keys."""
@@ -246,7 +250,11 @@ class Gossip:
     def lag(self, node: NodeId) -> int:
         """Operations durable here that the peer is not known to have."""
         theirs = self._clocks.get(node, {})
-        return sum(max(0, count - theirs.get(actor, 0)) for actor, count in self._replica.clock().items())
+        return sum(
+            max(0, count - count_of(theirs, actor))
+            for actor, count in self._replica.clock().items()
+            if not actor.endswith((FLOOR, TOTAL))
+        )
 
     @property
     def buffered_bytes(self) -> int:
@@ -285,6 +293,7 @@ class Gossip:
                 if any(count < 0 for count in clock.values()):
                     raise PeerError(f"{sender} told a clock with a negative count; counts start at 0")
                 _raise_to(peer.clock, clock)
+                self._retire(peer.clock, clock, out)
                 if answer:
                     out.send.append((sender, Have(dict(self._replica.clock()), True)))
                 self._consider(sender, peer, clock, urgent, out)
@@ -321,6 +330,8 @@ class Gossip:
             self._tell(out)
         if self._now >= self._next_push_pull:
             self._next_push_pull = self._now + self._config.ticks(self._config.push_pull_ms)
+            for peer in self._peers.values():
+                tidy(peer.clock)  # an old message may have named what had gone
             if self._peers:
                 node = self._some(list(self._peers), 1)[0]
                 out.send.append((node, Have(dict(self._replica.clock()), True, True)))
@@ -339,7 +350,7 @@ class Gossip:
         message = None
         for node in targets:
             peer = self._peers[node]
-            if peer.clock.get(head.origin, 0) >= head.last or peer.round_bytes >= self._config.round_bytes_max:
+            if count_of(peer.clock, head.origin) >= head.last or peer.round_bytes >= self._config.round_bytes_max:
                 continue
             peer.round_bytes += len(batch)
             message = message or Batches(0, [batch])
@@ -362,7 +373,7 @@ class Gossip:
             self._arrived[head.origin] = head.last
 
     def _here(self, actor: Actor) -> int:
-        return max(self._arrived.get(actor, 0), self._replica.clock().get(actor, 0))
+        return max(count_of(self._arrived, actor), count_of(self._replica.clock(), actor))
 
     def _take(self, sender: NodeId, batches: list[bytes], out: Outputs) -> bool:
         """Receive batches and what waited for them; whether anything was new."""
@@ -456,10 +467,26 @@ class Gossip:
             self._told = dict(clock)
         if not self._hot or not self._peers:
             return
-        message = Have({actor: clock.get(actor, 0) for actor in self._hot})
-        for node in self._listeners():
-            out.send.append((node, message))
+        told = {actor: clock[actor] for actor in self._hot if actor in clock}
+        for actor in [actor for actor in told if actor.endswith(FLOOR) and actor + "+" in clock]:
+            told[actor + "+"] = clock[actor + "+"]
+        for node in self._listeners() if told else ():
+            out.send.append((node, Have(told)))
         self._hot = {actor: rounds - 1 for actor, rounds in self._hot.items() if rounds > 1}
+
+    def _retire(self, theirs: dict[Actor, int], news: Mapping[Actor, int], out: Outputs) -> None:
+        """A peer told a clock: take its floors over, where all below them is here."""
+        raised = False
+        for node, upto, total in floors(news):
+            raised = True
+            if upto > self._here(node + FLOOR):
+                effect = self._replica.retire(node, upto, total)
+                if effect:
+                    _raise_to(self._arrived, {node + FLOOR: upto, node + TOTAL: total})
+                    out.extend(effect)
+        if raised:
+            tidy(theirs)
+            tidy(self._arrived)
 
     def _listeners(self) -> list[NodeId]:
         if self._small:
@@ -537,7 +564,7 @@ class Gossip:
             head = self._head(batch)
             _raise_to(covered, {head.origin: head.last})
             peer.round_bytes += len(batch)
-        more = bool(batches) and any(n > covered.get(actor, 0) for actor, n in self._replica.clock().items())
+        more = bool(batches) and bool(lacking(covered, self._replica.clock()))
         out.send.append((node, Batches(pull.number, batches, more)))
 
     def _answered(

@@ -15,6 +15,7 @@ from nova.store.conflicts import Conflicts
 from nova.store.core import Replica
 from nova.store.history import Feed
 from nova.store.kinds import Counter
+from nova.sync.retire import Retirement, count_of
 from nova.types import Outputs
 from tests.models.keyspace import Op, live
 
@@ -60,7 +61,9 @@ def test_every_node_ends_with_the_rows_that_the_definition_says(seed, monkeypatc
         clock = member.replica.clock()
         expected = set()
         for ops in written.values():  # a crash before the disk had them undid some: nobody knows of those
-            expected |= live({op for op in ops if op.count <= clock.get(op.actor, 0)})
+            expected |= live(
+                {op for op in ops if op.count <= min(count_of(clock, op.actor), history.finals.get(op.actor, op.count))}
+            )
         assert rows_of(member.replica) == expected
 
 
@@ -186,6 +189,28 @@ def lose_an_audit_event_now_and_then(monkeypatch):
     monkeypatch.setattr(AuditChain, "append", lossy)
 
 
+def take_a_floor_over_without_what_is_below_it(monkeypatch):
+    retire = Replica.retire
+    monkeypatch.setattr(
+        Replica,
+        "retire",
+        lambda self, node, upto, total: retire(self, node, upto, self.space.operations(node, upto)),
+    )
+    # Where all were asked before, all have everything.
+    monkeypatch.setattr(Retirement, "waits_for", lambda self: [])
+
+
+def raise_a_floor_in_memory_only(monkeypatch):
+    retire = Replica.retire
+
+    def forgetful(self, node, upto, total):
+        outputs = retire(self, node, upto, total)
+        outputs.persist.clear()
+        return outputs
+
+    monkeypatch.setattr(Replica, "retire", forgetful)
+
+
 MUTANTS = [
     release_before_the_disk_answered,
     forget_a_batch_now_and_then,
@@ -202,6 +227,8 @@ MUTANTS = [
     tell_of_joined_keys_as_one_change,
     leave_a_change_out_of_the_feed,
     lose_an_audit_event_now_and_then,
+    take_a_floor_over_without_what_is_below_it,
+    raise_a_floor_in_memory_only,
 ]
 
 
