@@ -81,6 +81,7 @@ cdef class Keyspace:
     cdef uint64_t batch_first
     cdef uint64_t batch_size
     cdef uint32_t intern(self, str actor) except *
+    cdef int forget_from(self, size_t first) except -1
     cdef int learn_touched(self, Dots *context, Entry entry, list puts, list drops, bint clear) except -1
     cdef uint16_t refer(self, uint32_t index) except *
     cdef int put_context(self, Dots *context) except -1
