@@ -358,6 +358,20 @@ def test_origins_that_no_honest_writer_names_break_no_order(left, right, text):
     assert direct.text == late.text
 
 
+def test_a_jump_of_counts_costs_no_memory():
+    # A stranger says in a few bytes that he wrote and deleted four thousand million elements. That may be so.
+    count = 2**32 - 2
+    number = bytes([(count >> 7 * i) & 0x7F | (0x80 if i < 4 else 0) for i in range(5)])
+    head = (count << 2 | 2).to_bytes(5, "little")
+    run = bytes([(int.from_bytes(head, "little") >> 7 * i) & 0x7F | (0x80 if i < 4 else 0) for i in range(5)])
+    body = b"NVU\x01\1\1z\0" + number + run + START + START
+    replica = typed("a", "abc").apply_delta(body + digest128(body, 0x4E56)[:8])
+    assert replica.context.vector.get("z") == count
+    assert replica.text == "abc"
+    assert replica.memory_bytes < 100_000
+    assert RGA.from_bytes(replica.to_bytes())._check() == 0
+
+
 def test_an_actor_cannot_delete_more_than_there_is():
     # One actor deletes an element once; a hostile one could make each of its few bytes a pass over the whole text.
     base = typed("a", "abcde")
