@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nova.clock import CausalContext, VectorClock
+from nova.crdt import GCounter
 from nova.digest import digest128
 from nova.errors import CorruptionError, UsageError
 from tests.fuzz.targets.decoders import KINDS as TYPES
@@ -125,6 +126,16 @@ def test_every_cut_and_every_length_is_refused(kind):
             except (CorruptionError, UsageError):
                 continue
             assert found.to_bytes()[:-8] == body[:at] + more + body[at + 1 :]
+
+
+@pytest.mark.xfail(strict=True, raises=CorruptionError, reason="open: see TWO_TOTALS in targets/decoders.py")
+def test_a_stranger_cannot_leave_two_totals_of_one_actor():
+    mine = GCounter(actor="b")
+    mine.increment(300)
+    # It knows event 3 of b, a total of 301, and neither of the two before.
+    strange = GCounter.from_bytes(sealed(b"NVR\1\1\1\2\1b\1\3\0\1\0\0\0\3\0\2\xad\2"))
+    reader = GCounter().merge(mine).merge(strange)
+    assert GCounter.from_bytes(reader.to_bytes()) == reader
 
 
 def test_a_hostile_length_costs_no_memory():
