@@ -706,6 +706,12 @@ int nova_sequence_add_agent(nova_sequence *s, uint64_t salt)
     return (int)s->agents_size++;
 }
 
+void nova_sequence_forget_agents(nova_sequence *s, uint32_t first)
+{
+    if (first < s->agents_size)
+        s->agents_size = first;
+}
+
 void nova_sequence_rank(nova_sequence *s, uint32_t who, uint32_t rank)
 {
     s->agents[who].rank = rank;

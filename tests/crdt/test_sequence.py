@@ -358,6 +358,21 @@ def test_origins_that_no_honest_writer_names_break_no_order(left, right, text):
     assert direct.text == late.text
 
 
+def test_refused_events_leave_no_actors_behind():
+    # A sequence has room for 65535; whoever could fill it with names would shut every new writer out.
+    replica = typed("a", "abc")
+    before = replica.memory_bytes
+    for i in range(300):
+        names = sorted(f"{i:03}{j:03}" for j in range(100))
+        body = b"NVU\x01" + bytes([len(names)]) + b"".join(bytes([6]) + name.encode() + b"\0\1" for name in names)
+        body += (b"\4" + element(0, 50) + START) * 100 + b"x" * 100  # behind what nobody inserted
+        with pytest.raises(CorruptionError, match="no possible history"):
+            replica.apply_delta(body + digest128(body, 0x4E56)[:8])
+    assert replica.memory_bytes < before + 100_000
+    replica.merge(typed("b", "xyz"))
+    assert replica.text == "abcxyz"
+
+
 def test_a_jump_of_counts_costs_no_memory():
     # A stranger says in a few bytes that he wrote and deleted four thousand million elements. That may be so.
     count = 2**32 - 2
