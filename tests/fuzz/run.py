@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing (libFuzzer) of every decoder of bytes from strangers, under AddressSanitizer and UBSan.
+"""Coverage-guided fuzzing (libFuzzer) of the native decoders of bytes from strangers, under AddressSanitizer and UBSan.
 
 usage: python tests/fuzz/run.py [--seconds N] [--jobs N] [TARGET ...]      python tests/fuzz/run.py --again FILE
 
