@@ -40,7 +40,7 @@ lint: .stamps/test .stamps/native  ## check style, types and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	.venv/bin/clang-format --dry-run -Werror $(wildcard csrc/*.[ch])
+	.venv/bin/clang-format --dry-run -Werror $(wildcard csrc/*.[ch] tests/fuzz/targets/*.[ch])
 
 wheels: .stamps/wheels  ## build wheels and the source archive, and try them in an empty environment
 	.ci/wheels

@@ -1,6 +1,7 @@
 """Build the native modules. To add a kernel family, add a row to KERNELS; nothing else needs editing.
 
 NOVA_SANITIZE=1   build with AddressSanitizer and UndefinedBehaviourSanitizer (-O1, frame pointers, asserts on)
+NOVA_SANITIZE=fuzz  the same by clang, with libFuzzer's counters, for the programs of tests/fuzz/run.py
 NOVA_KERNELS=a,b  build only these families (for quick work on one of them)
 """
 
@@ -26,7 +27,9 @@ KERNELS = {
     "meter": ["csrc/meter.c"],
 }
 
-SANITIZE = os.environ.get("NOVA_SANITIZE") == "1"
+SANITIZE = os.environ.get("NOVA_SANITIZE", "")
+if SANITIZE not in ("", "1", "fuzz"):
+    sys.exit(f"NOVA_SANITIZE is {SANITIZE!r}; it is 1, fuzz or not set")
 ONLY = set(filter(None, os.environ.get("NOVA_KERNELS", "").split(",")))
 if ONLY - KERNELS.keys():
     sys.exit(f"NOVA_KERNELS names {sorted(ONLY - KERNELS.keys())}; the families are {', '.join(KERNELS)}")
@@ -35,6 +38,8 @@ if SANITIZE:
     CFLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     LDFLAGS = ["-fsanitize=address,undefined"]
     UNDEF = ["NDEBUG"]
+    if SANITIZE == "fuzz":
+        CFLAGS += ["-fsanitize=fuzzer-no-link", "-Wno-unknown-warning-option"]
 else:
     CFLAGS = ["-O3", "-g0", "-fvisibility=hidden"]
     LDFLAGS = []

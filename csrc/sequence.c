@@ -44,6 +44,7 @@ typedef struct {
 
 typedef struct {
     uint64_t count, salt;
+    uint64_t removed; /* elements in its removals */
     uint32_t rank;
     chunk **chunks;
     size_t chunks_size, chunks_room;
@@ -628,6 +629,7 @@ static int put_span(nova_sequence *s, uint32_t *at, uint32_t *index, const nova_
 static int log_removal(nova_sequence *s, uint32_t who, uint64_t target, uint32_t len, int descending)
 {
     agent *a = &s->agents[who];
+    a->removed += len;
     while (len) {
         removal *e = a->removals_size ? &a->removals[a->removals_size - 1] : NULL;
         uint64_t first = descending ? target + len - 1 : target;
@@ -702,6 +704,12 @@ int nova_sequence_add_agent(nova_sequence *s, uint64_t salt)
     memset(&s->agents[s->agents_size], 0, sizeof(agent));
     s->agents[s->agents_size].salt = salt;
     return (int)s->agents_size++;
+}
+
+void nova_sequence_forget_agents(nova_sequence *s, uint32_t first)
+{
+    if (first < s->agents_size)
+        s->agents_size = first;
 }
 
 void nova_sequence_rank(nova_sequence *s, uint32_t who, uint32_t rank)
@@ -945,8 +953,10 @@ static int inserted(const plan *p, uint64_t id, uint64_t len)
     return 1;
 }
 
-/* Insert a run behind its left origin, or behind what concurrent writers put there and comes first. */
-static int integrate(nova_sequence *s, const nova_sequence_run *r, const uint32_t *elements)
+/* Insert a run behind its left origin, or behind what concurrent writers put there and comes first. A right origin that
+ * does not stand behind the left one is nobody's honest work, but it must not break the order: it counts as the end, on
+ * every replica alike, because where two elements stand to each other never changes. */
+static int integrate(nova_sequence *s, nova_sequence_run *r, const uint32_t *elements)
 {
     uint32_t cur, offset = 0, left_slot = NONE, right_slot = NONE, at, index;
     if (r->left == NOVA_SEQUENCE_ROOT) {
@@ -962,6 +972,8 @@ static int integrate(nova_sequence *s, const nova_sequence_run *r, const uint32_
     uint32_t dest = cur, dest_offset = offset;
     if (r->right != NOVA_SEQUENCE_ROOT)
         right_slot = slot_of(s, r->right);
+    if (left_slot != NONE && right_slot != NONE && compare_places(s, left_slot, r->left, right_slot, r->right) >= 0)
+        r->right = NOVA_SEQUENCE_ROOT, right_slot = NONE;
     for (int scanning = 0;;) {
         if (!scanning)
             dest = cur, dest_offset = offset;
@@ -995,6 +1007,11 @@ static int integrate(nova_sequence *s, const nova_sequence_run *r, const uint32_
             } else {
                 scanning = compare_places(s, slot_of(s, o->right), o->right, right_slot, r->right) < 0;
             }
+        }
+        if (cur == right_slot) { /* inside of this span: honest work has it at the beginning of one */
+            if (!scanning)
+                dest = cur, dest_offset = (uint32_t)(r->right - o->id);
+            break;
         }
         cur = next_slot(s, o->leaf, index_in_leaf(s, cur)), offset = 0;
     }
@@ -1048,6 +1065,13 @@ static int remove_range(nova_sequence *s, uint64_t id, uint64_t len)
     return 0;
 }
 
+/* How many events of a run are new. */
+static uint64_t unknown(const nova_sequence *s, const nova_sequence_run *r)
+{
+    uint64_t known = s->agents[agent_of(r->dot)].count, end = count_of(r->dot) + r->len;
+    return end <= known ? 0 : end - known < r->len ? end - known : r->len;
+}
+
 int nova_sequence_apply(nova_sequence *s, const nova_sequence_runs *runs)
 {
     size_t agents = s->agents_size, n = runs->size, done = 0, fresh = 0;
@@ -1095,7 +1119,7 @@ int nova_sequence_apply(nova_sequence *s, const nova_sequence_runs *runs)
                 if (end > p.known[who]) {
                     uint64_t skip = p.known[who] - count_of(r->dot);
                     if (r->removal ? !inserted(&p, r->left, r->len)
-                                   : !skip && (!inserted(&p, r->left, 1) || !inserted(&p, r->right, 1)))
+                                   : (!skip && !inserted(&p, r->left, 1)) || !inserted(&p, r->right, 1))
                         break;
                     if (r->removal && r->left == NOVA_SEQUENCE_ROOT)
                         goto end;
@@ -1111,6 +1135,21 @@ int nova_sequence_apply(nova_sequence *s, const nova_sequence_runs *runs)
     }
     if (done < n)
         goto end;
+    /* Nobody deletes an element twice. A stranger who did would make each of a few bytes a pass over the whole text. */
+    uint64_t elements = 0;
+    for (size_t i = 0; i < agents; i++)
+        elements += s->agents[i].count - s->agents[i].removed;
+    for (size_t i = 0; i < fresh; i++)
+        if (!runs->at[order[i]].removal)
+            elements += unknown(s, &runs->at[order[i]]);
+    for (size_t who = 0; who < agents; who++) {
+        uint64_t removed = s->agents[who].removed;
+        for (size_t i = p.first[who]; i < p.end[who]; i++)
+            if (runs->at[i].removal)
+                removed += unknown(s, &runs->at[i]);
+        if (removed > elements)
+            goto end;
+    }
     result = NOVA_SEQUENCE_EMEMORY;
     if (text_room(s, room, limit))
         goto end;
@@ -1285,13 +1324,13 @@ int nova_sequence_check(nova_sequence *s)
     HOLDS(digest.lo == s->digest.lo && digest.hi == s->digest.hi);
     for (uint32_t who = 0; who < s->agents_size; who++) {
         const agent *a = &s->agents[who];
-        uint64_t events = 0;
+        uint64_t events = 0, removed = 0;
         for (size_t k = 0; k < a->chunks_size; k++)
             for (uint32_t i = 0; i < a->chunks[k]->n; i++, entries++)
                 events += s->spans[a->chunks[k]->slot[i]].len;
         for (size_t i = 0; i < a->removals_size; i++)
-            events += a->removals[i].len;
-        HOLDS(events == a->count);
+            removed += a->removals[i].len;
+        HOLDS(events + removed == a->count && removed == a->removed);
     }
     HOLDS(entries == s->live);
     return 0;

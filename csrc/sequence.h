@@ -58,6 +58,8 @@ int nova_sequence_broken(const nova_sequence *s);
 
 /* A new agent's number, or an error. `salt` stands for its name in digests. */
 int nova_sequence_add_agent(nova_sequence *s, uint64_t salt);
+/* Forget the agents from number `first` on, none of which has events. */
+void nova_sequence_forget_agents(nova_sequence *s, uint32_t first);
 /* Where the agent's name stands among all names: it settles ties. To be set for all after one was added. */
 void nova_sequence_rank(nova_sequence *s, uint32_t agent, uint32_t rank);
 uint64_t nova_sequence_count(const nova_sequence *s, uint32_t agent);

@@ -19,9 +19,14 @@ enum { NOVA_SIMD_PLAIN, NOVA_SIMD_AVX2, NOVA_SIMD_AVX512 };
 #include <immintrin.h>
 #define NOVA_HAS_INTRINSICS 1
 #define NOVA_TARGET_AVX2 __attribute__((target("avx2,bmi,bmi2")))
-/* 512-bit registers and compares into masks, as every server has that has AVX-512 at all. */
+/* 512-bit registers and compares into masks, as every server has that has AVX-512 at all. To clang the preferred width is
+ * an option of the command line: it ignores the whole attribute for it, and then refuses the intrinsics. */
+#if defined(__clang__)
+#define NOVA_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2")))
+#else
 #define NOVA_TARGET_AVX512 \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,bmi,bmi2,prefer-vector-width=512")))
+#endif
 #define NOVA_TARGET_CLMUL __attribute__((target("pclmul,sse4.1")))
 
 static inline int nova_simd_level(void)

@@ -7,6 +7,7 @@ block is a script that must succeed. Each example runs in an empty folder.
 
 from __future__ import annotations
 
+import ast
 import doctest
 import os
 import re
@@ -99,6 +100,22 @@ def check(example: Example, folder: Path) -> None:
 @pytest.mark.parametrize("example", documented(), ids=lambda example: example.place)
 def test_a_documented_example_runs(example, tmp_path):
     check(example, tmp_path)
+
+
+def test_every_test_that_the_documentation_names_exists():
+    """As `path::name`, or only `path`."""
+    named = {
+        (page.name, *found)
+        for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+        for found in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text())
+    }
+    assert any(name for _, _, name in named)
+    for page, path, name in sorted(named):
+        assert (ROOT / path).is_file(), f"{page} names {path}"
+        if name:
+            tree = ast.parse((ROOT / path).read_text())
+            defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+            assert name in defined, f"{page} names {path}::{name}"
 
 
 def test_the_readme_has_an_example_that_runs():

@@ -90,6 +90,7 @@ cdef class Keyspace:
     cdef int raise_floor(self, str node, uint64_t upto, uint64_t total) except -1
     cdef int learn_told(self, Dots *context, Write write) except -1
     cdef set writers_of(self, str key)
+    cdef int forget_from(self, size_t first) except -1
     cdef int learn_touched(self, Dots *context, Entry entry, list puts, list drops, bint clear) except -1
     cdef uint16_t refer(self, uint32_t index) except *
     cdef int put_context(self, Bytes *out, Dots *context) except -1

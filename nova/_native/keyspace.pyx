@@ -447,6 +447,13 @@ cdef class Keyspace:
         self.indexes[actor] = index
         return index
 
+    cdef int forget_from(self, size_t first) except -1:
+        """Forget the actors from number `first` on, whom only refused bytes have named: strangers must not fill the table."""
+        while <size_t>len(self.actors) > first:
+            del self.indexes[self.actors.pop()]
+            self.lives.pop()
+        return 0
+
     cdef bint is_retired(self, str actor) except *:
         cdef tuple life
         if not self.floors:
@@ -880,7 +887,7 @@ cdef class Keyspace:
         clear     remove every row that the context knows (a delete, or a whole replacement)
         context   actor -> count that the writer had read; None: all that is known here at the paths it touches
         returns   the same tuple as for a remote operation: (key, write, contended, deletions, alive, puts)
-        raises    UnavailableError if the context is ahead of this replica
+        raises    UnavailableError if the context is ahead of this replica; UsageError if `puts` names a path twice
         """
         cdef Write write = Write.__new__(Write)
         cdef Entry entry
@@ -892,6 +899,8 @@ cdef class Keyspace:
         cdef size_t mark = out.size
         if self.counts[self.own] >= COUNT_MASK - 1:
             raise LimitError("this actor has used all of its 2^48 - 2 dots; restart the node to get a new actor")
+        if len(puts) > 1 and len(dict(puts)) != len(puts):
+            raise UsageError(f"a write of {key!r} puts a path twice; give each path one value")
         write.space = self
         write.kind = <uint8_t>kind
         write.stamp = stamp
@@ -1082,6 +1091,7 @@ cdef class Keyspace:
         cdef list ops = [], table
         cdef Write write
         cdef uint8_t flags
+        cdef size_t mark = len(self.actors)
         for actor, needed in head.deps:
             if self.known_of(actor) < <uint64_t>needed:
                 return None
@@ -1093,42 +1103,48 @@ cdef class Keyspace:
         if head.origin == self.actor:
             raise PeerError(f"somebody else writes as {self.actor}: its event {head.first + head.size - 1} is not ours "
                             f"(we wrote {known}); two nodes share a name or a copied data directory")
-        origin = self.intern(head.origin)
-        if self.lives[origin] is not None and self.lives[origin][1] < 0:
-            raise malformed(f"{head.origin!r} is the name of no actor")
-        table = [self.intern(actor) for actor in head.table]
-        for i in range(head.size):
-            write = Write.__new__(Write)
-            write.space = self
-            count = head.first + i
-            write.packed = <uint64_t>origin << COUNT_BITS | count
-            need(&c, 10)
-            memcpy(&write.stamp, c.at, 8)
-            if write.stamp > stamp_limit:
-                raise PeerError(f"the clock of {head.origin} is {(write.stamp - stamp_limit) >> 16} ms further ahead than "
-                                "allowed; set the clocks (NTP) of both machines")
-            write.kind = c.at[8]
-            flags = c.at[9]
-            c.at += 10
-            key = get_text(&c)
-            n = get_size(&c)
-            if n > WRITERS_MAX:
-                raise malformed(f"{n} writers of one key; the limit is {WRITERS_MAX}")
-            for j in range(n):
-                ref = get_number(&c)
-                known_count = get_number(&c)
-                if ref >= <uint64_t>len(table) or known_count == 0 or known_count > COUNT_MASK:
-                    raise malformed(f"a context names actor {ref} of {len(table)} with count {known_count}")
-                learn(&write.context, <uint64_t><uint32_t>table[ref] << COUNT_BITS | <uint64_t>known_count)
-            puts = []
-            for j in range(get_size(&c)):
-                path = get_text(&c)
-                puts.append((path, get_bytes(&c)))
-            drops = [get_text(&c) for j in range(get_size(&c))]
-            if count > known:
-                ops.append((key, write, flags & CLEAR, puts, drops))
-        if c.at != c.end:
-            raise malformed(f"{c.end - c.at} bytes too many")
+        try:
+            origin = self.intern(head.origin)
+            if self.lives[origin] is not None and self.lives[origin][1] < 0:
+                raise malformed(f"{head.origin!r} is the name of no actor")
+            table = [self.intern(actor) for actor in head.table]
+            for i in range(head.size):
+                write = Write.__new__(Write)
+                write.space = self
+                count = head.first + i
+                write.packed = <uint64_t>origin << COUNT_BITS | count
+                need(&c, 10)
+                memcpy(&write.stamp, c.at, 8)
+                if write.stamp > stamp_limit:
+                    raise PeerError(f"the clock of {head.origin} is {(write.stamp - stamp_limit) >> 16} ms further ahead than "
+                                    "allowed; set the clocks (NTP) of both machines")
+                write.kind = c.at[8]
+                flags = c.at[9]
+                c.at += 10
+                key = get_text(&c)
+                n = get_size(&c)
+                if n > WRITERS_MAX:
+                    raise malformed(f"{n} writers of one key; the limit is {WRITERS_MAX}")
+                for j in range(n):
+                    ref = get_number(&c)
+                    known_count = get_number(&c)
+                    if ref >= <uint64_t>len(table) or known_count == 0 or known_count > COUNT_MASK:
+                        raise malformed(f"a context names actor {ref} of {len(table)} with count {known_count}")
+                    learn(&write.context, <uint64_t><uint32_t>table[ref] << COUNT_BITS | <uint64_t>known_count)
+                puts = []
+                for j in range(get_size(&c)):
+                    path = get_text(&c)
+                    puts.append((path, get_bytes(&c)))
+                if len(puts) > 1 and len(dict(puts)) != len(puts):
+                    raise malformed(f"an operation on {key!r} puts a path twice")
+                drops = [get_text(&c) for j in range(get_size(&c))]
+                if count > known:
+                    ops.append((key, write, flags & CLEAR, puts, drops))
+            if c.at != c.end:
+                raise malformed(f"{c.end - c.at} bytes too many")
+        except BaseException:
+            self.forget_from(mark)
+            raise
         return [self.apply(key, write, clear, puts, drops) for key, write, clear, puts, drops in ops]
 
     # -- whole states --
@@ -1359,6 +1375,8 @@ cdef class Keyspace:
         cdef uint64_t id
         cdef Reconciler sums
         cdef set doomed = set(), gone = set(), places = set()
+        cdef size_t mark = len(self.actors)
+        cdef bint taken = False
         if self.batch_size:
             raise UsageError("a batch is open; close it before joining a state")
         c.at = <const uint8_t *>PyBytes_AS_STRING(state)
@@ -1455,6 +1473,9 @@ cdef class Keyspace:
                     rows.append(row)
                 if not rows:
                     raise malformed(f"{key!r} has no rows")
+                # A row twice would count twice in the digest, which then never agrees with anybody's.
+                if len(rows) > 1 and len({((<Row>item).path, (<Row>item).write.packed) for item in rows}) != len(rows):
+                    raise malformed(f"{key!r} has a row twice")
                 parsed.append((key, rows))
             if c.at != c.end:
                 raise malformed(f"{c.end - c.at} bytes too many")
@@ -1487,7 +1508,8 @@ cdef class Keyspace:
 
             remote = dict(parsed)
             if len(remote) != len(parsed):
-                raise malformed(f"{len(parsed) - len(remote)} keys are in it twice")
+                raise malformed("a key twice")
+            taken = True
             # Ours that they may have removed: in the ranges that the state covers (or among the rows that they said they
             # lack), all that their clock knows and they have not; in the others, which were equal when we asked, what has
             # arrived here since then and they knew.
@@ -1598,6 +1620,8 @@ cdef class Keyspace:
                     (<Entry>self.entries[key]).revision = self.revision - len(changed) + 1 + i
             return changed
         finally:
+            if not taken:
+                self.forget_from(mark)
             free(table)
             free(theirs)
             free(base)
@@ -1624,6 +1648,8 @@ cdef tuple get_clock(Cursor *c):
             raise malformed(f"count {count} of {name} is over the 2^48 - 2 that an actor can have")
         names.append(name)
         counts.append(count)
+    if len(set(names)) != len(names):
+        raise malformed("an actor twice in a clock")
     return names, counts
 
 

@@ -27,6 +27,7 @@ cdef extern from "sequence.h" nogil:
     void nova_sequence_free(nova_sequence *s)
     bint nova_sequence_broken(const nova_sequence *s)
     int nova_sequence_add_agent(nova_sequence *s, uint64_t salt)
+    void nova_sequence_forget_agents(nova_sequence *s, uint32_t first)
     void nova_sequence_rank(nova_sequence *s, uint32_t agent, uint32_t rank)
     uint64_t nova_sequence_count(const nova_sequence *s, uint32_t agent)
     uint64_t nova_sequence_length(const nova_sequence *s)
@@ -53,6 +54,7 @@ cdef class RGA:
     cdef list names             # agent number -> actor
     cdef dict numbers           # and back
     cdef uint32_t agent(self, str name) except? 0xFFFFFFFF
+    cdef int rank(self) except -1
     cdef int ready(self) except -1
     cdef int put(self, uint64_t pos, str text) except -1
     cdef int cut(self, uint64_t pos, uint64_t n) except -1

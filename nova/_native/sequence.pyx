@@ -101,6 +101,7 @@ cdef class RGA:
                 raise UsageError(f"actor {actor!r} is none; an actor is a str, new at every start: name~incarnation")
             self.actor = as_actor(actor)
             self.own = self.agent(self.actor)
+            self.rank()
 
     def __dealloc__(self):
         nova_sequence_free(self.events)
@@ -111,7 +112,7 @@ cdef class RGA:
         return 0
 
     cdef uint32_t agent(self, str name) except? 0xFFFFFFFF:
-        """The number of an actor, a new one if need be; keeps the ranks in order of the names."""
+        """The number of an actor, a new one if need be; `rank` is to follow when all are there."""
         cdef bytes raw
         cdef int made
         found = self.numbers.get(name)
@@ -123,9 +124,13 @@ cdef class RGA:
             raise failed(made)
         self.names.append(name)
         self.numbers[name] = made
-        for rank, other in enumerate(sorted(self.names)):
-            nova_sequence_rank(self.events, self.numbers[other], rank)
         return made
+
+    cdef int rank(self) except -1:
+        """Put the ranks in order of the names."""
+        for place, name in enumerate(sorted(self.names)):
+            nova_sequence_rank(self.events, self.numbers[name], place)
+        return 0
 
     cdef list known_names(self):
         """Actors with events, in wire order."""
@@ -297,6 +302,7 @@ cdef class RGA:
         cdef int code
         cdef uint32_t *mine = NULL
         cdef nova_sequence_run *r
+        cdef size_t known = len(self.names)
         try:
             if self.actor is not None and self.actor in names:
                 last = lasts[names.index(self.actor)]
@@ -310,6 +316,8 @@ cdef class RGA:
                 raise MemoryError
             for i in range(<size_t>len(names)):
                 mine[i] = self.agent(names[i])
+            if <size_t>len(self.names) > known:
+                self.rank()
             for i in range(runs.size):
                 r = &runs.at[i]
                 r.dot = <uint64_t>mine[r.dot >> COUNT_BITS] << COUNT_BITS | r.dot & COUNT_MASK
@@ -320,6 +328,14 @@ cdef class RGA:
             code = nova_sequence_apply(self.events, runs)
             if code:
                 raise failed(code)
+        except BaseException:
+            # Whom only refused events name is forgotten: strangers must not fill the table of actors.
+            if <size_t>len(self.names) > known and not nova_sequence_broken(self.events):
+                nova_sequence_forget_agents(self.events, <uint32_t>known)
+                while <size_t>len(self.names) > known:
+                    self.numbers.pop(self.names.pop(), None)
+                self.rank()
+            raise
         finally:
             PyMem_Free(mine)
             nova_sequence_runs_free(runs)

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nova.crdt import RGA, Crdt
+from nova.digest import digest128
 from nova.errors import CorruptionError, UsageError
 from tests.models import sequence as model
 
@@ -296,6 +297,104 @@ def test_a_run_that_goes_on_before_something_new_keeps_its_own_right_origin():
     a.insert(1, "y")
     assert b.merge(a).text == a.text == "xyw"
     assert b.to_bytes() == a.to_bytes()
+
+
+def hostile(counts: list[tuple[str, int, int]], *runs: bytes, text: str = "") -> bytes:
+    """A delta of (actor, first count, last count) and runs; with a right sum, as a stranger would make it."""
+    body = b"NVU\x01" + bytes([len(counts)])
+    for name, first, last in counts:
+        body += bytes([len(name)]) + name.encode() + bytes([first, last])
+    body += b"".join(runs) + text.encode()
+    return body + digest128(body, 0x4E56)[:8]
+
+
+START = b"\0"  # the origin at either end
+
+
+def element(agent: int, step: int) -> bytes:
+    """An origin: the agent's place, and how far the count is from that of the origin before it."""
+    return bytes([agent + 1, step << 1 if step >= 0 else (-step << 1) - 1])
+
+
+def test_a_run_that_goes_on_before_what_nobody_inserted_is_refused():
+    # Its first events are known here, so only the rest is new; the right origin was not looked at and then followed.
+    replica = RGA().merge(typed("a", "abc")).merge(typed("b", "xyz"))
+    before = replica.to_bytes()
+    with pytest.raises(CorruptionError, match="no possible history"):
+        replica.apply_delta(hostile([("a", 0, 5)], b"\x14", START, element(0, 60), text="abcde"))
+    assert replica.to_bytes() == before
+    assert replica.text == "abcxyz"
+
+
+def typed(actor: str, text: str) -> RGA:
+    replica = RGA(actor=actor)
+    replica.insert(0, text)
+    return replica
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "text"),
+    [
+        (2, 1, "abcde*"),  # behind what it should stand before
+        (2, 2, "abcde*"),
+        (0, 3, "abc*de"),  # honest writers have the right origin at the beginning of a run, or break the run there
+    ],
+)
+def test_origins_that_no_honest_writer_names_break_no_order(left, right, text):
+    base = typed("a", "abcde")
+    strange = hostile([("a", 5, 5), ("z", 0, 1)], b"\4", element(0, left), element(0, right), text="*")
+    direct, by_state = base.fork(None).apply_delta(strange), RGA()
+    by_state.merge(direct)
+    assert direct.text == text
+    assert direct._check() == by_state._check() == 0
+    assert direct.to_bytes() == by_state.to_bytes() == RGA.from_bytes(direct.to_bytes()).to_bytes()
+    # Who learned of other text first has the same order.
+    late = base.fork("b")
+    late.insert(3, "...")
+    early = late.fork(None)
+    late.apply_delta(strange)
+    assert late._check() == 0
+    assert direct.merge(early).to_bytes() == late.to_bytes()
+    assert direct.text == late.text
+
+
+def test_refused_events_leave_no_actors_behind():
+    # A sequence has room for 65535; whoever could fill it with names would shut every new writer out.
+    replica = typed("a", "abc")
+    before = replica.memory_bytes
+    for i in range(300):
+        names = sorted(f"{i:03}{j:03}" for j in range(100))
+        body = b"NVU\x01" + bytes([len(names)]) + b"".join(bytes([6]) + name.encode() + b"\0\1" for name in names)
+        body += (b"\4" + element(0, 50) + START) * 100 + b"x" * 100  # behind what nobody inserted
+        with pytest.raises(CorruptionError, match="no possible history"):
+            replica.apply_delta(body + digest128(body, 0x4E56)[:8])
+    assert replica.memory_bytes < before + 100_000
+    replica.merge(typed("b", "xyz"))
+    assert replica.text == "abcxyz"
+
+
+def test_a_jump_of_counts_costs_no_memory():
+    # A stranger says in a few bytes that he wrote and deleted four thousand million elements. That may be so.
+    count = 2**32 - 2
+    number = bytes([(count >> 7 * i) & 0x7F | (0x80 if i < 4 else 0) for i in range(5)])
+    head = (count << 2 | 2).to_bytes(5, "little")
+    run = bytes([(int.from_bytes(head, "little") >> 7 * i) & 0x7F | (0x80 if i < 4 else 0) for i in range(5)])
+    body = b"NVU\x01\1\1z\0" + number + run + START + START
+    replica = typed("a", "abc").apply_delta(body + digest128(body, 0x4E56)[:8])
+    assert replica.context.vector.get("z") == count
+    assert replica.text == "abc"
+    assert replica.memory_bytes < 100_000
+    assert RGA.from_bytes(replica.to_bytes())._check() == 0
+
+
+def test_an_actor_cannot_delete_more_than_there_is():
+    # One actor deletes an element once; a hostile one could make each of its few bytes a pass over the whole text.
+    base = typed("a", "abcde")
+    twice = hostile([("a", 5, 5), ("z", 0, 10)], b"\x15", element(0, 0), b"\x15", element(0, 0))
+    with pytest.raises(CorruptionError, match="no possible history"):
+        base.fork(None).apply_delta(twice)
+    once = hostile([("a", 5, 5), ("z", 0, 5)], b"\x15", element(0, 0))
+    assert base.fork(None).apply_delta(once).text == ""
 
 
 def test_pickles_come_back():

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
 
 from nova.crdt import (
+    RGA,
     BoundedCounter,
     EnableWinsFlag,
     GCounter,
@@ -387,6 +390,40 @@ def test_a_callback_that_mutates_while_a_value_is_packed_does_no_harm():
     s.add(Sly([1]))
     assert (1,) in s
     assert ORSet.from_bytes(s.to_bytes()) == s
+
+
+@pytest.mark.parametrize("kind", [GCounter, ORSet, RGA])
+def test_threads_that_write_and_merge_at_once_lose_nothing(kind):
+    def write(replica, n):
+        if kind is GCounter:
+            replica.increment()
+        elif kind is ORSet:
+            replica.add((replica.actor, n))
+        else:
+            replica.insert(len(replica.fork(None)) % 3, "x")
+
+    def work(name):
+        own = kind(actor=name)
+        for n in range(50):
+            write(own, n)
+            shared.merge(own)
+            shared.apply_delta(own.delta_since(shared.context))
+            assert own.context.vector <= shared.context.vector
+            kind.from_bytes(shared.to_bytes())
+        return own
+
+    shared, interval = kind(), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            parts = list(pool.map(work, "abcd"))
+    finally:
+        sys.setswitchinterval(interval)
+    alone = kind()
+    for part in parts:
+        alone.merge(part)
+    assert shared.to_bytes() == alone.to_bytes()
+    assert (shared.value if kind is GCounter else len(shared)) == 200
 
 
 def test_types_do_not_mix():

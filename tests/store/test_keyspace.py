@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nova.crdt.keyspace import Keyspace, batch_head, cells_max
 from nova.digest import Reconciler
-from nova.errors import PeerError, UnavailableError
+from nova.errors import PeerError, UnavailableError, UsageError
 from nova.sync.antientropy import AntiEntropyConfig
 from tests.models.keyspace import Op, live
 
@@ -457,6 +457,55 @@ def test_damaged_bytes_raise_a_clear_error_and_change_nothing(seed):
             assert len(space) == 0
             assert space.clock == {}
             assert space.digest == bytes(16)
+
+
+def test_refused_bytes_leave_no_actors_behind():
+    a = Keyspace("a~1")
+    a.write("k", 0, [("", b"1")], [], False, None, 1)
+    batch = a.close_batch()[2]
+    space = Keyspace("c~1")
+    for take, data in ((space.receive, batch), (space.join, a.state())):
+        for end in range(len(data)):
+            with pytest.raises(PeerError):
+                take(data[:end])
+        assert space.actors == ["c~1"]
+        assert space.state() == Keyspace("c~1").state()
+    assert space.receive(batch)
+    assert space.actors == ["c~1", "a~1"]
+
+
+def test_a_state_that_says_something_twice_is_refused():
+    # A row that counts twice makes a digest that never agrees with anybody's: such a replica syncs for ever.
+    a, b = Keyspace("a~1"), Keyspace("b~1")
+    a.write("k", 0, [("", b"v")], [], False, None, 1)
+    a.close_batch()
+    state = a.state()
+    row, key, clock = b"\0\0\1v", b"\1\1k", b"\1\3a~1\1"
+    assert state.endswith(b"\1" + row)
+    assert state.count(key) == state.count(clock) == 1
+    head, body = state.split(key)
+    with pytest.raises(PeerError, match="a row twice"):
+        b.join(state[: -len(row) - 1] + b"\2" + row + row)
+    with pytest.raises(PeerError, match="a key twice"):
+        b.join(head + b"\2" + key[1:] + body + key[1:] + body)
+    with pytest.raises(PeerError, match="an actor twice"):
+        b.join(state.replace(clock, b"\2" + clock[1:] + clock[1:]))
+    assert b.state() == Keyspace("b~1").state()
+    b.join(state)
+    assert b.digest == a.digest
+
+
+def test_a_write_puts_each_path_once():
+    a, b = Keyspace("a~1"), Keyspace("b~1")
+    with pytest.raises(UsageError, match="a path twice"):
+        a.write("k", 0, [("/p", b"1"), ("/p", b"2")], [], False, None, 1)
+    assert a.close_batch() is None
+    a.write("k", 0, [("/p", b"1"), ("/q", b"2")], [], False, None, 1)
+    batch = a.close_batch()[2]
+    assert batch.count(b"/q") == 1
+    with pytest.raises(PeerError, match="a path twice"):
+        b.receive(batch.replace(b"/q", b"/p"))
+    assert len(b) == 0
 
 
 @pytest.mark.parametrize("cells", [None, 0])
