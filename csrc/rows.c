@@ -956,7 +956,7 @@ static int put(nova_rows *r, const nova_row *row, int replace)
     uint32_t id = chunk_for(r, row->who, row->count >> 6);
     if (!id)
         return NOVA_ROWS_NOMEM;
-    uint32_t head = slot == SIZE_MAX ? 0 : sweep_chain(r, r->slots[slot]);
+    uint32_t head = slot == SIZE_MAX ? 0 : r->slots[slot]; /* not swept: a chain may be a million long */
     uint8_t flags = (head ? SIBLING : 0) | (row->stamp ? STAMP : 0) | (row->nvalue ? VALUE : 0);
     uint32_t at = write_record(r, id << 6 | (row->count & 63), row, flags, head);
     if (slot == SIZE_MAX) {
@@ -1371,29 +1371,100 @@ static int plan_writer(nova_rows *r, nova_rows *o, uint32_t who, uint32_t me, no
 
 enum { SIBLINGS_CHECKED = 1024 }; /* a bound on the work that a stranger's stamps can ask for */
 
-static int check_stamps(nova_rows *r, const nova_rows *o, const uint32_t *map, nova_plan *plan)
+static void set_doom(nova_rows *r, const nova_plan *plan, int doomed)
+{
+    for (size_t i = 0; i < plan->gone.size; i++) {
+        uint8_t *flags = flags_of(r, plan->gone.at[i]);
+        *flags = (uint8_t)(doomed ? *flags | DOOMED : *flags & ~DOOMED);
+    }
+}
+
+/* Would a row stand beside one of the same writer and stamp? Only a writer with two lives, or a liar, does that. */
+static int check_stamp(const nova_rows *r, uint32_t in, const nova_row *row, uint32_t me)
+{
+    nova_row mine;
+    uint32_t left = SIBLINGS_CHECKED;
+    for (uint32_t at = nova_rows_find(r, in, row->leaf, row->nleaf); at && left--; at = sibling_of(r, at)) {
+        nova_rows_view(r, at, &mine);
+        if (mine.stamp != row->stamp || mine.who != me)
+            continue;
+        if (!(*flags_of(r, at) & DOOMED) || !same_bytes(mine.value, mine.nvalue, row->value, row->nvalue))
+            return NOVA_ROWS_STAMPED;
+    }
+    return 0;
+}
+
+typedef struct {
+    uint32_t in, me, at; /* our box and writer, their record */
+} total;
+
+static int order_totals(const void *a, const void *b)
+{
+    const total *x = a, *y = b;
+    return (x->in > y->in) - (x->in < y->in);
+}
+
+/* Would a writer have two totals in one box? Each box is walked once, however many rows come into it. */
+static int check_totals(const nova_rows *r, const nova_rows *o, total *totals, size_t n, nova_plan *plan)
+{
+    uint32_t *seen = calloc((size_t)r->nwriters + 1, sizeof *seen), group = 0;
+    if (!seen)
+        return NOVA_ROWS_NOMEM;
+    int failed = 0;
+    qsort(totals, n, sizeof *totals, order_totals);
+    for (size_t i = 0; !failed && i < n; i++) {
+        uint32_t in = totals[i].in;
+        if (!i || totals[i - 1].in != in) {
+            group++;
+            for (uint32_t at = r->boxes[in].head; at; at = nova_rows_next(r, at))
+                if (!(*flags_of(r, at) & DOOMED))
+                    seen[chunk_of(r, at)->who] = group;
+        }
+        if (seen[totals[i].me] == group) {
+            nova_row row;
+            nova_rows_view(o, totals[i].at, &row);
+            plan->who = row.who;
+            plan->count = row.count;
+            failed = NOVA_ROWS_TWICE;
+        }
+    }
+    free(seen);
+    return failed;
+}
+
+/* What the types ask of the rows that come. */
+static int check_types(nova_rows *r, const nova_rows *o, const uint32_t *map, nova_plan *plan)
 {
     uint32_t *ours;
     int failed = no_boxes(o, &ours);
+    total *totals = NULL;
+    size_t ntotals = 0, room = 0;
+    set_doom(r, plan, 1);
     for (size_t i = 0; !failed && i < plan->fresh.size; i++) {
-        nova_row row, mine;
+        nova_row row;
         nova_rows_view(o, plan->fresh.at[i], &row);
-        if (o->boxes[row.box].rule == NOVA_BOX_PLAIN)
+        int rule = o->boxes[row.box].rule;
+        uint32_t me = map[row.who], in;
+        if (rule == NOVA_BOX_PLAIN || me == NOVA_WHO_NONE)
             continue;
-        uint32_t in = box_in(r, o, row.box, ours, 0), left = SIBLINGS_CHECKED;
-        if (in == NOVA_WHO_NONE)
+        if ((in = box_in(r, o, row.box, ours, 0)) == NOVA_WHO_NONE)
             continue;
-        for (uint32_t at = nova_rows_find(r, in, row.leaf, row.nleaf); at && left--; at = sibling_of(r, at)) {
-            nova_rows_view(r, at, &mine);
-            if (mine.stamp == row.stamp && mine.who == map[row.who] &&
-                !same_bytes(mine.value, mine.nvalue, row.value, row.nvalue)) {
-                plan->who = row.who;
-                plan->stamp = row.stamp;
-                failed = NOVA_ROWS_STAMPED;
-                break;
-            }
-        }
+        plan->who = row.who;
+        plan->count = row.count;
+        plan->stamp = row.stamp;
+        if (rule != NOVA_BOX_TOTALS)
+            failed = check_stamp(r, in, &row, me);
+        else if (!r->nested) { /* all rows are of the one counter, and each writer has at most one */
+            uint32_t at = nova_rows_newest(r, me);
+            if (at && !(*flags_of(r, at) & DOOMED))
+                failed = NOVA_ROWS_TWICE;
+        } else if (!(failed = reserve(&totals, &room, ntotals + 1, sizeof *totals)))
+            totals[ntotals++] = (total){in, me, plan->fresh.at[i]};
     }
+    if (!failed && ntotals)
+        failed = check_totals(r, o, totals, ntotals, plan);
+    set_doom(r, plan, 0);
+    free(totals);
     free(ours);
     return failed;
 }
@@ -1421,7 +1492,7 @@ int nova_rows_plan(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_k
             return failed;
     }
     if (plan->fresh.size && (r->nested || r->boxes[0].rule != NOVA_BOX_PLAIN))
-        return check_stamps(r, o, map, plan);
+        return check_types(r, o, map, plan);
     return 0;
 }
 
@@ -1528,8 +1599,7 @@ int nova_rows_join(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_p
         return failed;
     }
     int ones = 0;
-    for (size_t i = 0; i < plan->gone.size; i++)
-        *flags_of(r, plan->gone.at[i]) |= DOOMED;
+    set_doom(r, plan, 1);
     for (size_t i = 0; !failed && i < plan->fresh.size; i++) {
         nova_rows_view(o, plan->fresh.at[i], &row);
         ones |= o->boxes[row.box].rule == NOVA_BOX_LAST_ONE;

@@ -26,7 +26,12 @@ enum {
 };
 
 /* What the container types mean for the rows in them. The rest of a type is its face's business. */
-enum { NOVA_BOX_PLAIN, NOVA_BOX_LAST, NOVA_BOX_LAST_ONE }; /* stamps decide; and only the winner lives */
+enum {
+    NOVA_BOX_PLAIN,
+    NOVA_BOX_LAST,     /* stamps decide */
+    NOVA_BOX_LAST_ONE, /* and only the winner lives */
+    NOVA_BOX_TOTALS,   /* one row a writer */
+};
 
 typedef struct nova_rows nova_rows;
 
@@ -105,7 +110,7 @@ int nova_rows_replace(nova_rows *r, const nova_row *row);
 /* Put a row in the place of one of its key. */
 int nova_rows_renew(nova_rows *r, uint32_t at, const nova_row *row);
 int nova_rows_has(const nova_rows *r, uint32_t who, uint64_t count);
-/* Take a row out. nova_rows_sweep must follow, with any row of the same key that was dropped, or a put of that key. */
+/* Take a row out. nova_rows_sweep must follow, with any row of the same key that was dropped. */
 void nova_rows_drop(nova_rows *r, uint32_t at);
 void nova_rows_sweep(nova_rows *r, uint32_t at);
 /* Drop all rows of a key and of no other; how many. */

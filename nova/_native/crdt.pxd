@@ -20,6 +20,7 @@ cdef extern from "rows.h" nogil:
         NOVA_BOX_PLAIN
         NOVA_BOX_LAST
         NOVA_BOX_LAST_ONE
+        NOVA_BOX_TOTALS
     ctypedef struct nova_rows:
         pass
     ctypedef struct nova_row:

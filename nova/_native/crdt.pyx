@@ -61,6 +61,8 @@ nova_rows_seed(<uint64_t>hash("the rows of nova.crdt"))
 
 cdef inline int rule_of(int type) noexcept:
     """What the kernel must know of a type."""
+    if type == G_COUNTER or type == PN_COUNTER or type == BOUNDED_COUNTER:
+        return NOVA_BOX_TOTALS
     return NOVA_BOX_LAST_ONE if type == LWW_REGISTER else NOVA_BOX_LAST if type == LWW_MAP else NOVA_BOX_PLAIN
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nova.clock import CausalContext, VectorClock
-from nova.crdt import GCounter
+from nova.crdt import GCounter, ORMap
 from nova.digest import digest128
 from nova.errors import CorruptionError, UsageError
 from tests.fuzz.targets.decoders import KINDS as TYPES
@@ -128,14 +128,37 @@ def test_every_cut_and_every_length_is_refused(kind):
             assert found.to_bytes()[:-8] == body[:at] + more + body[at + 1 :]
 
 
-@pytest.mark.xfail(strict=True, raises=CorruptionError, reason="open: see TWO_TOTALS in targets/decoders.py")
+STRANGE_TOTAL = b"\1\0\0\0\3\0\2\xad\2"
+"""One row: event 3 of b, a total of 301."""
+
+
 def test_a_stranger_cannot_leave_two_totals_of_one_actor():
     mine = GCounter(actor="b")
     mine.increment(300)
-    # It knows event 3 of b, a total of 301, and neither of the two before.
-    strange = GCounter.from_bytes(sealed(b"NVR\1\1\1\2\1b\1\3\0\1\0\0\0\3\0\2\xad\2"))
-    reader = GCounter().merge(mine).merge(strange)
-    assert GCounter.from_bytes(reader.to_bytes()) == reader
+    reader = GCounter().merge(mine)
+    before = reader.to_bytes()
+    # Each knows event 3 of b: one neither of the two before, the other says that the reader is to keep event 1.
+    state = sealed(b"NVR\1\1\1\2\1b\1\3\0" + STRANGE_TOTAL)
+    delta = sealed(b"NVD\1\1\1\2\1b\1\1\2\1\2\1b\1\1\0" + STRANGE_TOTAL)
+    with pytest.raises(CorruptionError, match="event 3 of actor 'b' is two different writes"):
+        reader.merge(GCounter.from_bytes(state))
+    with pytest.raises(CorruptionError, match="event 3 of actor 'b' is two different writes"):
+        reader.apply_delta(delta)
+    assert reader.to_bytes() == before
+    assert GCounter.from_bytes(before) == reader
+
+
+def test_a_stranger_cannot_leave_two_totals_in_a_map():
+    mine = ORMap(actor="b")
+    mine.at("k", GCounter).increment(300)
+    reader = ORMap().merge(mine)
+    row = b"\1\1\1k" + STRANGE_TOTAL[2:]
+    data = sealed(b"NVR\1\x08\1\2\1b\1\3\0\1" + row)
+    with pytest.raises(CorruptionError, match="event 3 of actor 'b' is two different writes"):
+        reader.merge(ORMap.from_bytes(data))
+    mine.at("k", GCounter).increment()
+    mine.at("k", GCounter).increment()
+    assert reader.merge(mine).value == {"k": 302}
 
 
 def test_a_hostile_length_costs_no_memory():
