@@ -19,6 +19,10 @@ from typing import Any
 
 from nova.cli.benchmarks import machine, seconds
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from figures import FIGURES, growth, judged, times
+
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 PEER_NAMES = ("peer", "who", "wire")
@@ -70,6 +74,12 @@ of it anywhere. Figures are of the machine below and of nothing else: compare wi
 Each timing is the median of its rounds, with half the interquartile range as its spread. *x faster* says how many times
 longer the peer takes for the same work: under 1, the peer is faster. Peers run in the same process or on the same disk,
 with the same durability; what they lack of ours is said with each table.
+"""
+
+
+HELD = """\
+The next table holds the clocks, CRDTs and digests to what they promised, reached or not. `dict` is a dozen lines of
+plain Python that do the same merge without deltas, bytes or digests. The plots are of an OR-Set.
 """
 
 
@@ -184,10 +194,6 @@ def timings(groups: dict[str, list[Row]]) -> str:
     if not lines:
         return ""
     return table(["one operation", "nova", "spread", "per second", "peer", "the peer takes", "x faster"], lines)
-
-
-def times(ratio: float) -> str:
-    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}" if ratio < 1 else f"{ratio:.1f}"
 
 
 HEADS = {
@@ -316,6 +322,18 @@ def page(results: dict[str, Any]) -> str:
         "## Promised and measured\n",
         targets(results),
     ]
+    by_name = {benchmark["name"]: benchmark for benchmark in results["benchmarks"]}
+    lines = [line for one in FIGURES if (line := judged(one, by_name, timing)) is not None]
+    if lines:
+        heads = [
+            "clocks, CRDTs, digests",
+            "target",
+            "measured",
+            "peers, and how many times longer they take",
+            "what bounds it",
+        ]
+        parts += [HELD, table(heads, lines).replace("---:", "---"),
+                  *(f"![{name}](images/{name})\n" for name in growth(by_name, timing))]  # fmt: skip
     for section, groups in sections.items():
         tables = [text for text in (figures(groups), timings(groups)) if text]
         if tables:
@@ -336,6 +354,11 @@ def main() -> None:
     results = read(arguments.files) if arguments.files else run(rest)
     results["datetime"] = results["datetime"] or datetime.date.today().isoformat()
     arguments.out.write_text(page(results))
+    plots = growth({benchmark["name"]: benchmark for benchmark in results["benchmarks"]}, timing)
+    if plots:
+        (arguments.out.parent / "images").mkdir(exist_ok=True)
+    for name, text in plots.items():
+        (arguments.out.parent / "images" / name).write_text(text)
     count = len(results["benchmarks"])
     print(f"{count} benchmarks in {time.monotonic() - started:.0f} s -> {arguments.out}")
 

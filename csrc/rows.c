@@ -1314,6 +1314,21 @@ static int no_boxes(const nova_rows *o, uint32_t **ours)
 }
 
 /* dead: the dots that the sender knows and has no rows of, apart from rows that are here to be seen. */
+/* The sum of a chunk without some of its rows. */
+static nova_digest less(const nova_rows *r, const chunk *c, uint64_t bits)
+{
+    nova_digest sum = c->sum;
+    for (; bits; bits &= bits - 1) {
+        unsigned lane = (unsigned)__builtin_ctzll(bits);
+        nova_row row;
+        parse(r, c->at[place(c, lane)], &row);
+        row.who = c->who;
+        row.count = c->block << 6 | lane;
+        sum = nova_digest_sub(sum, row_digest(r, &row));
+    }
+    return sum;
+}
+
 static int plan_writer(nova_rows *r, nova_rows *o, uint32_t who, uint32_t me, nova_known dead, nova_plan *plan)
 {
     static const writer nobody;
@@ -1343,9 +1358,13 @@ static int plan_writer(nova_rows *r, nova_rows *o, uint32_t who, uint32_t me, no
                 refresh(r, a);
             if (many && b->stale)
                 refresh(o, b);
-            if (many && a->live == b->live && a->sum.lo == b->sum.lo && a->sum.hi == b->sum.hi)
-                continue;
-            for (uint64_t both = a->live & b->live; both; both &= both - 1) {
+            uint64_t both = a->live & b->live;
+            if (many) { /* what is here and there is equal if the sums are, less what is only here or only there */
+                nova_digest x = less(r, a, a->live & ~both), y = less(o, b, b->live & ~both);
+                if (x.lo == y.lo && x.hi == y.hi)
+                    both = 0;
+            }
+            for (; both; both &= both - 1) {
                 unsigned lane = (unsigned)__builtin_ctzll(both);
                 if (!same_row(r, a->at[place(a, lane)], o, b->at[place(b, lane)])) {
                     plan->who = who;

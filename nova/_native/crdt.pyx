@@ -14,6 +14,7 @@ knew more is refused.
 import msgspec
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_ITEM
 from cpython.long cimport PyLong_AsLongLong, PyLong_AsUnsignedLongLong
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
@@ -342,7 +343,7 @@ cdef class Store:
 
     cdef const uint32_t *map_from(self, Store other, bint make) except? NULL:
         """For every writer of `other` its number here. Those unknown here have none, or get one with `make`."""
-        cdef size_t n = nova_rows_writers(other.rows), i
+        cdef size_t n = nova_rows_writers(other.rows), mine = len(self.names), i
         cdef void *grown
         if self.map_of == other.serial and self.map_size == n and self.map_of_mine == nova_rows_writers(self.rows) \
                 and (self.map_whole or not make):
@@ -354,6 +355,9 @@ cdef class Store:
         self.map_of = 0
         self.map_whole = True
         for i in range(n):
+            if i < mine and PyList_GET_ITEM(self.names, i) is PyList_GET_ITEM(other.names, i):
+                self.map[i] = i                     # copies of one replica number alike
+                continue
             found = self.numbers.get(other.names[i])
             if found is not None:
                 self.map[i] = found

@@ -17,6 +17,7 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -25,9 +26,9 @@ import typer
 
 from nova._version import __version__
 from nova.cli.output import Json, print_json, print_table
-from nova.clock import HybridLogicalClock, VectorClock
+from nova.clock import ClockBatch, HybridLogicalClock, VectorClock
 from nova.crdt import ORSet
-from nova.digest import SetDigest, digest128
+from nova.digest import Reconciler, SetDigest, digest128
 from nova.errors import UsageError
 from nova.metrics import Registry
 from nova.storage.log import RECORD_OVERHEAD_BYTES, FileLog
@@ -352,6 +353,48 @@ def vector_merge(actors: int) -> Work:
     return lambda: x.merge(y)
 
 
+def vectors_before(rows: int) -> Work:
+    import numpy
+
+    table = numpy.arange(rows * 16, dtype=numpy.uint64).reshape(rows, 16)
+    names = [f"node-{i:02}" for i in range(16)]
+    batch, out = ClockBatch.from_array(names, table), numpy.empty(rows, numpy.int8)
+    clock = VectorClock(dict.fromkeys(names, 1000))
+    return lambda: batch.compare(clock, out=out) is out
+
+
+def arrays_before(rows: int) -> Work:
+    import numpy
+
+    table = numpy.arange(rows * 16, dtype=numpy.uint64).reshape(rows, 16)
+    clock = numpy.full(16, 1000, numpy.uint64)
+    return lambda: ((table < clock).any(axis=1) + 2 * (table > clock).any(axis=1)).nbytes
+
+
+def or_set_of(kind: Any, size: int) -> Any:
+    out = kind("a")
+    for n in range(size):
+        out.add(f"a-{n}")
+    return out
+
+
+def nothing_new(kind: Any, size: int) -> Work:
+    a = or_set_of(kind, size)
+    b = a.fork("b")
+    return lambda: a.merge(b)
+
+
+def found_by_sketch(size: int, differences: int) -> Work:
+    mine = Reconciler(range(1, size + 1))
+    data = Reconciler(range(differences + 1, size + 1)).encode()
+    return lambda: mine.decode(data)
+
+
+def found_by_sets(size: int, differences: int) -> Work:
+    mine, theirs = set(range(1, size + 1)), set(range(differences + 1, size + 1))
+    return lambda: mine - theirs
+
+
 def or_sets(kind: Any, size: int) -> Work:
     a, b = kind("a"), kind("b")
     for n in range(size):
@@ -453,12 +496,21 @@ CASES = [
          simple(lambda: lambda: dict_before(*PAIR_256))),
     Case("clocks", "merge of two clocks, 256 actors", simple(lambda: vector_merge(256)), "dict",
          simple(lambda: lambda: dict_merge(*PAIR_256))),
+    Case("clocks", "one clock against 4,096, 16 actors, each", simple(lambda: vectors_before(4096)), "numpy",
+         simple(lambda: arrays_before(4096)), 4096),
     Case("clocks", "hybrid clock tick", simple(lambda: ticks(HybridLogicalClock())), "plain Python",
          simple(lambda: ticks(PlainClock()))),
     Case("crdt", "OR-set, add", simple(lambda: or_set_adds(ORSet)), "dict and sets",
          simple(lambda: or_set_adds(DictORSet)), 1_000),
     Case("crdt", "OR-set, merge of 1,000 concurrent adds", simple(lambda: or_sets(ORSet, 1_000)), "dict and sets",
          simple(lambda: or_sets(DictORSet, 1_000))),
+    Case("crdt", "OR-set of 10,000, contains",
+         simple(lambda: partial(ORSet.__contains__, or_set_of(ORSet, KEYS), "a-77")), "dict",
+         simple(lambda: partial(dict.__contains__, or_set_of(DictORSet, KEYS).rows, "a-77"))),
+    Case("crdt", "OR-set of 10,000, a merge that brings nothing new", simple(lambda: nothing_new(ORSet, KEYS)),
+         "dict and sets", simple(lambda: nothing_new(DictORSet, KEYS))),
+    Case("digest", "10 differences between sets of 100,000 ids", simple(lambda: found_by_sketch(100_000, 10)),
+         "two Python sets in one place", simple(lambda: found_by_sets(100_000, 10))),
     Case("digest", "a row of 100 bytes joins a set digest", simple(set_digest), "XOR of blake2b", simple(xor_digest)),
     Case("digest", "128 bits over 4 KiB", simple(lambda: lambda: digest128(PAGE)), "blake2b",
          simple(lambda: lambda: hashlib.blake2b(PAGE, digest_size=16).digest())),

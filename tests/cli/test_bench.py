@@ -29,15 +29,15 @@ def test_ours_and_the_peer_do_their_work(case: Any, tmp_path: Path) -> None:
 def test_the_command_prints_a_table_and_json(nova: Any) -> None:
     found = json.loads(nova("bench", "digest", "--quick", "--json").stdout)
     assert found["machine"].keys() >= {"cpu", "cores", "kernel", "python", "compiler", "nova"}
-    assert [row["part"] for row in found["cases"]] == ["digest", "digest"]
+    assert [row["part"] for row in found["cases"]] == ["digest"] * 3
     for row in found["cases"]:
-        assert 0 < row["seconds"] < 0.001
+        assert 0 < row["seconds"] < 0.01
         assert row["ratio"] == pytest.approx(row["peer_seconds"] / row["seconds"])
         assert row["per_s"] == pytest.approx(1 / row["seconds"])
     lines = nova("bench", "digest", "--quick").stdout.splitlines()
     assert lines[0].split() == ["PART", "CASE", "NOVA", "SPREAD", "PER", "S", "PEER", "TAKES", "RATIO"]
-    assert len(lines) == 4
-    assert "cores" in lines[3]
+    assert len(lines) == 5
+    assert "cores" in lines[4]
 
 
 def test_a_part_that_is_none_is_refused_with_the_list(nova: Any) -> None:
