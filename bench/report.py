@@ -80,7 +80,7 @@ with the same durability; what they lack of ours is said with each table.
 HELD = """\
 The next table holds the clocks, CRDTs and digests to what they promised, reached or not. `dict` is a dozen lines of
 plain Python that do the same merge without deltas, bytes or digests. Both sides of a full merge had told their digest
-before it; otherwise the rows written since are hashed in it, about 20 ns each. The plots are of an OR-Set.
+before it; otherwise the rows written since are hashed in it, too. The plots are of an OR-Set.
 """
 
 
