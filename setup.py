@@ -20,7 +20,7 @@ KERNELS = {
     "crdt": ["csrc/crdt.c", "csrc/rows.c", "csrc/vclock.c", "csrc/digest.c"],
     "digest": ["csrc/digest.c"],
     "reconcile": ["csrc/sketch.c"],
-    "sequence": ["csrc/sequence.c", "csrc/digest.c"],
+    "sequence": ["csrc/sequence.c", "csrc/runs.c", "csrc/marks.c", "csrc/pack.c", "csrc/digest.c"],
     "keyspace": ["csrc/digest.c"],
     "log": ["csrc/log.c"],
     "frame": ["csrc/frame.c"],

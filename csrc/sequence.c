@@ -4,12 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bytes.h"
-
 #define NONE UINT32_MAX
 #define FAN 32   /* spans of a leaf, children of a node */
 #define CHUNK 64 /* entries of a piece of an agent's index */
-#define COUNT_MASK ((1ull << NOVA_SEQUENCE_COUNT_BITS) - 1)
+#define COUNT_MASK NOVA_SEQUENCE_COUNT_MASK
+#define GROW(array, size, room, more) nova_runs_grow((void **)&(array), size, &(room), sizeof *(array), more)
 
 typedef struct {
     uint64_t id, left, right;
@@ -31,6 +30,12 @@ typedef struct {
 } node;
 
 typedef struct {
+    uint64_t count, start, end;
+    nova_mark says;
+    uint8_t flags;
+} mark;
+
+typedef struct {
     uint32_t n;
     uint32_t slot[CHUNK];
     uint64_t count[CHUNK];
@@ -50,6 +55,8 @@ typedef struct {
     size_t chunks_size, chunks_room;
     removal *removals;
     size_t removals_size, removals_room;
+    mark *marks;
+    size_t marks_size, marks_room;
 } agent;
 
 struct nova_sequence {
@@ -60,7 +67,7 @@ struct nova_sequence {
     size_t spans_size, spans_room, leaves_size, leaves_room, nodes_size, nodes_room, agents_size, agents_room;
     size_t live; /* spans in use */
     uint32_t free_slot, root, head;
-    int root_is_leaf, broken;
+    int root_is_leaf, broken, loading; /* loading: elements come when all runs are there */
     /* the place of the last change: span `index` of `at`, which starts at the visible position `start`; `pending` is
      * what its leaf gained and its ancestors do not know yet */
     uint32_t at, index;
@@ -71,33 +78,10 @@ struct nova_sequence {
     uint8_t *text;
     unsigned width;
     uint64_t length, gap, room;
+    const uint64_t *hashes; /* of what elements stand for; NULL: elements stand for themselves */
     nova_digest digest;
+    uint64_t marks, stamp; /* how many, and the highest stamp */
 };
-
-static uint32_t agent_of(uint64_t id)
-{
-    return (uint32_t)(id >> NOVA_SEQUENCE_COUNT_BITS);
-}
-
-static uint64_t count_of(uint64_t id)
-{
-    return id & COUNT_MASK;
-}
-
-/* Room for one more item; doubles. */
-static int grow(void **at, size_t size, size_t *room, size_t each, size_t more)
-{
-    if (size + more <= *room)
-        return 0;
-    size_t wanted = *room * 2 > size + more ? *room * 2 : size + more;
-    wanted = wanted < 16 ? 16 : wanted;
-    void *grown = wanted > SIZE_MAX / each ? NULL : realloc(*at, wanted * each);
-    if (!grown)
-        return NOVA_SEQUENCE_EMEMORY;
-    *at = grown, *room = wanted;
-    return 0;
-}
-#define GROW(array, size, room, more) grow((void **)&(array), size, &(room), sizeof *(array), more)
 
 /* --- the visible elements --- */
 
@@ -174,7 +158,7 @@ static uint32_t text_at(const nova_sequence *s, uint64_t pos)
     return element(s->text, s->width, pos < s->gap ? pos : pos + s->room - s->length);
 }
 
-/* --- digests: of the visible elements and their ids --- */
+/* --- digests: of the visible elements and their ids, and of marks --- */
 
 static uint64_t fold(uint64_t x, uint64_t y)
 {
@@ -182,9 +166,9 @@ static uint64_t fold(uint64_t x, uint64_t y)
     return (uint64_t)p ^ (uint64_t)(p >> 64);
 }
 
-static nova_digest element_digest(uint64_t salt, uint64_t count, uint32_t value)
+static nova_digest event_digest(uint64_t salt, uint64_t count, uint64_t value)
 {
-    uint64_t a = salt ^ (count + 1) * 0x9e3779b97f4a7c15u, b = (uint64_t)value + 0x6a09e667f3bcc909u;
+    uint64_t a = salt ^ (count + 1) * 0x9e3779b97f4a7c15u, b = value + 0x6a09e667f3bcc909u;
     a += fold(b ^ 0x3c6ef372fe94f82bu, a | 1);
     b += fold(a ^ 0xa54ff53a5f1d36f1u, 0x510e527fade682d1u);
     a += fold(b ^ 0x9b05688c2b3e6c1fu, 0x1f83d9abfb41bd6bu);
@@ -194,9 +178,10 @@ static nova_digest element_digest(uint64_t salt, uint64_t count, uint32_t value)
 /* The elements from `pos` on are those of `id` on: take them in (or out). */
 static void digest_elements(nova_sequence *s, uint64_t id, uint64_t pos, uint64_t n, int out)
 {
-    uint64_t salt = s->agents[agent_of(id)].salt, count = count_of(id);
+    uint64_t salt = s->agents[nova_agent_of(id)].salt, count = nova_count_of(id);
     for (uint64_t i = 0; i < n; i++) {
-        nova_digest d = element_digest(salt, count + i, text_at(s, pos + i));
+        uint32_t value = text_at(s, pos + i);
+        nova_digest d = event_digest(salt, count + i, s->hashes ? s->hashes[value] : value);
         s->digest = out ? nova_digest_sub(s->digest, d) : nova_digest_add(s->digest, d);
     }
 }
@@ -469,13 +454,13 @@ static int entry_for(const chunk *c, uint64_t count)
 /* The slot that holds an element, or NONE. */
 static uint32_t slot_of(const nova_sequence *s, uint64_t id)
 {
-    if (agent_of(id) >= s->agents_size)
+    if (nova_agent_of(id) >= s->agents_size)
         return NONE;
-    const agent *a = &s->agents[agent_of(id)];
+    const agent *a = &s->agents[nova_agent_of(id)];
     if (!a->chunks_size)
         return NONE;
-    const chunk *c = a->chunks[chunk_for(a, count_of(id))];
-    int i = entry_for(c, count_of(id));
+    const chunk *c = a->chunks[chunk_for(a, nova_count_of(id))];
+    int i = entry_for(c, nova_count_of(id));
     if (i < 0 || id - s->spans[c->slot[i]].id >= s->spans[c->slot[i]].len)
         return NONE;
     return c->slot[i];
@@ -483,8 +468,8 @@ static uint32_t slot_of(const nova_sequence *s, uint64_t id)
 
 static int index_put(nova_sequence *s, uint64_t id, uint32_t slot)
 {
-    agent *a = &s->agents[agent_of(id)];
-    uint64_t count = count_of(id);
+    agent *a = &s->agents[nova_agent_of(id)];
+    uint64_t count = nova_count_of(id);
     size_t k = a->chunks_size ? chunk_for(a, count) : 0;
     chunk *c = a->chunks_size ? a->chunks[k] : NULL;
     if (!c || c->n == CHUNK) {
@@ -517,10 +502,10 @@ static int index_put(nova_sequence *s, uint64_t id, uint32_t slot)
 
 static void index_cut(nova_sequence *s, uint64_t id)
 {
-    agent *a = &s->agents[agent_of(id)];
-    size_t k = chunk_for(a, count_of(id));
+    agent *a = &s->agents[nova_agent_of(id)];
+    size_t k = chunk_for(a, nova_count_of(id));
     chunk *c = a->chunks[k];
-    uint32_t i = (uint32_t)entry_for(c, count_of(id));
+    uint32_t i = (uint32_t)entry_for(c, nova_count_of(id));
     memmove(c->slot + i, c->slot + i + 1, (c->n - i - 1) * sizeof *c->slot);
     memmove(c->count + i, c->count + i + 1, (c->n - i - 1) * sizeof *c->count);
     if (!--c->n) {
@@ -613,12 +598,12 @@ static int kill(nova_sequence *s, uint32_t at, uint32_t index, uint32_t offset, 
 }
 
 /* Put a new run before index *index of leaf *at; at and index become where it is. */
-static int put_span(nova_sequence *s, uint32_t *at, uint32_t *index, const nova_sequence_run *r)
+static int put_span(nova_sequence *s, uint32_t *at, uint32_t *index, const nova_run *r)
 {
     uint32_t slot;
-    if (new_span(s, r->dot, r->left, r->right, r->len, r->gone, &slot) || put_slot(s, at, index, slot))
+    if (new_span(s, r->dot, r->left, r->right, r->len, r->flags, &slot) || put_slot(s, at, index, slot))
         return NOVA_SEQUENCE_EMEMORY;
-    if (!r->gone) {
+    if (!r->flags) {
         s->leaves[*at].visible[*index] = r->len;
         gain(s, *at, r->len);
     }
@@ -685,6 +670,7 @@ void nova_sequence_free(nova_sequence *s)
             free(s->agents[i].chunks[k]);
         free(s->agents[i].chunks);
         free(s->agents[i].removals);
+        free(s->agents[i].marks);
     }
     free(s->agents), free(s->spans), free(s->leaves), free(s->nodes), free(s->text);
     free(s);
@@ -738,8 +724,13 @@ size_t nova_sequence_memory(const nova_sequence *s)
                  s->nodes_room * sizeof *s->nodes + s->agents_room * sizeof *s->agents + s->room * s->width;
     for (size_t i = 0; i < s->agents_size; i++)
         out += s->agents[i].chunks_size * sizeof(chunk) + s->agents[i].chunks_room * sizeof(chunk *) +
-               s->agents[i].removals_room * sizeof(removal);
+               s->agents[i].removals_room * sizeof(removal) + s->agents[i].marks_room * sizeof(mark);
     return out;
+}
+
+void nova_sequence_stand_for(nova_sequence *s, const uint64_t *hashes)
+{
+    s->hashes = hashes;
 }
 
 nova_digest nova_sequence_digest(const nova_sequence *s)
@@ -757,12 +748,12 @@ const void *nova_sequence_view(nova_sequence *s, unsigned *width)
 int nova_sequence_insert(nova_sequence *s, uint32_t who, uint64_t pos, const void *elements, unsigned width, uint64_t n)
 {
     agent *a = &s->agents[who];
-    nova_sequence_run run = {(uint64_t)who << NOVA_SEQUENCE_COUNT_BITS | a->count,
-                             NOVA_SEQUENCE_ROOT,
-                             NOVA_SEQUENCE_ROOT,
-                             (uint32_t)n,
-                             0,
-                             0};
+    nova_run run = {(uint64_t)who << NOVA_SEQUENCE_COUNT_BITS | a->count,
+                    NOVA_SEQUENCE_ROOT,
+                    NOVA_SEQUENCE_ROOT,
+                    (uint32_t)n,
+                    NOVA_RUN_INSERT,
+                    0};
     uint32_t at = s->head, index = 0;
     if (!n)
         return 0;
@@ -828,20 +819,26 @@ int nova_sequence_delete(nova_sequence *s, uint32_t who, uint64_t pos, uint64_t 
     return 0;
 }
 
-/* --- exchange --- */
-
-void nova_sequence_runs_free(nova_sequence_runs *runs)
+void nova_sequence_renumber(nova_sequence *s, const uint32_t *fresh)
 {
-    free(runs->at), free(runs->elements);
-    memset(runs, 0, sizeof *runs);
+    gap_to(s, s->length);
+    for (uint64_t i = 0; i < s->length; i++) {
+        uint32_t value = fresh[text_at(s, i)];
+        if (s->width == 1)
+            s->text[i] = (uint8_t)value;
+        else
+            ((uint32_t *)(void *)s->text)[i] = value;
+    }
 }
 
-static int run_put(nova_sequence_runs *out, nova_sequence_run run)
+/* --- exchange --- */
+
+static int run_put(nova_runs *out, nova_run run)
 {
-    if (out->size && !run.removal) {
-        nova_sequence_run *last = &out->at[out->size - 1];
-        if (!last->removal && last->dot + last->len == run.dot && run.left == run.dot - 1 && last->right == run.right &&
-            last->gone == run.gone && (uint64_t)last->len + run.len < NONE) {
+    if (out->size && run.kind == NOVA_RUN_INSERT) {
+        nova_run *last = &out->at[out->size - 1];
+        if (last->kind == NOVA_RUN_INSERT && last->dot + last->len == run.dot && run.left == run.dot - 1 &&
+            last->right == run.right && last->flags == run.flags && (uint64_t)last->len + run.len < NONE) {
             last->len += run.len;
             return 0;
         }
@@ -852,8 +849,33 @@ static int run_put(nova_sequence_runs *out, nova_sequence_run run)
     return 0;
 }
 
-int nova_sequence_since(nova_sequence *s, const uint64_t *known, const uint32_t *order, size_t n,
-                        nova_sequence_runs *out)
+/* The elements of a live span from `skip` on. */
+static int copy_elements(nova_sequence *s, const span *p, uint32_t skip, nova_runs *out)
+{
+    uint64_t pos = visible_before(s, p->leaf, index_in_leaf(s, (uint32_t)(p - s->spans))) + skip;
+    if (GROW(out->elements, out->elements_size, out->elements_room, p->len - skip))
+        return NOVA_SEQUENCE_EMEMORY;
+    for (uint32_t j = 0; j < p->len - skip; j++)
+        out->elements[out->elements_size++] = text_at(s, pos + j);
+    return 0;
+}
+
+/* The first mark of an agent from a count on. */
+static size_t mark_for(const agent *a, uint64_t count)
+{
+    size_t low = 0, high = a->marks_size;
+    while (low < high) {
+        size_t mid = (low + high) / 2;
+        if (a->marks[mid].count < count)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+int nova_sequence_since(nova_sequence *s, const uint64_t *known, const uint32_t *order, size_t n, int elements,
+                        nova_runs *out)
 {
     for (size_t place = 0; place < n; place++) {
         uint32_t who = order[place];
@@ -861,7 +883,7 @@ int nova_sequence_since(nova_sequence *s, const uint64_t *known, const uint32_t 
         uint64_t from = known[who], base = (uint64_t)who << NOVA_SEQUENCE_COUNT_BITS;
         if (from >= a->count)
             continue;
-        size_t low = 0, high = a->removals_size, k = a->chunks_size ? chunk_for(a, from) : 0;
+        size_t low = 0, high = a->removals_size, k = a->chunks_size ? chunk_for(a, from) : 0, m = mark_for(a, from);
         while (low < high) { /* the first removal that ends beyond `from` */
             size_t mid = (low + high) / 2;
             if (a->removals[mid].count + a->removals[mid].len <= from)
@@ -879,35 +901,33 @@ int nova_sequence_since(nova_sequence *s, const uint64_t *known, const uint32_t 
             while (k < a->chunks_size && !p) {
                 if (i >= a->chunks[k]->n)
                     k++, i = 0;
-                else if (count_of(s->spans[a->chunks[k]->slot[i]].id) + s->spans[a->chunks[k]->slot[i]].len <= at)
+                else if (nova_count_of(s->spans[a->chunks[k]->slot[i]].id) + s->spans[a->chunks[k]->slot[i]].len <= at)
                     i++;
                 else
                     p = &s->spans[a->chunks[k]->slot[i]];
             }
-            if (p && count_of(p->id) <= at) {
-                uint32_t skip = (uint32_t)(at - count_of(p->id)), len = p->len - skip;
-                nova_sequence_run run = {base | at, skip ? (base | at) - 1 : p->left, p->right, len, 0, p->gone};
-                if (run_put(out, run))
+            if (p && nova_count_of(p->id) <= at) {
+                uint32_t skip = (uint32_t)(at - nova_count_of(p->id)), len = p->len - skip;
+                nova_run run = {base | at, skip ? (base | at) - 1 : p->left, p->right, len, NOVA_RUN_INSERT, p->gone};
+                if (run_put(out, run) || (elements && !p->gone && copy_elements(s, p, skip, out)))
                     return NOVA_SEQUENCE_EMEMORY;
-                if (!p->gone) {
-                    uint64_t pos = visible_before(s, p->leaf, index_in_leaf(s, a->chunks[k]->slot[i])) + skip;
-                    if (GROW(out->elements, out->elements_size, out->elements_room, len))
-                        return NOVA_SEQUENCE_EMEMORY;
-                    for (uint32_t j = 0; j < len; j++)
-                        out->elements[out->elements_size++] = text_at(s, pos + j);
-                }
                 at += len;
-            } else {
+            } else if (low < a->removals_size && a->removals[low].count <= at) {
                 const removal *r = &a->removals[low++];
                 uint32_t skip = (uint32_t)(at - r->count);
-                nova_sequence_run run = {
-                    base | at,    r->descending ? r->target : r->target + skip, NOVA_SEQUENCE_ROOT, r->len - skip, 1,
-                    r->descending};
-                if (run.len == 1)
-                    run.gone = 0;
+                nova_run run = {base | at,          r->descending ? r->target : r->target + skip,
+                                NOVA_SEQUENCE_ROOT, r->len - skip,
+                                NOVA_RUN_REMOVE,    r->len - skip > 1 ? r->descending : (uint8_t)0};
                 if (run_put(out, run))
                     return NOVA_SEQUENCE_EMEMORY;
-                at += r->len - skip;
+                at += run.len;
+            } else {
+                const mark *say = &a->marks[m++];
+                nova_run run = {base | at, say->start, say->end, 1, NOVA_RUN_MARK, say->flags};
+                if (GROW(out->marks, out->marks_size, out->marks_room, 1) || run_put(out, run))
+                    return NOVA_SEQUENCE_EMEMORY;
+                out->marks[out->marks_size++] = say->says;
+                at++;
             }
         }
     }
@@ -916,9 +936,9 @@ int nova_sequence_since(nova_sequence *s, const uint64_t *known, const uint32_t 
 
 typedef struct {
     const nova_sequence *s;
-    const nova_sequence_runs *runs;
+    const nova_runs *runs;
     size_t *first, *next, *end; /* of each agent: its runs, and how far they are in order */
-    uint64_t *known;
+    uint64_t *known, *stamp;    /* of each agent: events and highest stamp, as far as they are in order */
 } plan;
 
 /* Is every element of id .. id + len - 1 inserted by what is known so far? */
@@ -926,8 +946,8 @@ static int inserted(const plan *p, uint64_t id, uint64_t len)
 {
     if (id == NOVA_SEQUENCE_ROOT)
         return 1;
-    uint32_t who = agent_of(id);
-    if (who >= p->s->agents_size || count_of(id) + len > p->known[who])
+    uint32_t who = nova_agent_of(id);
+    if (who >= p->s->agents_size || nova_count_of(id) + len > p->known[who])
         return 0;
     while (len) {
         uint32_t slot = slot_of(p->s, id);
@@ -943,7 +963,7 @@ static int inserted(const plan *p, uint64_t id, uint64_t len)
                 else
                     high = mid;
             }
-            if (low == p->end[who] || p->runs->at[low].removal || p->runs->at[low].dot > id)
+            if (low == p->end[who] || p->runs->at[low].kind != NOVA_RUN_INSERT || p->runs->at[low].dot > id)
                 return 0;
             end = p->runs->at[low].dot + p->runs->at[low].len;
         }
@@ -956,7 +976,7 @@ static int inserted(const plan *p, uint64_t id, uint64_t len)
 /* Insert a run behind its left origin, or behind what concurrent writers put there and comes first. A right origin that
  * does not stand behind the left one is nobody's honest work, but it must not break the order: it counts as the end, on
  * every replica alike, because where two elements stand to each other never changes. */
-static int integrate(nova_sequence *s, nova_sequence_run *r, const uint32_t *elements)
+static int integrate(nova_sequence *s, nova_run *r, const uint32_t *elements)
 {
     uint32_t cur, offset = 0, left_slot = NONE, right_slot = NONE, at, index;
     if (r->left == NOVA_SEQUENCE_ROOT) {
@@ -996,7 +1016,7 @@ static int integrate(nova_sequence *s, nova_sequence_run *r, const uint32_t *ele
             break;
         if (order == 0) {
             if (o->right == r->right) {
-                uint32_t mine = s->agents[agent_of(r->dot)].rank, theirs = s->agents[agent_of(id)].rank;
+                uint32_t mine = s->agents[nova_agent_of(r->dot)].rank, theirs = s->agents[nova_agent_of(id)].rank;
                 if (mine < theirs || (mine == theirs && r->dot < id))
                     break;
                 scanning = 0;
@@ -1027,11 +1047,11 @@ static int integrate(nova_sequence *s, nova_sequence_run *r, const uint32_t *ele
         if (dest_offset && split(s, &at, &index, dest_offset))
             return NOVA_SEQUENCE_EMEMORY;
     }
-    uint64_t pos = r->gone ? 0 : visible_before(s, at, index);
+    uint64_t pos = r->flags || s->loading ? 0 : visible_before(s, at, index);
     if (index &&
-        joins(&s->spans[s->leaves[at].slot[index - 1]], &(span){r->dot, r->left, r->right, r->len, NONE, r->gone})) {
+        joins(&s->spans[s->leaves[at].slot[index - 1]], &(span){r->dot, r->left, r->right, r->len, NONE, r->flags})) {
         s->spans[s->leaves[at].slot[--index]].len += r->len;
-        if (!r->gone) {
+        if (!r->flags) {
             s->leaves[at].visible[index] += r->len;
             gain(s, at, r->len);
         }
@@ -1039,7 +1059,7 @@ static int integrate(nova_sequence *s, nova_sequence_run *r, const uint32_t *ele
         return NOVA_SEQUENCE_EMEMORY;
     }
     forget_cursor(s);
-    if (!r->gone) {
+    if (!r->flags && !s->loading) {
         text_put(s, pos, elements, 4, r->len);
         digest_elements(s, r->dot, pos, r->len, 0);
     }
@@ -1052,6 +1072,8 @@ static int remove_range(nova_sequence *s, uint64_t id, uint64_t len)
         uint32_t slot = slot_of(s, id), offset = (uint32_t)(id - s->spans[slot].id);
         uint32_t rest = s->spans[slot].len - offset, k = rest < len ? rest : (uint32_t)len;
         if (!s->spans[slot].gone) {
+            if (s->loading) /* a state says what is gone; this one says two things */
+                return NOVA_SEQUENCE_EEVENTS;
             uint32_t at = s->spans[slot].leaf, index = index_in_leaf(s, slot);
             uint64_t pos = visible_before(s, at, index) + offset;
             digest_elements(s, id, pos, k, 1);
@@ -1066,221 +1088,269 @@ static int remove_range(nova_sequence *s, uint64_t id, uint64_t len)
 }
 
 /* How many events of a run are new. */
-static uint64_t unknown(const nova_sequence *s, const nova_sequence_run *r)
+static uint64_t unknown(const nova_sequence *s, const nova_run *r)
 {
-    uint64_t known = s->agents[agent_of(r->dot)].count, end = count_of(r->dot) + r->len;
+    uint64_t known = s->agents[nova_agent_of(r->dot)].count, end = nova_count_of(r->dot) + r->len;
     return end <= known ? 0 : end - known < r->len ? end - known : r->len;
 }
 
-int nova_sequence_apply(nova_sequence *s, const nova_sequence_runs *runs)
+static int log_mark(nova_sequence *s, uint32_t who, const nova_run *r, const nova_mark *says)
 {
-    size_t agents = s->agents_size, n = runs->size, done = 0, fresh = 0;
-    int result = NOVA_SEQUENCE_EMEMORY;
-    plan p = {s, runs, NULL, NULL, NULL, NULL};
-    size_t *order = malloc((n + 1) * sizeof *order);
-    uint64_t *element_at = malloc((n + 1) * sizeof *element_at), total = 0, room = 0;
-    uint32_t limit = text_limit(runs->elements, 4, runs->elements_size);
-    p.first = calloc(3 * agents + 1, sizeof *p.first);
-    p.known = malloc((agents + 1) * sizeof *p.known);
-    if (!order || !element_at || !p.first || !p.known)
-        goto end;
-    p.next = p.first + agents, p.end = p.next + agents;
-    for (size_t i = 0; i < agents; i++)
-        p.known[i] = s->agents[i].count;
-    result = NOVA_SEQUENCE_EEVENTS;
-    for (size_t i = 0; i < n; i++) {
-        const nova_sequence_run *r = &runs->at[i];
-        uint32_t who = agent_of(r->dot);
-        element_at[i] = total;
-        if (who >= agents || !r->len || r->len > COUNT_MASK - count_of(r->dot))
-            goto end;
-        if (!r->removal && !r->gone)
-            total += r->len;
-        if (p.end[who] == 0) {
-            p.first[who] = p.next[who] = i;
-            if (count_of(r->dot) > p.known[who]) {
-                result = NOVA_SEQUENCE_EGAP;
-                goto end;
-            }
-        } else if (p.end[who] != i || runs->at[i - 1].dot + runs->at[i - 1].len != r->dot) {
-            goto end;
-        }
-        p.end[who] = i + 1;
-    }
-    if (total != runs->elements_size)
-        goto end;
-    /* An order in which each run finds what it names. Nothing is changed before it is found. */
-    for (int progress = 1; progress && done < n;) {
-        progress = 0;
-        for (size_t who = 0; who < agents; who++)
-            while (p.next[who] < p.end[who]) {
-                const nova_sequence_run *r = &runs->at[p.next[who]];
-                uint64_t end = count_of(r->dot) + r->len;
-                if (end > p.known[who]) {
-                    uint64_t skip = p.known[who] - count_of(r->dot);
-                    if (r->removal ? !inserted(&p, r->left, r->len)
-                                   : (!skip && !inserted(&p, r->left, 1)) || !inserted(&p, r->right, 1))
-                        break;
-                    if (r->removal && r->left == NOVA_SEQUENCE_ROOT)
-                        goto end;
-                    if (!r->removal && !r->gone)
-                        room += r->len;
-                    if (!r->removal && skip && slot_of(s, r->dot + skip - 1) == NONE)
-                        goto end; /* goes on a run that is none here */
-                    p.known[who] = end;
-                    order[fresh++] = p.next[who];
-                }
-                p.next[who]++, done++, progress = 1;
-            }
-    }
-    if (done < n)
-        goto end;
-    /* Nobody deletes an element twice. A stranger who did would make each of a few bytes a pass over the whole text. */
-    uint64_t elements = 0;
-    for (size_t i = 0; i < agents; i++)
-        elements += s->agents[i].count - s->agents[i].removed;
-    for (size_t i = 0; i < fresh; i++)
-        if (!runs->at[order[i]].removal)
-            elements += unknown(s, &runs->at[order[i]]);
-    for (size_t who = 0; who < agents; who++) {
-        uint64_t removed = s->agents[who].removed;
-        for (size_t i = p.first[who]; i < p.end[who]; i++)
-            if (runs->at[i].removal)
-                removed += unknown(s, &runs->at[i]);
-        if (removed > elements)
-            goto end;
-    }
-    result = NOVA_SEQUENCE_EMEMORY;
-    if (text_room(s, room, limit))
-        goto end;
-    forget_cursor(s);
-    for (size_t i = 0; i < fresh; i++) {
-        nova_sequence_run r = runs->at[order[i]];
-        agent *a = &s->agents[agent_of(r.dot)];
-        uint32_t skip = (uint32_t)(a->count - count_of(r.dot));
-        const uint32_t *elements = runs->elements + element_at[order[i]];
-        int failed;
-        r.dot += skip, r.len -= skip;
-        if (r.removal) {
-            if (!r.gone)
-                r.left += skip;
-            failed = remove_range(s, r.left, r.len) || log_removal(s, agent_of(r.dot), r.left, r.len, r.gone);
-        } else {
-            if (skip)
-                r.left = r.dot - 1, elements += r.gone ? 0 : skip;
-            failed = integrate(s, &r, elements);
-            a->count += r.len;
-        }
-        if (failed) {
-            s->broken = 1;
-            goto end;
-        }
-    }
-    result = 0;
-end:
-    free(order), free(element_at), free(p.first), free(p.known);
-    return result;
-}
-
-/* --- bytes --- */
-
-static uint64_t zigzag(uint64_t now, uint64_t before)
-{
-    int64_t d = (int64_t)(now - before);
-    return (uint64_t)d << 1 ^ (uint64_t)(d >> 63);
-}
-
-static uint64_t unzigzag(uint64_t code, uint64_t before)
-{
-    return before + (code >> 1 ^ (0 - (code & 1)));
-}
-
-static size_t put_id(uint8_t *out, uint64_t id, const uint32_t *rank, uint64_t *last)
-{
-    if (id == NOVA_SEQUENCE_ROOT)
-        return nova_put_number(out, 0);
-    size_t n = nova_put_number(out, (uint64_t)rank[agent_of(id)] + 1);
-    n += nova_put_number(out + n, zigzag(count_of(id), *last));
-    *last = count_of(id);
-    return n;
-}
-
-int nova_sequence_runs_write(const nova_sequence_runs *runs, const uint32_t *rank, uint8_t **out, size_t *size)
-{
-    /* The worst: a number of 5 bytes, two agents of 3, two counts of 8 a run; 4 bytes an element. */
-    uint8_t *p = malloc(runs->size * 32 + runs->elements_size * 4 + 16);
-    uint64_t lefts = 0, rights = 0;
-    size_t n = 0;
-    if (!p)
+    agent *a = &s->agents[who];
+    if (GROW(a->marks, a->marks_size, a->marks_room, 1))
         return NOVA_SEQUENCE_EMEMORY;
-    for (size_t i = 0; i < runs->size; i++) {
-        const nova_sequence_run *r = &runs->at[i];
-        n += nova_put_number(p + n, (uint64_t)r->len << 2 | (uint64_t)r->gone << 1 | r->removal);
-        n += put_id(p + n, r->left, rank, &lefts);
-        if (!r->removal)
-            n += put_id(p + n, r->right, rank, &rights);
-    }
-    for (size_t i = 0; i < runs->elements_size; i++)
-        n += nova_put_number(p + n, runs->elements[i]);
-    *out = p, *size = n;
+    a->marks[a->marks_size++] = (mark){a->count, r->left, r->right, *says, r->flags};
+    s->digest = nova_digest_add(s->digest, event_digest(a->salt, a->count, says->hash ^ says->stamp << 32));
+    s->marks++, a->count++;
+    if (says->stamp > s->stamp)
+        s->stamp = says->stamp;
     return 0;
 }
 
-static uint64_t take_id(nova_reader *r, size_t agents, uint64_t *last)
+/* Does each run go on where the one before it ends, and is there an element for each live one? place[i] becomes where
+ * the elements of an insertion, or what a mark says, are. */
+static int check_runs(plan *p, uint64_t *place, uint64_t *fresh_marks)
 {
-    uint64_t who = nova_take_number(r), count;
-    if (!who)
-        return NOVA_SEQUENCE_ROOT;
-    count = unzigzag(nova_take_number(r), *last);
-    if (who > agents || count > COUNT_MASK)
-        r->ok = 0;
-    *last = count;
-    return r->ok ? (who - 1) << NOVA_SEQUENCE_COUNT_BITS | count : NOVA_SEQUENCE_ROOT;
+    const nova_runs *runs = p->runs;
+    uint64_t elements = 0, marks = 0;
+    for (size_t i = 0; i < runs->size; i++) {
+        const nova_run *r = &runs->at[i];
+        uint32_t who = nova_agent_of(r->dot);
+        if (who >= p->s->agents_size || !r->len || r->len > COUNT_MASK - nova_count_of(r->dot))
+            return NOVA_SEQUENCE_EEVENTS;
+        place[i] = r->kind == NOVA_RUN_MARK ? marks : elements;
+        if (r->kind == NOVA_RUN_INSERT && !r->flags)
+            elements += r->len;
+        if (r->kind == NOVA_RUN_MARK) {
+            if (r->len > 1 || ++marks > runs->marks_size)
+                return NOVA_SEQUENCE_EEVENTS;
+            *fresh_marks += nova_count_of(r->dot) >= p->known[who];
+        }
+        if (p->end[who] == 0) {
+            p->first[who] = p->next[who] = i;
+            if (nova_count_of(r->dot) > p->known[who])
+                return NOVA_SEQUENCE_EGAP;
+        } else if (p->end[who] != i || runs->at[i - 1].dot + runs->at[i - 1].len != r->dot) {
+            return NOVA_SEQUENCE_EEVENTS;
+        }
+        p->end[who] = i + 1;
+    }
+    return (elements == runs->elements_size || p->s->loading) && marks == runs->marks_size ? 0 : NOVA_SEQUENCE_EEVENTS;
 }
 
-int nova_sequence_runs_read(const uint8_t *p, size_t n, const uint64_t *first, const uint64_t *last, size_t agents,
-                            nova_sequence_runs *out)
+/* Can this run follow what is in order so far? 1, 0, or an error if it never can. */
+static int follows(plan *p, const nova_run *r, const nova_mark *says, uint64_t marks)
 {
-    nova_reader r = nova_reader_of(p, n);
-    uint64_t lefts = 0, rights = 0, elements = 0;
-    if (agents > NOVA_SEQUENCE_AGENTS_MAX)
-        return NOVA_SEQUENCE_EAGENTS;
-    for (size_t who = 0; who < agents; who++) {
-        if (last[who] > COUNT_MASK || first[who] > last[who])
-            return NOVA_SEQUENCE_EBYTES;
-        for (uint64_t at = first[who]; at < last[who];) {
-            uint64_t head = nova_take_number(&r);
-            nova_sequence_run run = {(uint64_t)who << NOVA_SEQUENCE_COUNT_BITS | at,
-                                     0,
-                                     NOVA_SEQUENCE_ROOT,
-                                     (uint32_t)(head >> 2),
-                                     head & 1,
-                                     head >> 1 & 1};
-            run.left = take_id(&r, agents, &lefts);
-            if (!run.removal)
-                run.right = take_id(&r, agents, &rights);
-            if (!r.ok || head >> 2 >= NONE || !run.len || run.len > last[who] - at ||
-                (run.removal && (run.left == NOVA_SEQUENCE_ROOT || run.len > COUNT_MASK - count_of(run.left))))
-                return NOVA_SEQUENCE_EBYTES;
-            if (!run.removal && !run.gone)
-                elements += run.len;
-            if (GROW(out->at, out->size, out->room, 1))
-                return NOVA_SEQUENCE_EMEMORY;
-            out->at[out->size++] = run;
-            at += run.len;
+    uint32_t who = nova_agent_of(r->dot);
+    uint64_t skip = p->known[who] - nova_count_of(r->dot);
+    if (r->kind == NOVA_RUN_REMOVE) {
+        if (r->left == NOVA_SEQUENCE_ROOT)
+            return NOVA_SEQUENCE_EEVENTS;
+        return inserted(p, r->left, r->len);
+    }
+    if ((!skip && !inserted(p, r->left, 1)) || !inserted(p, r->right, 1))
+        return 0;
+    if (r->kind == NOVA_RUN_INSERT) /* what goes on a run that is none here never can */
+        return !skip || slot_of(p->s, r->dot + skip - 1) != NONE ? 1 : NOVA_SEQUENCE_EEVENTS;
+    /* An honest stamp is one above what its writer knew, so no stamp is above the number of marks. */
+    if (says->stamp <= p->stamp[who] || says->stamp > marks)
+        return NOVA_SEQUENCE_EEVENTS;
+    p->stamp[who] = says->stamp;
+    return 1;
+}
+
+/* An order in which each run finds what it names: indexes of the runs with news. Nothing is changed before it is found. */
+static int find_order(plan *p, const uint64_t *place, uint64_t marks, size_t *order, size_t *fresh)
+{
+    size_t done = 0;
+    for (int progress = 1; progress && done < p->runs->size;) {
+        progress = 0;
+        for (size_t who = 0; who < p->s->agents_size; who++)
+            while (p->next[who] < p->end[who]) {
+                const nova_run *r = &p->runs->at[p->next[who]];
+                uint64_t end = nova_count_of(r->dot) + r->len;
+                if (end > p->known[who]) {
+                    const nova_mark *says = r->kind == NOVA_RUN_MARK ? &p->runs->marks[place[p->next[who]]] : NULL;
+                    int can = follows(p, r, says, marks);
+                    if (can < 0)
+                        return can;
+                    if (!can)
+                        break;
+                    p->known[who] = end;
+                    order[(*fresh)++] = p->next[who];
+                }
+                p->next[who]++, done++, progress = 1;
+            }
+    }
+    return done < p->runs->size ? NOVA_SEQUENCE_EEVENTS : 0;
+}
+
+/* Nobody deletes an element twice. A stranger who did would make each of a few bytes a pass over the whole text. */
+static int check_removals(const plan *p, const size_t *order, size_t fresh)
+{
+    const nova_sequence *s = p->s;
+    const nova_runs *runs = p->runs;
+    uint64_t elements = 0;
+    for (size_t i = 0; i < s->agents_size; i++)
+        elements += s->agents[i].count - s->agents[i].removed - s->agents[i].marks_size;
+    for (size_t i = 0; i < fresh; i++)
+        if (runs->at[order[i]].kind == NOVA_RUN_INSERT)
+            elements += unknown(s, &runs->at[order[i]]);
+    for (size_t who = 0; who < s->agents_size; who++) {
+        uint64_t removed = s->agents[who].removed;
+        for (size_t i = p->first[who]; i < p->end[who]; i++)
+            if (runs->at[i].kind == NOVA_RUN_REMOVE)
+                removed += unknown(s, &runs->at[i]);
+        if (removed > elements)
+            return NOVA_SEQUENCE_EEVENTS;
+    }
+    return 0;
+}
+
+/* Take in a run whose turn it is. */
+static int take_run(nova_sequence *s, nova_run r, const uint32_t *elements, const nova_mark *says)
+{
+    uint32_t who = nova_agent_of(r.dot), skip = (uint32_t)(s->agents[who].count - nova_count_of(r.dot));
+    r.dot += skip, r.len -= skip;
+    if (r.kind == NOVA_RUN_MARK)
+        return log_mark(s, who, &r, says);
+    if (r.kind == NOVA_RUN_REMOVE) {
+        if (!r.flags)
+            r.left += skip;
+        int failed = remove_range(s, r.left, r.len);
+        return failed ? failed : log_removal(s, who, r.left, r.len, r.flags);
+    }
+    if (skip)
+        r.left = r.dot - 1, elements = elements ? elements + skip : NULL;
+    if (integrate(s, &r, elements))
+        return NOVA_SEQUENCE_EMEMORY;
+    s->agents[who].count += r.len;
+    return 0;
+}
+
+int nova_sequence_apply(nova_sequence *s, const nova_runs *runs)
+{
+    size_t agents = s->agents_size, n = runs->size, fresh = 0;
+    uint64_t marks = s->marks, room = 0;
+    int result = NOVA_SEQUENCE_EMEMORY;
+    plan p = {s, runs, NULL, NULL, NULL, NULL, NULL};
+    size_t *order = malloc((n + 1) * sizeof *order);
+    uint64_t *place = malloc((n + 1) * sizeof *place);
+    p.first = calloc(3 * agents + 1, sizeof *p.first);
+    p.known = malloc((2 * agents + 1) * sizeof *p.known);
+    if (!order || !place || !p.first || !p.known)
+        goto end;
+    p.next = p.first + agents, p.end = p.next + agents, p.stamp = p.known + agents;
+    for (size_t i = 0; i < agents; i++) {
+        const agent *a = &s->agents[i];
+        p.known[i] = a->count;
+        p.stamp[i] = a->marks_size ? a->marks[a->marks_size - 1].says.stamp : 0;
+    }
+    if ((result = check_runs(&p, place, &marks)) || (result = find_order(&p, place, marks, order, &fresh)) ||
+        (result = check_removals(&p, order, fresh)))
+        goto end;
+    for (size_t i = 0; i < fresh; i++)
+        if (runs->at[order[i]].kind == NOVA_RUN_INSERT && !runs->at[order[i]].flags)
+            room += runs->at[order[i]].len;
+    if (!s->loading && text_room(s, room, text_limit(runs->elements, 4, runs->elements_size))) {
+        result = NOVA_SEQUENCE_EMEMORY;
+        goto end;
+    }
+    forget_cursor(s);
+    for (size_t i = 0; i < fresh && !result; i++) {
+        const nova_run *r = &runs->at[order[i]];
+        int marked = r->kind == NOVA_RUN_MARK, live = r->kind == NOVA_RUN_INSERT && !r->flags && !s->loading;
+        result = take_run(s, *r, live ? &runs->elements[place[order[i]]] : NULL,
+                          marked ? &runs->marks[place[order[i]]] : NULL);
+    }
+    s->broken |= result != 0;
+end:
+    free(order), free(place), free(p.first), free(p.known);
+    return result;
+}
+
+static uint64_t total_of(nova_sequence *s)
+{
+    uint64_t out = 0;
+    for (uint32_t at = s->head; at != NONE; at = s->leaves[at].next)
+        out += s->leaves[at].sum;
+    return out;
+}
+
+int nova_sequence_load(nova_sequence *s, const nova_runs *runs, const void *elements, unsigned width, uint64_t n)
+{
+    s->loading = 1;
+    int code = nova_sequence_apply(s, runs);
+    s->loading = 0;
+    if (!code && total_of(s) != n)
+        code = NOVA_SEQUENCE_EEVENTS;
+    if (!code && text_room(s, n, text_limit(elements, width, n)))
+        code = NOVA_SEQUENCE_EMEMORY;
+    if (code) {
+        s->broken = 1;
+        return code;
+    }
+    if (n)
+        text_put(s, 0, elements, width, n);
+    uint64_t pos = 0;
+    for (uint32_t at = s->head; at != NONE; at = s->leaves[at].next)
+        for (uint32_t i = 0; i < s->leaves[at].n; pos += s->leaves[at].visible[i++])
+            digest_elements(s, s->spans[s->leaves[at].slot[i]].id, pos, s->leaves[at].visible[i], 0);
+    return 0;
+}
+
+/* --- marks --- */
+
+/* The element that is visible at a position. */
+static uint64_t id_at(nova_sequence *s, uint64_t pos)
+{
+    uint32_t offset = seek(s, pos);
+    return s->spans[s->leaves[s->at].slot[s->index]].id + offset;
+}
+
+int nova_sequence_mark(nova_sequence *s, uint32_t who, uint64_t pos, uint64_t n, unsigned expand, uint32_t value,
+                       uint64_t hash)
+{
+    nova_run run = {0, NOVA_SEQUENCE_ROOT, NOVA_SEQUENCE_ROOT, 1, NOVA_RUN_MARK, 0};
+    nova_mark says = {s->stamp + 1, hash, value};
+    if (s->agents[who].count == COUNT_MASK)
+        return NOVA_SEQUENCE_ECOUNT;
+    if (!(expand & NOVA_EXPAND_BEFORE))
+        run.left = id_at(s, pos);
+    else if (pos)
+        run.left = id_at(s, pos - 1), run.flags |= NOVA_RUN_START_BEHIND;
+    if (!(expand & NOVA_EXPAND_AFTER))
+        run.right = id_at(s, pos + n - 1), run.flags |= NOVA_RUN_END_BEHIND;
+    else if (pos + n < s->length)
+        run.right = id_at(s, pos + n);
+    return log_mark(s, who, &run, &says); /* fails before anything is changed */
+}
+
+size_t nova_sequence_marks(const nova_sequence *s)
+{
+    return (size_t)s->marks;
+}
+
+/* Where an element is, or would be, and one further if `behind`. */
+static uint64_t edge(nova_sequence *s, uint64_t id, int behind)
+{
+    uint32_t slot = slot_of(s, id);
+    const span *p = &s->spans[slot];
+    uint64_t out = visible_before(s, p->leaf, index_in_leaf(s, slot));
+    return p->gone ? out : out + (id - p->id) + (behind ? 1 : 0);
+}
+
+void nova_sequence_marked(nova_sequence *s, nova_marked *out)
+{
+    for (size_t who = 0; who < s->agents_size; who++) {
+        const agent *a = &s->agents[who];
+        for (size_t i = 0; i < a->marks_size; i++, out++) {
+            const mark *m = &a->marks[i];
+            out->start = m->start == NOVA_SEQUENCE_ROOT ? 0 : edge(s, m->start, m->flags & NOVA_RUN_START_BEHIND);
+            out->end = m->end == NOVA_SEQUENCE_ROOT ? s->length : edge(s, m->end, m->flags & NOVA_RUN_END_BEHIND);
+            out->stamp = m->says.stamp, out->rank = a->rank, out->value = m->says.value;
         }
     }
-    if (elements > nova_left(&r))
-        return NOVA_SEQUENCE_EBYTES;
-    if (GROW(out->elements, 0, out->elements_room, (size_t)elements + 1))
-        return NOVA_SEQUENCE_EMEMORY;
-    for (uint64_t i = 0; i < elements; i++) {
-        uint64_t value = nova_take_number(&r);
-        if (!r.ok || value > 0x10ffff || (value >= 0xd800 && value < 0xe000))
-            return NOVA_SEQUENCE_EBYTES;
-        out->elements[out->elements_size++] = (uint32_t)value;
-    }
-    return nova_left(&r) ? NOVA_SEQUENCE_EBYTES : 0;
 }
 
 /* --- for tests --- */
@@ -1293,7 +1363,7 @@ int nova_sequence_runs_read(const uint8_t *p, size_t n, const uint64_t *first, c
 
 int nova_sequence_check(nova_sequence *s)
 {
-    uint64_t visible = 0;
+    uint64_t visible = 0, marks = 0;
     size_t live = 0, entries = 0;
     uint32_t last = NONE;
     nova_digest digest = {0, 0};
@@ -1306,32 +1376,41 @@ int nova_sequence_check(nova_sequence *s)
             const span *p = &s->spans[l->slot[i]];
             HOLDS(p->leaf == at && p->len && l->visible[i] == (p->gone ? 0 : p->len));
             HOLDS(slot_of(s, p->id) == l->slot[i] && slot_of(s, p->id + p->len - 1) == l->slot[i]);
-            HOLDS(count_of(p->id) + p->len <= s->agents[agent_of(p->id)].count);
+            HOLDS(nova_count_of(p->id) + p->len <= s->agents[nova_agent_of(p->id)].count);
             HOLDS(visible_before(s, at, i) == visible + sum);
             if (p->left != NOVA_SEQUENCE_ROOT)
                 HOLDS(compare_places(s, slot_of(s, p->left), p->left, l->slot[i], p->id) < 0);
             if (p->right != NOVA_SEQUENCE_ROOT)
                 HOLDS(compare_places(s, slot_of(s, p->right), p->right, l->slot[i], p->id) > 0);
-            for (uint32_t k = 0; k < l->visible[i]; k++)
-                digest = nova_digest_add(digest, element_digest(s->agents[agent_of(p->id)].salt, count_of(p->id) + k,
-                                                                text_at(s, visible + sum + k)));
+            for (uint32_t k = 0; k < l->visible[i]; k++) {
+                uint32_t value = text_at(s, visible + sum + k);
+                digest =
+                    nova_digest_add(digest, event_digest(s->agents[nova_agent_of(p->id)].salt, nova_count_of(p->id) + k,
+                                                         s->hashes ? s->hashes[value] : value));
+            }
             sum += l->visible[i];
         }
         HOLDS(l->sum == sum);
         visible += sum;
     }
     HOLDS(visible == s->length && live == s->live);
-    HOLDS(digest.lo == s->digest.lo && digest.hi == s->digest.hi);
     for (uint32_t who = 0; who < s->agents_size; who++) {
         const agent *a = &s->agents[who];
-        uint64_t events = 0, removed = 0;
+        uint64_t events = a->marks_size, removed = 0;
         for (size_t k = 0; k < a->chunks_size; k++)
             for (uint32_t i = 0; i < a->chunks[k]->n; i++, entries++)
                 events += s->spans[a->chunks[k]->slot[i]].len;
         for (size_t i = 0; i < a->removals_size; i++)
             removed += a->removals[i].len;
         HOLDS(events + removed == a->count && removed == a->removed);
+        for (size_t i = 0; i < a->marks_size; i++, marks++) {
+            const nova_mark *says = &a->marks[i].says;
+            HOLDS(says->stamp <= s->stamp && (!i || says->stamp > a->marks[i - 1].says.stamp));
+            digest = nova_digest_add(digest, event_digest(a->salt, a->marks[i].count, says->hash ^ says->stamp << 32));
+        }
     }
     HOLDS(entries == s->live);
+    HOLDS(marks == s->marks);
+    HOLDS(digest.lo == s->digest.lo && digest.hi == s->digest.hi);
     return 0;
 }

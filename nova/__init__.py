@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ORMap,
         ORSet,
         PNCounter,
+        RGAList,
         TwoPSet,
     )
     from nova.digest import Reconciler, SetDigest, digest128
@@ -46,6 +47,7 @@ _HOMES = {
         "ORMap",
         "ORSet",
         "PNCounter",
+        "RGAList",
         "TwoPSet",
     ),
     "nova.digest": ("Reconciler", "SetDigest", "digest128"),
@@ -80,6 +82,7 @@ __all__ = [
     "Order",
     "PNCounter",
     "PeerError",
+    "RGAList",
     "Reconciler",
     "Registry",
     "ReplicatedStore",

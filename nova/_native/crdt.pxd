@@ -81,6 +81,10 @@ cdef extern from "rows.h" nogil:
 
 
 # The kernel's rows, and the names of their writers.
+cdef bytes pack(object value)
+cdef int check_value(const uint8_t *at, size_t size, bint element) except -1
+
+
 cdef class Store:
     cdef nova_rows *rows
     cdef int type

@@ -1,15 +1,19 @@
-"""The sequence CRDT on csrc/sequence.c. `nova.crdt.sequence` is the face of this module."""
+"""The sequence CRDTs, of text and of values, on csrc/sequence.c. `nova.crdt.sequence` is the face of this module."""
+
+import msgspec
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
+from nova._native.crdt cimport check_value, pack
 from nova._native.digest cimport hash_bytes, nova_digest, nova_digest_add
 from nova._native.vclock cimport (
-    CausalContext, as_actor, as_context, malformed, nova_left, nova_reader, nova_store64le, nova_take, nova_take_number,
-    nova_take_size, number, seal, unseal,
+    CausalContext, as_actor, as_context, malformed, nova_left, nova_reader, nova_reader_of, nova_store64le, nova_take,
+    nova_take_number, nova_take_size, number, seal, unseal,
 )
 
 from nova.errors import CorruptionError, LimitError, UsageError
@@ -20,12 +24,13 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     bint PyUnicode_IS_ASCII(object text)
     str PyUnicode_FromKindAndData(int kind, const void *buffer, Py_ssize_t size)
+    uint32_t *PyUnicode_AsUCS4(object text, uint32_t *buffer, Py_ssize_t size, bint copy_null) except NULL
 
-cdef bytes STATE_MAGIC = b"NVT\x01"
-cdef bytes DELTA_MAGIC = b"NVU\x01"
 cdef str WHAT = "sequence"
+cdef object decode = msgspec.msgpack.Decoder().decode
 DEF COUNT_BITS = 48
 DEF COUNT_MASK = 0xFFFFFFFFFFFF
+DEF MARK_BYTES_MAX = 65536
 
 
 cdef int check_text(object text) except -1:
@@ -51,14 +56,8 @@ cdef int check_text(object text) except -1:
     return 0
 
 
-cdef object bad_range(object pos, object n, object length):
-    return UsageError(f"position {pos} and length {n} are not within the text of {length} code points")
-
-
-cdef inline int check_range(int64_t pos, int64_t n, int64_t length) except -1:
-    if pos < 0 or n < 0 or pos > length or n > length - pos:
-        raise bad_range(pos, n, length)
-    return 0
+cdef object bad_range(object pos, object n, str whole, object length, str unit):
+    return UsageError(f"position {pos} and length {n} are not within the {whole} of {length} {unit}")
 
 
 cdef object failed(int code):
@@ -67,23 +66,82 @@ cdef object failed(int code):
     if code == NOVA_SEQUENCE_ECOUNT:
         return UsageError("an actor's events end at 2**48 - 1, and one call inserts less than 2**32 - 1; go on under a new actor")
     if code == NOVA_SEQUENCE_EAGENTS:
-        return LimitError("a sequence has at most 65535 actors; start a new one from its text")
+        return LimitError(f"a sequence has at most {NOVA_SEQUENCE_AGENTS_MAX} actors; start a new one from its value")
     if code == NOVA_SEQUENCE_EGAP:
         return UsageError("this delta was made for a replica that knew more; ask its sender for delta_since(ours.context)")
     return malformed(WHAT, "its events are no possible history")
 
 
-cdef class RGA:
-    """A text that many write at once: inserts and deletes by position, merged without conflicts.
+# --- bytes -----------------------------------------------------------------------------------------------------------
 
-    RGA is the familiar name; the order of concurrent inserts is FugueMax (Weidner, Kleppmann 2023, "The Art of the
-    Fugue"), ties going to the smaller actor, then the smaller event: what was typed in one run stays in one run, forwards and
-    backwards. Positions count code points. An insert or delete of n code points is n events of the actor; deleting
-    twice is deleting once; deleted content is not kept, only that it was there.
+cdef list packed(bytes raw):
+    """Bytes with their length in front, in fewer if csrc/pack.c finds a way. The lowest bit of the length tells."""
+    cdef size_t size = PyBytes_GET_SIZE(raw), n
+    cdef bytes room = PyBytes_FromStringAndSize(NULL, size)
+    n = nova_pack(<uint8_t *>PyBytes_AS_STRING(raw), size, <uint8_t *>PyBytes_AS_STRING(room))
+    if not n:
+        return [number(size << 1), raw]
+    return [number(size << 1 | 1), number(n), room[:n]]
 
-    cost   an edit next to the one before: O(1); elsewhere O(log runs) and a move of the bytes between the two places;
-           memory by runs of events, not by characters, and 1 byte a visible character (4 once one is above U+00FF)
-    """
+
+cdef bytes unpacked(nova_reader *r):
+    cdef uint64_t head = nova_take_number(r), size = head >> 1, n = nova_take_number(r) if head & 1 else size
+    cdef const uint8_t *at = nova_take(r, n)
+    cdef bytes out
+    if at == NULL or (head & 1 and size // NOVA_PACK_GAIN_MAX > n):
+        raise malformed(WHAT, "its elements are cut")
+    if not head & 1:
+        return PyBytes_FromStringAndSize(<const char *>at, n)
+    out = PyBytes_FromStringAndSize(NULL, size)
+    if nova_unpack(at, n, <uint8_t *>PyBytes_AS_STRING(out), size):
+        raise malformed(WHAT, "its elements are packed in no way of ours")
+    return out
+
+
+cdef str unpacked_text(nova_reader *r):
+    cdef bytes raw = unpacked(r)
+    try:
+        return PyUnicode_DecodeUTF8(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw), NULL)
+    except UnicodeDecodeError:
+        raise malformed(WHAT, "its text is not UTF-8") from None
+
+
+cdef int read_names(nova_reader *r, bint delta, list names, list firsts, list lasts) except -1:
+    """The actors of a state or delta, and from which to which of their events it goes."""
+    cdef uint64_t i, n = nova_take_size(r, 3), size, first, last
+    cdef const uint8_t *at
+    for i in range(n):
+        size = nova_take_number(r)
+        at = nova_take(r, size)
+        first = nova_take_number(r) if delta else 0
+        last = nova_take_number(r)
+        if not r.ok or size == 0 or size > 1024 or first > last or last == 0 or last > COUNT_MASK:
+            raise malformed(WHAT, "an actor is cut, too long or has no events")
+        try:
+            name = PyBytes_FromStringAndSize(<const char *>at, size).decode()
+        except UnicodeDecodeError:
+            raise malformed(WHAT, "an actor is not UTF-8") from None
+        if names and name <= names[len(names) - 1]:
+            raise malformed(WHAT, "its actors are out of order")
+        names.append(name)
+        firsts.append(first)
+        lasts.append(last)
+    if not r.ok:
+        raise malformed(WHAT, "it is cut")
+    return 0
+
+
+cdef uint32_t *room_for_elements(nova_runs *runs, size_t n) except NULL:
+    if nova_runs_grow(<void **>&runs.elements, 0, &runs.elements_room, sizeof(uint32_t), n + 1):
+        raise MemoryError
+    runs.elements_size = n
+    return runs.elements
+
+
+# --- what text and lists share ---------------------------------------------------------------------------------------
+
+cdef class Sequence:
+    """What RGA and RGAList share: events and their exchange. What an element is, and what a mark says, is theirs."""
 
     def __cinit__(self):
         self.events = nova_sequence_new()
@@ -94,8 +152,10 @@ cdef class RGA:
         self.own = 0xFFFFFFFF
 
     def __init__(self, actor=None):
-        if self.actor is not None or self.names:
-            raise UsageError("this RGA is made already; make a new one")
+        if self.state_magic is None:
+            raise UsageError("Sequence is what RGA and RGAList share; make one of these")
+        if self.actor is not None or self.names or self.unread is not None:
+            raise UsageError(f"this {type(self).__name__} is made already; make a new one")
         if actor is not None:
             if not isinstance(actor, str) or not actor:
                 raise UsageError(f"actor {actor!r} is none; an actor is a str, new at every start: name~incarnation")
@@ -107,8 +167,23 @@ cdef class RGA:
         nova_sequence_free(self.events)
 
     cdef int ready(self) except -1:
+        if self.unread is not None:
+            self.read_history()
+        if self.refused is not None:
+            raise CorruptionError(self.refused)
         if nova_sequence_broken(self.events):
             raise CorruptionError("this sequence ran out of memory in the middle of a change; read it again from its bytes")
+        return 0
+
+    cdef int writable(self) except -1:
+        if self.actor is None:
+            raise UsageError("this replica has no actor and only reads; write on one that was made with actor=")
+        return self.ready()
+
+    cdef int check_range(self, int64_t pos, int64_t n) except -1:
+        cdef int64_t length = nova_sequence_length(self.events)
+        if pos < 0 or n < 0 or pos > length or n > length - pos:
+            raise bad_range(pos, n, self.whole, length, self.unit)
         return 0
 
     cdef uint32_t agent(self, str name) except? 0xFFFFFFFF:
@@ -134,7 +209,421 @@ cdef class RGA:
 
     cdef list known_names(self):
         """Actors with events, in wire order."""
+        if self.unread is not None:
+            return self.unread_names
         return sorted([name for i, name in enumerate(self.names) if nova_sequence_count(self.events, i)])
+
+    # -- what elements and marks are --
+
+    cdef list whole_bytes(self):
+        """All elements, in their order, as bytes."""
+        raise NotImplementedError
+
+    cdef object read_whole(self, nova_reader *r):
+        """And back, as `load` takes them."""
+        raise NotImplementedError
+
+    cdef int load(self, nova_runs *runs, object whole) except -1:
+        """`nova_sequence_load` with what `read_whole` returned."""
+        raise NotImplementedError
+
+    cdef list elements_bytes(self, nova_runs *runs):
+        """The elements of runs as bytes."""
+        raise NotImplementedError
+
+    cdef int read_elements(self, nova_reader *r, nova_runs *runs) except -1:
+        """And back."""
+        raise NotImplementedError
+
+    cdef list marks_bytes(self, nova_runs *runs):
+        """What marks say, as bytes; the runs are then numbered by places in them."""
+        return []
+
+    cdef list read_says(self, nova_reader *r):
+        """And back."""
+        return []
+
+    cdef uint32_t say(self, bytes raw) except? 0xFFFFFFFF:
+        """Our number of what a mark says."""
+        raise NotImplementedError
+
+    cdef int adopt(self, Sequence other, nova_runs *runs) except -1:
+        """Give runs of another replica's our numbers of elements and marks."""
+        return 0
+
+    cdef int settle(self, bint kept) except -1:
+        """Events were applied and their elements and marks kept, or they were refused."""
+        return 0
+
+    # -- reading --
+
+    def __len__(self):
+        if self.unread is not None:
+            return len(self.unread_elements)
+        return nova_sequence_length(self.events)
+
+    @property
+    def context(self):
+        """A copy of the events known here; `delta_since` on another replica takes it."""
+        if self.unread is not None:
+            return CausalContext(dict(zip(self.unread_names, self.unread_lasts)))
+        return CausalContext({name: nova_sequence_count(self.events, self.numbers[name]) for name in self.known_names()})
+
+    @property
+    def runs(self):
+        """How many runs of inserted elements the sequence is made of; memory grows with them."""
+        self.ready()
+        return nova_sequence_spans(self.events)
+
+    @property
+    def memory_bytes(self):
+        """Bytes held beyond the Python object, and beyond the values of an RGAList."""
+        self.ready()
+        return nova_sequence_memory(self.events)
+
+    # -- exchange --
+
+    cdef int since(self, dict known, list names, bint elements, nova_runs *out) except -1:
+        """The events of `names`, in that order, that somebody who knows `known` (actor -> count) lacks."""
+        cdef size_t i, n = len(self.names)
+        cdef int code
+        cdef uint64_t *counts = <uint64_t *>PyMem_Malloc((n + 1) * sizeof(uint64_t))
+        cdef uint32_t *order = <uint32_t *>PyMem_Malloc((n + 1) * sizeof(uint32_t))
+        memset(out, 0, sizeof(nova_runs))
+        if counts == NULL or order == NULL:
+            PyMem_Free(counts)
+            PyMem_Free(order)
+            raise MemoryError
+        try:
+            for i in range(n):
+                counts[i] = min(known.get(self.names[i], 0), nova_sequence_count(self.events, i))
+            for i in range(<size_t>len(names)):
+                order[i] = self.numbers[names[i]]
+            code = nova_sequence_since(self.events, counts, order, len(names), elements, out)
+        finally:
+            PyMem_Free(counts)
+            PyMem_Free(order)
+        if code:
+            nova_runs_free(out)
+            raise failed(code)
+        return 0
+
+    cdef int learn(self, nova_runs *runs, list names, list lasts, object whole) except -1:
+        """Apply runs whose agents are places in `names`, and frees them; or load them with the elements of a whole state.
+        All or nothing."""
+        cdef size_t i
+        cdef int code
+        cdef uint32_t *mine = NULL
+        cdef nova_run *r
+        cdef size_t known = len(self.names)
+        try:
+            if self.actor is not None and self.actor in names:
+                last = lasts[names.index(self.actor)]
+                if last > nova_sequence_count(self.events, self.own):
+                    raise CorruptionError(
+                        f"actor {self.actor!r} wrote event {last} elsewhere, this replica is at "
+                        f"{nova_sequence_count(self.events, self.own)}: two replicas share an actor; give each start, "
+                        "copy and restore its own")
+            mine = <uint32_t *>PyMem_Malloc((len(names) + 1) * sizeof(uint32_t))
+            if mine == NULL:
+                raise MemoryError
+            for i in range(<size_t>len(names)):
+                mine[i] = self.agent(names[i])
+            if <size_t>len(self.names) > known:
+                self.rank()
+            for i in range(runs.size):
+                r = &runs.at[i]
+                r.dot = <uint64_t>mine[r.dot >> COUNT_BITS] << COUNT_BITS | r.dot & COUNT_MASK
+                if r.left != NOVA_SEQUENCE_ROOT:
+                    r.left = <uint64_t>mine[r.left >> COUNT_BITS] << COUNT_BITS | r.left & COUNT_MASK
+                if r.right != NOVA_SEQUENCE_ROOT:
+                    r.right = <uint64_t>mine[r.right >> COUNT_BITS] << COUNT_BITS | r.right & COUNT_MASK
+            if whole is not None:
+                self.load(runs, whole)
+            else:
+                code = nova_sequence_apply(self.events, runs)
+                if code:
+                    raise failed(code)
+        except BaseException:
+            # Whom only refused events name is forgotten: strangers must not fill the table of actors.
+            if <size_t>len(self.names) > known and not nova_sequence_broken(self.events):
+                nova_sequence_forget_agents(self.events, <uint32_t>known)
+                while <size_t>len(self.names) > known:
+                    self.numbers.pop(self.names.pop(), None)
+                self.rank()
+            self.settle(False)
+            raise
+        finally:
+            PyMem_Free(mine)
+            nova_runs_free(runs)
+        self.settle(True)
+        return 0
+
+    def merge(self, Sequence other not None):
+        """Learn all that `other` knows; returns self. O(what is new), O(actors) if nothing is.
+
+        raises   CorruptionError if the other knows events of our own actor that we did not make; nothing is then changed
+        """
+        cdef nova_runs runs
+        cdef size_t i
+        if other.state_magic != self.state_magic:
+            raise UsageError(f"a {type(other).__name__} cannot be merged into a {type(self).__name__}; merge equal types")
+        self.ready()
+        other.ready()
+        if other is self:
+            return self
+        known = {name: nova_sequence_count(self.events, i) for i, name in enumerate(self.names)}
+        lasts = [nova_sequence_count(other.events, i) for i in range(<size_t>len(other.names))]
+        if all([last <= known.get(name, 0) for name, last in zip(other.names, lasts)]):
+            return self
+        other.since(known, other.names, True, &runs)
+        try:
+            self.adopt(other, &runs)
+        except BaseException:
+            nova_runs_free(&runs)
+            self.settle(False)
+            raise
+        self.learn(&runs, list(other.names), lasts, None)
+        return self
+
+    cdef bytes runs_bytes(self, nova_runs *runs, list names):
+        """Runs on the wire."""
+        cdef uint8_t *out = NULL
+        cdef size_t size = 0
+        cdef int code
+        cdef uint32_t *rank = <uint32_t *>PyMem_Malloc((len(self.names) + 1) * sizeof(uint32_t))
+        if rank == NULL:
+            raise MemoryError
+        for place, name in enumerate(names):
+            rank[<uint32_t>self.numbers[name]] = place
+        code = nova_runs_write(runs, rank, len(names), &out, &size)
+        PyMem_Free(rank)
+        if code:
+            raise failed(code)
+        try:
+            return PyBytes_FromStringAndSize(<char *>out, size)
+        finally:
+            free(out)
+
+    cdef int read_runs(self, nova_reader *r, list firsts, list lasts, nova_runs *runs) except -1:
+        """And back, to the end of the bytes: what marks say, then runs."""
+        cdef size_t i, n = len(lasts)
+        cdef int code
+        cdef bytes raw
+        cdef list says = self.read_says(r)
+        cdef uint64_t *counts = <uint64_t *>PyMem_Malloc((2 * n + 1) * sizeof(uint64_t))
+        if counts == NULL:
+            raise MemoryError
+        for i in range(n):
+            counts[i], counts[n + i] = firsts[i], lasts[i]
+        code = nova_runs_read(r.at, nova_left(r), counts, counts + n, n, runs)
+        PyMem_Free(counts)
+        if code:
+            if code == NOVA_SEQUENCE_EBYTES:
+                raise malformed(WHAT, "a run is cut or out of bounds")
+            raise failed(code)
+        for i in range(runs.marks_size):
+            if runs.marks[i].value >= <size_t>len(says):
+                raise malformed(WHAT, "a mark says nothing")
+            raw = says[runs.marks[i].value]
+            runs.marks[i].value = self.say(raw)
+            runs.marks[i].hash = hash_bytes(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw), 0).lo
+        return 0
+
+    def delta_since(self, context=None):
+        """What somebody who knows `context` (a context, clock or mapping) lacks, as bytes for `apply_delta`."""
+        cdef nova_runs runs
+        cdef CausalContext asked = as_context(context)
+        self.ready()
+        known = asked.vector.to_dict()
+        names = self.known_names()
+        parts = [number(len(names))]
+        for name in names:
+            raw = name.encode()
+            count = nova_sequence_count(self.events, self.numbers[name])
+            parts += [number(len(raw)), raw, number(min(known.get(name, 0), count)), number(count)]
+        self.since(known, names, True, &runs)
+        try:
+            parts += self.elements_bytes(&runs)
+            parts += self.marks_bytes(&runs)
+            parts.append(self.runs_bytes(&runs, names))
+        finally:
+            nova_runs_free(&runs)
+        return seal(self.delta_magic, parts)
+
+    def apply_delta(self, data):
+        """Learn what a delta holds, exactly as by merging with its sender; twice or late does no harm. Returns self.
+
+        raises   CorruptionError for bytes that are no delta of this type; UsageError if it was made for a context that
+                 knew more than this replica; nothing is then changed
+        """
+        cdef nova_runs runs
+        cdef nova_reader r
+        cdef list names = [], firsts = [], lasts = []
+        self.ready()
+        unseal(data, self.delta_magic, "sequence delta", &r)
+        read_names(&r, True, names, firsts, lasts)
+        for name, first in zip(names, firsts):
+            found = self.numbers.get(name)
+            if first > (nova_sequence_count(self.events, found) if found is not None else 0):
+                raise failed(NOVA_SEQUENCE_EGAP)
+        memset(&runs, 0, sizeof(nova_runs))
+        try:
+            self.read_elements(&r, &runs)
+            self.read_runs(&r, firsts, lasts, &runs)
+        except BaseException:
+            nova_runs_free(&runs)
+            self.settle(False)
+            raise
+        self.learn(&runs, names, lasts, None)
+        return self
+
+    def to_bytes(self):
+        """All events in canonical bytes: replicas that know the same events give the same."""
+        cdef nova_runs runs
+        if self.unread is not None:
+            return self.unread
+        self.ready()
+        names = self.known_names()
+        parts = [number(len(names))]
+        for name in names:
+            raw = name.encode()
+            parts += [number(len(raw)), raw, number(nova_sequence_count(self.events, self.numbers[name]))]
+        self.since({}, names, False, &runs)
+        try:
+            parts += self.whole_bytes()
+            parts += self.marks_bytes(&runs)
+            parts.append(self.runs_bytes(&runs, names))
+        finally:
+            nova_runs_free(&runs)
+        return seal(self.state_magic, parts)
+
+    @classmethod
+    def from_bytes(cls, data, *, actor=None):
+        """Read what `to_bytes` wrote.
+
+        actor    who goes on writing here; it must be a new one, because somebody else may hold what the old one wrote
+                 since; without it the replica reads and merges only
+        raises   CorruptionError for anything that is no state of this type
+        cost     that of its elements; its history is read by the first call that needs more than `value`, `context` and
+                 `to_bytes`. If a stranger made that up, this call raises CorruptionError.
+        """
+        cdef nova_reader r
+        cdef Sequence out = cls(actor)
+        cdef list names = [], firsts = [], lasts = []
+        unseal(data, out.state_magic, WHAT, &r)
+        read_names(&r, False, names, firsts, lasts)
+        if out.actor is not None and out.actor in names:
+            raise UsageError(
+                f"actor {out.actor!r} already wrote here; restore and fork under a new one, as name~incarnation")
+        out.unread_elements = out.read_whole(&r)
+        out.unread_from = r.at - <const uint8_t *>PyBytes_AS_STRING(data)
+        out.unread_names, out.unread_lasts = names, lasts
+        out.unread = data
+        return out
+
+    cdef int read_history(self) except -1:
+        cdef nova_runs runs
+        cdef bytes data = self.unread
+        cdef list names = self.unread_names, lasts = self.unread_lasts
+        cdef object whole = self.unread_elements
+        cdef nova_reader r = nova_reader_of(PyBytes_AS_STRING(data) + self.unread_from,
+                                            PyBytes_GET_SIZE(data) - 8 - self.unread_from)
+        self.unread = None
+        self.unread_elements = None
+        memset(&runs, 0, sizeof(nova_runs))
+        try:
+            try:
+                self.read_runs(&r, [0] * len(lasts), lasts, &runs)
+            except BaseException:
+                nova_runs_free(&runs)
+                raise
+            self.learn(&runs, names, lasts, whole)
+            if self.to_bytes() != data:
+                raise malformed(WHAT, "its runs are not in their one spelling")
+        except (CorruptionError, LimitError) as error:
+            self.refused = str(error)
+            raise
+        return 0
+
+    def fork(self, actor):
+        """A replica that goes its own way under a new actor (None: it only reads and merges)."""
+        cdef Sequence out = type(self)(actor)
+        if out.actor is not None and out.actor in self.known_names():
+            raise UsageError(
+                f"actor {out.actor!r} already wrote here; restore and fork under a new one, as name~incarnation")
+        return out.merge(self)
+
+    def digest(self):
+        """16 bytes, equal if the states are: the visible elements with their ids, marks, and which events are known."""
+        cdef bytes body
+        cdef char raw[16]
+        cdef nova_digest d
+        self.ready()
+        body = self.context.to_bytes()
+        d = nova_digest_add(nova_sequence_digest(self.events), hash_bytes(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), 12))
+        nova_store64le(raw, d.lo)
+        nova_store64le(raw + 8, d.hi)
+        return PyBytes_FromStringAndSize(raw, 16)
+
+    def _check(self):
+        """0, or where csrc/sequence.c found an invariant broken."""
+        self.ready()
+        return nova_sequence_check(self.events)
+
+    def __eq__(self, other):
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.to_bytes() == other.to_bytes()
+
+    __hash__ = None
+
+    def __reduce__(self):
+        return type(self).from_bytes, (self.to_bytes(),)
+
+    def __repr__(self):
+        return f"{type(self).__name__}(actor={self.actor!r}, value={self.value!r})"
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+cdef dict EXPANDS = {"none": 0, "before": NOVA_EXPAND_BEFORE, "after": NOVA_EXPAND_AFTER,
+                     "both": NOVA_EXPAND_BEFORE | NOVA_EXPAND_AFTER}
+
+
+cdef tuple read_say(bytes raw):
+    """Name and value of a mark, from bytes that may be a stranger's."""
+    try:
+        name, value = decode(raw)
+    except (msgspec.MsgspecError, TypeError, ValueError):
+        raise malformed(WHAT, "what a mark says is no name and value") from None
+    if type(name) is not str or not name:
+        raise malformed(WHAT, "a mark has no name")
+    return name, value
+
+
+cdef class RGA(Sequence):
+    """A text that many write at once: inserts and deletes by position, merged without conflicts; and marks (bold, a
+    link, a comment) on ranges of it.
+
+    RGA is the familiar name; the order of concurrent inserts is FugueMax (Weidner, Kleppmann 2023, "The Art of the
+    Fugue"), ties going to the smaller actor, then the smaller event: what was typed in one run stays in one run, forwards and
+    backwards. Positions count code points. An insert or delete of n code points is n events of the actor; deleting
+    twice is deleting once; deleted content is not kept, only that it was there.
+
+    A mark is one event, whose ends hold on to characters (Litt et al. 2022, "Peritext"), so that it grows and shrinks
+    with the text under it. Of marks of one name on one character the one that was made last counts, of concurrent ones
+    that of the greater actor.
+
+    cost   an edit next to the one before: O(1); elsewhere O(log runs) and a move of the bytes between the two places;
+           memory by runs of events, not by characters, and 1 byte a visible character (4 once one is above U+00FF)
+    """
+
+    def __cinit__(self):
+        self.state_magic, self.delta_magic = b"NVT\x02", b"NVU\x02"
+        self.whole, self.unit = "text", "code points"
+        self.says = []
+        self.says_numbers = {}
 
     # -- edits --
 
@@ -161,10 +650,8 @@ cdef class RGA:
 
     def splice(self, int64_t pos, int64_t n, text):
         """Delete n code points from position pos on, then insert text there. Nothing happens if it cannot be done whole."""
-        if self.actor is None:
-            raise UsageError("this replica has no actor and only reads; write on one that was made with actor=")
-        self.ready()
-        check_range(pos, n, nova_sequence_length(self.events))
+        self.writable()
+        self.check_range(pos, n)
         if type(text) is not str or not PyUnicode_IS_ASCII(text):
             check_text(text)
         if n:
@@ -180,16 +667,15 @@ cdef class RGA:
                   other in `text`
         raises    UsageError that names the first patch that does not fit
         """
-        cdef int64_t length = nova_sequence_length(self.events), pos, n, more, at = 0, total
+        cdef int64_t length, pos, n, more, at = 0, total
         cdef Py_ssize_t i
         cdef const int64_t[:, ::1] rows
         cdef unsigned kind
         cdef int code
         cdef const uint8_t *data
         cdef list checked
-        if self.actor is None:
-            raise UsageError("this replica has no actor and only reads; write on one that was made with actor=")
-        self.ready()
+        self.writable()
+        length = nova_sequence_length(self.events)
         if text is None:
             checked = list(patches)
             for i in range(len(checked)):
@@ -200,7 +686,7 @@ cdef class RGA:
                     raise UsageError(f"patch {i} has {len(patch)} parts; a patch is (position, deleted, inserted text)")
                 pos, n, inserted = <tuple>patch
                 if pos < 0 or n < 0 or pos > length or n > length - pos:
-                    raise UsageError(f"patch {i}: {bad_range(pos, n, length)}")
+                    raise UsageError(f"patch {i}: {bad_range(pos, n, self.whole, length, self.unit)}")
                 if type(inserted) is not str or not PyUnicode_IS_ASCII(inserted):
                     check_text(inserted)
                 length += PyUnicode_GET_LENGTH(inserted) - n
@@ -219,7 +705,7 @@ cdef class RGA:
         for i in range(rows.shape[0]):
             pos, n, more = rows[i, 0], rows[i, 1], rows[i, 2]
             if pos < 0 or n < 0 or pos > length or n > length - pos:
-                raise UsageError(f"patch {i}: {bad_range(pos, n, length)}")
+                raise UsageError(f"patch {i}: {bad_range(pos, n, self.whole, length, self.unit)}")
             if more < 0 or more > total - at:
                 raise UsageError(f"patch {i} inserts {more} code points; the text has {total - at} left")
             at += more
@@ -235,6 +721,104 @@ cdef class RGA:
                 raise failed(code)
             data += more * kind
 
+    # -- marks --
+
+    cdef uint32_t say(self, bytes raw) except? 0xFFFFFFFF:
+        """The number of a mark's name and value."""
+        found = self.says_numbers.get(raw)
+        if found is None:
+            found = self.says_numbers[raw] = len(self.says)
+            self.says.append(raw)
+        return found
+
+    cdef int put_mark(self, int64_t pos, int64_t n, object name, object value, str expand) except -1:
+        cdef bytes raw
+        cdef int code
+        self.writable()
+        self.check_range(pos, n)
+        if n == 0:
+            raise UsageError(f"a mark on 0 code points at {pos}; mark at least one")
+        if not isinstance(name, str) or not name:
+            raise UsageError(f"mark {name!r} is none; a mark has a str for a name")
+        if expand not in EXPANDS:
+            raise UsageError(f"expand {expand!r} is none; it is one of {', '.join(EXPANDS)}")
+        raw = pack([str(name), value])
+        if len(raw) > MARK_BYTES_MAX:
+            raise LimitError(f"a mark of {len(raw)} bytes; the limit is {MARK_BYTES_MAX}; keep large values elsewhere")
+        code = nova_sequence_mark(self.events, self.own, pos, n, EXPANDS[expand], self.say(raw),
+                                  hash_bytes(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw), 0).lo)
+        if code:
+            raise failed(code)
+        self.settle(True)
+        return 0
+
+    def mark(self, int64_t pos, int64_t n, name, value=True, *, str expand="after"):
+        """Mark n code points from position pos on.
+
+        name     what the mark is: "bold", "link"; a name has one value on each character
+        value    a JSON-like value, not None
+        expand   at which ends text that is inserted there is marked, too: "after" (as bold does), "before", "both", or
+                 "none" (as a link does)
+        """
+        if value is None:
+            raise UsageError("a mark of None; unmark takes a mark away")
+        self.put_mark(pos, n, name, value, expand)
+
+    def unmark(self, int64_t pos, int64_t n, name, *, str expand="after"):
+        """Take the mark of that name from n code points from position pos on."""
+        self.put_mark(pos, n, name, None, expand)
+
+    @property
+    def spans(self):
+        """The text in stretches that are marked alike: [(text, {name: value}), ...]. O(marks log size + text)."""
+        cdef nova_marked *marks = NULL
+        cdef nova_painted *painted = NULL
+        cdef uint32_t *name_of = NULL
+        cdef size_t i, n, size = 0
+        cdef int code
+        cdef dict numbers = {}, active = {}
+        cdef list said, edges = [], out = [], last = None
+        self.ready()
+        text = self.text
+        n = nova_sequence_marks(self.events)
+        said = [read_say(raw) for raw in self.says]
+        try:
+            marks = <nova_marked *>PyMem_Malloc((n + 1) * sizeof(nova_marked))
+            painted = <nova_painted *>PyMem_Malloc((2 * n + 1) * sizeof(nova_painted))
+            name_of = <uint32_t *>PyMem_Malloc((len(said) + 1) * sizeof(uint32_t))
+            if marks == NULL or painted == NULL or name_of == NULL:
+                raise MemoryError
+            for i in range(<size_t>len(said)):
+                name_of[i] = numbers.setdefault(said[i][0], len(numbers))
+            nova_sequence_marked(self.events, marks)
+            code = nova_marks_paint(marks, n, name_of, painted, &size)
+            if code:
+                raise failed(code)
+            for i in range(size):
+                if said[painted[i].value][1] is not None:
+                    edges.append((painted[i].end, False, painted[i].value))
+                    edges.append((painted[i].start, True, painted[i].value))
+        finally:
+            PyMem_Free(marks)
+            PyMem_Free(painted)
+            PyMem_Free(name_of)
+        edges.sort()  # at one place ends come before starts
+        edges.append((len(text), False, None))
+        at = 0
+        for place, starts, say in edges:
+            if place > at:
+                found = sorted(active.values())
+                if out and found == last:
+                    out[len(out) - 1] = (out[len(out) - 1][0] + text[at:place], out[len(out) - 1][1])
+                else:
+                    out.append((text[at:place], {said[number][0]: said[number][1] for number in found}))
+                at, last = place, found
+            if starts:
+                active[said[say][0]] = say
+            elif say is not None:
+                del active[said[say][0]]
+        return out
+
     # -- reading --
 
     @property
@@ -242,6 +826,8 @@ cdef class RGA:
         """The text as it stands here."""
         cdef unsigned width
         cdef const void *at
+        if self.unread is not None:
+            return self.unread_elements
         self.ready()
         at = nova_sequence_view(self.events, &width)
         return PyUnicode_FromKindAndData(width, at, nova_sequence_length(self.events)) if at != NULL else ""
@@ -251,279 +837,314 @@ cdef class RGA:
         """The text as it stands here."""
         return self.text
 
-    def __len__(self):
-        return nova_sequence_length(self.events)
-
-    @property
-    def context(self):
-        """A copy of the events known here; `delta_since` on another replica takes it."""
-        return CausalContext({name: nova_sequence_count(self.events, self.numbers[name]) for name in self.known_names()})
-
-    @property
-    def runs(self):
-        """How many runs of events the text is made of; memory grows with them."""
-        return nova_sequence_spans(self.events)
-
-    @property
-    def memory_bytes(self):
-        """Bytes held beyond the Python object."""
-        return nova_sequence_memory(self.events)
-
-    # -- exchange --
-
-    cdef int since(self, dict known, list names, nova_sequence_runs *out) except -1:
-        """The events of `names`, in that order, that somebody who knows `known` (actor -> count) lacks."""
-        cdef size_t i, n = len(self.names)
-        cdef int code
-        cdef uint64_t *counts = <uint64_t *>PyMem_Malloc((n + 1) * sizeof(uint64_t))
-        cdef uint32_t *order = <uint32_t *>PyMem_Malloc((n + 1) * sizeof(uint32_t))
-        memset(out, 0, sizeof(nova_sequence_runs))
-        if counts == NULL or order == NULL:
-            PyMem_Free(counts)
-            PyMem_Free(order)
-            raise MemoryError
-        try:
-            for i in range(n):
-                counts[i] = min(known.get(self.names[i], 0), nova_sequence_count(self.events, i))
-            for i in range(<size_t>len(names)):
-                order[i] = self.numbers[names[i]]
-            code = nova_sequence_since(self.events, counts, order, len(names), out)
-        finally:
-            PyMem_Free(counts)
-            PyMem_Free(order)
-        if code:
-            nova_sequence_runs_free(out)
-            raise failed(code)
-        return 0
-
-    cdef int learn(self, nova_sequence_runs *runs, list names, list lasts) except -1:
-        """Apply runs whose agents are places in `names`; frees them. All or nothing."""
-        cdef size_t i
-        cdef int code
-        cdef uint32_t *mine = NULL
-        cdef nova_sequence_run *r
-        cdef size_t known = len(self.names)
-        try:
-            if self.actor is not None and self.actor in names:
-                last = lasts[names.index(self.actor)]
-                if last > nova_sequence_count(self.events, self.own):
-                    raise CorruptionError(
-                        f"actor {self.actor!r} wrote event {last} elsewhere, this replica is at "
-                        f"{nova_sequence_count(self.events, self.own)}: two replicas share an actor; give each start, "
-                        "copy and restore its own")
-            mine = <uint32_t *>PyMem_Malloc((len(names) + 1) * sizeof(uint32_t))
-            if mine == NULL:
-                raise MemoryError
-            for i in range(<size_t>len(names)):
-                mine[i] = self.agent(names[i])
-            if <size_t>len(self.names) > known:
-                self.rank()
-            for i in range(runs.size):
-                r = &runs.at[i]
-                r.dot = <uint64_t>mine[r.dot >> COUNT_BITS] << COUNT_BITS | r.dot & COUNT_MASK
-                if r.left != NOVA_SEQUENCE_ROOT:
-                    r.left = <uint64_t>mine[r.left >> COUNT_BITS] << COUNT_BITS | r.left & COUNT_MASK
-                if r.right != NOVA_SEQUENCE_ROOT:
-                    r.right = <uint64_t>mine[r.right >> COUNT_BITS] << COUNT_BITS | r.right & COUNT_MASK
-            code = nova_sequence_apply(self.events, runs)
-            if code:
-                raise failed(code)
-        except BaseException:
-            # Whom only refused events name is forgotten: strangers must not fill the table of actors.
-            if <size_t>len(self.names) > known and not nova_sequence_broken(self.events):
-                nova_sequence_forget_agents(self.events, <uint32_t>known)
-                while <size_t>len(self.names) > known:
-                    self.numbers.pop(self.names.pop(), None)
-                self.rank()
-            raise
-        finally:
-            PyMem_Free(mine)
-            nova_sequence_runs_free(runs)
-        return 0
-
-    def merge(self, RGA other not None):
-        """Learn all that `other` knows; returns self. O(what is new), O(actors) if nothing is.
-
-        raises   CorruptionError if the other knows events of our own actor that we did not make; the text is then as before
-        """
-        cdef nova_sequence_runs runs
-        cdef size_t i
-        self.ready()
-        other.ready()
-        if other is self:
-            return self
-        known = {name: nova_sequence_count(self.events, i) for i, name in enumerate(self.names)}
-        lasts = [nova_sequence_count(other.events, i) for i in range(<size_t>len(other.names))]
-        if all([last <= known.get(name, 0) for name, last in zip(other.names, lasts)]):
-            return self
-        other.since(known, other.names, &runs)
-        self.learn(&runs, list(other.names), lasts)
-        return self
-
-    cdef bytes runs_bytes(self, nova_sequence_runs *runs, list names):
-        """Runs on the wire; frees them."""
-        cdef uint8_t *out = NULL
-        cdef size_t size = 0
-        cdef int code
-        cdef uint32_t *rank = <uint32_t *>PyMem_Malloc((len(self.names) + 1) * sizeof(uint32_t))
-        if rank == NULL:
-            nova_sequence_runs_free(runs)
-            raise MemoryError
-        for place, name in enumerate(names):
-            rank[<uint32_t>self.numbers[name]] = place
-        code = nova_sequence_runs_write(runs, rank, &out, &size)
-        PyMem_Free(rank)
-        nova_sequence_runs_free(runs)
-        if code:
-            raise failed(code)
-        try:
-            return PyBytes_FromStringAndSize(<char *>out, size)
-        finally:
-            free(out)
-
-    def delta_since(self, context=None):
-        """What somebody who knows `context` (a context, clock or mapping) lacks, as bytes for `apply_delta`."""
-        cdef nova_sequence_runs runs
-        cdef CausalContext asked = as_context(context)
-        self.ready()
-        known = asked.vector.to_dict()
-        names = self.known_names()
-        parts = [number(len(names))]
-        for name in names:
-            raw = name.encode()
-            count = nova_sequence_count(self.events, self.numbers[name])
-            parts += [number(len(raw)), raw, number(min(known.get(name, 0), count)), number(count)]
-        self.since(known, names, &runs)
-        parts.append(self.runs_bytes(&runs, names))
-        return seal(DELTA_MAGIC, parts)
-
-    def apply_delta(self, data):
-        """Learn what a delta holds, exactly as by merging with its sender; twice or late does no harm. Returns self.
-
-        raises   CorruptionError for bytes that are no delta of a sequence; UsageError if it was made for a context that
-                 knew more than this replica; the text is then as before
-        """
-        cdef nova_sequence_runs runs
-        self.ready()
-        names, firsts, lasts = read_events(data, DELTA_MAGIC, True, &runs)
-        for name, first, last in zip(names, firsts, lasts):
-            found = self.numbers.get(name)
-            if first > (nova_sequence_count(self.events, found) if found is not None else 0):
-                nova_sequence_runs_free(&runs)
-                raise failed(NOVA_SEQUENCE_EGAP)
-        self.learn(&runs, names, lasts)
-        return self
-
-    def to_bytes(self):
-        """All events in canonical bytes: replicas that know the same events give the same."""
-        cdef nova_sequence_runs runs
-        self.ready()
-        names = self.known_names()
-        parts = [number(len(names))]
-        for name in names:
-            raw = name.encode()
-            parts += [number(len(raw)), raw, number(nova_sequence_count(self.events, self.numbers[name]))]
-        self.since({}, names, &runs)
-        parts.append(self.runs_bytes(&runs, names))
-        return seal(STATE_MAGIC, parts)
-
-    @classmethod
-    def from_bytes(cls, data, *, actor=None):
-        """Read what `to_bytes` wrote.
-
-        actor    who goes on writing here; it must be a new one, because somebody else may hold what the old one wrote
-                 since; without it the replica reads and merges only
-        raises   CorruptionError for anything that is no state of a sequence
-        """
-        cdef nova_sequence_runs runs
-        cdef RGA out = cls(actor)
-        names, _, lasts = read_events(data, STATE_MAGIC, False, &runs)
-        if out.actor is not None and out.actor in names:
-            nova_sequence_runs_free(&runs)
-            raise UsageError(
-                f"actor {out.actor!r} already wrote here; restore and fork under a new one, as name~incarnation")
-        out.learn(&runs, names, lasts)
-        if out.to_bytes() != data:
-            raise malformed(WHAT, "its runs are not in their one spelling")
-        return out
-
-    def fork(self, actor):
-        """A replica that goes its own way under a new actor (None: it only reads and merges)."""
-        cdef RGA out = type(self)(actor)
-        if out.actor is not None and out.actor in self.known_names():
-            raise UsageError(
-                f"actor {out.actor!r} already wrote here; restore and fork under a new one, as name~incarnation")
-        return out.merge(self)
-
-    def digest(self):
-        """16 bytes, equal if the states are: the visible elements with their ids, and which events are known."""
-        cdef bytes body = self.context.to_bytes()
-        cdef char raw[16]
-        cdef nova_digest d
-        self.ready()
-        d = nova_digest_add(nova_sequence_digest(self.events), hash_bytes(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), 12))
-        nova_store64le(raw, d.lo)
-        nova_store64le(raw + 8, d.hi)
-        return PyBytes_FromStringAndSize(raw, 16)
-
-    def _check(self):
-        """0, or where csrc/sequence.c found an invariant broken."""
-        return nova_sequence_check(self.events)
-
-    def __eq__(self, other):
-        if not isinstance(other, RGA):
-            return NotImplemented
-        return self.to_bytes() == other.to_bytes()
-
-    __hash__ = None
-
-    def __reduce__(self):
-        return type(self).from_bytes, (self.to_bytes(),)
-
     def __str__(self):
         return self.text
 
-    def __repr__(self):
-        return f"{type(self).__name__}(actor={self.actor!r}, value={self.value!r})"
+    # -- what elements and marks are --
+
+    cdef list whole_bytes(self):
+        return packed(self.text.encode())
+
+    cdef object read_whole(self, nova_reader *r):
+        return unpacked_text(r)
+
+    cdef int load(self, nova_runs *runs, object whole) except -1:
+        cdef int code = nova_sequence_load(self.events, runs, PyUnicode_DATA(whole), PyUnicode_KIND(whole),
+                                           PyUnicode_GET_LENGTH(whole))
+        if code:
+            raise failed(code)
+        return 0
+
+    cdef list elements_bytes(self, nova_runs *runs):
+        return packed((<str>PyUnicode_FromKindAndData(4, runs.elements, runs.elements_size)).encode()
+                      if runs.elements_size else b"")
+
+    cdef int read_elements(self, nova_reader *r, nova_runs *runs) except -1:
+        cdef str text = unpacked_text(r)
+        cdef Py_ssize_t n = PyUnicode_GET_LENGTH(text)
+        PyUnicode_AsUCS4(text, room_for_elements(runs, n), n + 1, True)
+        return 0
+
+    cdef list marks_bytes(self, nova_runs *runs):
+        cdef dict places = {}
+        cdef size_t i
+        cdef list out
+        for i in range(runs.marks_size):
+            runs.marks[i].value = places.setdefault(runs.marks[i].value, len(places))
+        out = [number(len(places))]
+        for value in places:
+            raw = self.says[value]
+            out += [number(len(raw)), raw]
+        return out
+
+    cdef list read_says(self, nova_reader *r):
+        cdef uint64_t i, n = nova_take_size(r, 2), size
+        cdef const uint8_t *at
+        cdef list out = []
+        for i in range(n):
+            size = nova_take_number(r)
+            at = nova_take(r, size)
+            if at == NULL or size > MARK_BYTES_MAX:
+                raise malformed(WHAT, "what a mark says is cut or too long")
+            check_value(at, size, False)
+            raw = PyBytes_FromStringAndSize(<const char *>at, size)
+            read_say(raw)
+            out.append(raw)
+        return out
+
+    cdef int adopt(self, Sequence other, nova_runs *runs) except -1:
+        cdef size_t i
+        for i in range(runs.marks_size):
+            runs.marks[i].value = self.say((<RGA>other).says[runs.marks[i].value])
+        return 0
+
+    cdef int settle(self, bint kept) except -1:
+        if kept:
+            self.says_kept = len(self.says)
+        while len(self.says) > self.says_kept:
+            del self.says_numbers[self.says.pop()]
+        return 0
 
 
-cdef tuple read_events(object data, bytes magic, bint delta, nova_sequence_runs *runs):
-    """(names, first counts, last counts) and the runs, which the caller frees."""
-    cdef nova_reader r
-    cdef uint64_t i, n, size, first, last
-    cdef const uint8_t *at
-    cdef list names = [], firsts = [], lasts = []
-    cdef uint64_t *counts = NULL
-    cdef int code
-    memset(runs, 0, sizeof(nova_sequence_runs))
-    unseal(data, magic, "sequence delta" if delta else WHAT, &r)
-    n = nova_take_size(&r, 3)
-    for i in range(n):
-        size = nova_take_number(&r)
-        at = nova_take(&r, size)
-        first = nova_take_number(&r) if delta else 0
-        last = nova_take_number(&r)
-        if not r.ok or size == 0 or size > 1024 or first > last or last == 0 or last > COUNT_MASK:
-            raise malformed(WHAT, "an actor is cut, too long or has no events")
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+cdef class RGAList(Sequence):
+    """A list that many write at once: elements are JSON-like values and bytes; order and merging are those of RGA.
+
+    An element is a value for good: to change one, put another in its place (`splice(pos, 1, [value])`); two who do so at
+    once leave both. What changes in place by merging belongs into an ORMap, and its key into the list.
+
+    cost   as RGA; an element is kept as its bytes, and what is deleted is given back
+    """
+
+    def __cinit__(self):
+        self.state_magic, self.delta_magic = b"NVL\x01", b"NVM\x01"
+        self.whole, self.unit = "list", "elements"
+        self.values = []
+
+    def __dealloc__(self):
+        PyMem_Free(self.hashes)
+
+    cdef uint32_t number_of(self, bytes raw) except? 0xFFFFFFFF:
+        """A number for a value."""
+        cdef size_t n = len(self.values), room = self.hashes_room
+        cdef uint64_t *grown
+        if n == room:
+            room = 2 * room + 16
+            grown = <uint64_t *>PyMem_Realloc(self.hashes, room * sizeof(uint64_t))
+            if grown == NULL:
+                raise MemoryError
+            self.hashes, self.hashes_room = grown, room
+            nova_sequence_stand_for(self.events, self.hashes)
+        if n >= 0xFFFFFFFF:
+            raise LimitError("a list has less than 2**32 - 1 elements; start another one")
+        self.hashes[n] = hash_bytes(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw), 0).lo
+        self.values.append(raw)
+        return <uint32_t>n
+
+    cdef int settle(self, bint kept) except -1:
+        """Give up the values of elements that are gone, once they are more than half."""
+        cdef size_t i, n = len(self.values), length = nova_sequence_length(self.events), fresh = 0
+        cdef unsigned width = 0
+        cdef const void *at
+        cdef uint32_t *numbers
+        cdef list values = []
+        if n <= 2 * length + 64 or nova_sequence_broken(self.events):
+            return 0
+        numbers = <uint32_t *>PyMem_Malloc(n * sizeof(uint32_t))
+        if numbers == NULL:
+            return 0  # another time
+        memset(numbers, 0, n * sizeof(uint32_t))
+        at = nova_sequence_view(self.events, &width)
+        for i in range(length):
+            numbers[(<const uint8_t *>at)[i] if width == 1 else (<const uint32_t *>at)[i]] = 1
+        for i in range(n):
+            if numbers[i]:
+                numbers[i] = <uint32_t>fresh
+                self.hashes[fresh] = self.hashes[i]
+                values.append(self.values[i])
+                fresh += 1
+        nova_sequence_renumber(self.events, numbers)
+        PyMem_Free(numbers)
+        self.values = values
+        return 0
+
+    # -- edits --
+
+    cdef int edit(self, uint64_t pos, uint64_t n, list raws) except -1:
+        cdef size_t i, more = len(raws)
+        cdef uint32_t *numbers = NULL
+        cdef int code = 0
+        if more:
+            numbers = <uint32_t *>PyMem_Malloc(more * sizeof(uint32_t))
+            if numbers == NULL:
+                raise MemoryError
         try:
-            name = PyBytes_FromStringAndSize(<const char *>at, size).decode()
-        except UnicodeDecodeError:
-            raise malformed(WHAT, "an actor is not UTF-8") from None
-        if names and name <= names[len(names) - 1]:
-            raise malformed(WHAT, "its actors are out of order")
-        names.append(name)
-        firsts.append(first)
-        lasts.append(last)
-    if not r.ok:
-        raise malformed(WHAT, "it is cut")
-    counts = <uint64_t *>PyMem_Malloc((2 * n + 1) * sizeof(uint64_t))
-    if counts == NULL:
-        raise MemoryError
+            for i in range(more):
+                numbers[i] = self.number_of(raws[i])
+            if n:
+                code = nova_sequence_delete(self.events, self.own, pos, n)
+            if not code and more:
+                code = nova_sequence_insert(self.events, self.own, pos, numbers, sizeof(uint32_t), more)
+            if code:
+                raise failed(code)
+        finally:
+            PyMem_Free(numbers)
+        if n:
+            self.settle(True)
+        return 0
+
+    def insert(self, int64_t pos, values):
+        """Insert an iterable of values before position pos. raises UsageError for a position beyond the end."""
+        self.splice(pos, 0, values)
+
+    def append(self, value):
+        """Insert one value at the end."""
+        self.splice(len(self), 0, (value,))
+
+    def delete(self, int64_t pos, int64_t n=1):
+        """Delete n elements from position pos on. raises UsageError if they are not all there."""
+        self.splice(pos, n, ())
+
+    def splice(self, int64_t pos, int64_t n, values):
+        """Delete n elements from position pos on, then insert values there. Nothing happens if it cannot be done whole."""
+        cdef list raws
+        self.writable()
+        raws = packed_values(values)
+        self.check_range(pos, n)
+        self.edit(pos, n, raws)
+
+    def apply_patches(self, patches):
+        """Many splices in one call, (position, deleted count, values) each: all of them, or none if one does not fit.
+
+        raises    UsageError that names the first patch that does not fit
+        """
+        cdef int64_t length, pos, n
+        cdef list checked = []
+        cdef list raws
+        self.writable()
+        length = nova_sequence_length(self.events)
+        for i, patch in enumerate(patches):
+            patch = tuple(patch)
+            if len(patch) != 3:
+                raise UsageError(f"patch {i} has {len(patch)} parts; a patch is (position, deleted, inserted values)")
+            pos, n, values = patch
+            if pos < 0 or n < 0 or pos > length or n > length - pos:
+                raise UsageError(f"patch {i}: {bad_range(pos, n, self.whole, length, self.unit)}")
+            raws = packed_values(values)
+            checked.append((pos, n, raws))
+            length += len(raws) - n
+        for pos, n, raws in checked:
+            self.edit(pos, n, raws)
+
+    # -- reading --
+
+    cdef list raws(self):
+        """The elements as bytes."""
+        cdef unsigned width = 0
+        cdef const void *at
+        cdef size_t i, n
+        if self.unread is not None:
+            return self.unread_elements
+        self.ready()
+        at = nova_sequence_view(self.events, &width)
+        n = nova_sequence_length(self.events)
+        if width == 1:
+            return [self.values[(<const uint8_t *>at)[i]] for i in range(n)]
+        return [self.values[(<const uint32_t *>at)[i]] for i in range(n)]
+
+    @property
+    def value(self):
+        """The elements as they stand here, in a new list."""
+        cdef list raws = self.raws()
+        return decode(b"\xdd" + len(raws).to_bytes(4, "big") + b"".join(raws))
+
+    def __iter__(self):
+        return iter(self.value)
+
+    def __getitem__(self, index):
+        cdef unsigned width = 0
+        cdef const void *at
+        cdef int64_t i, n
+        if isinstance(index, slice):
+            return self.value[index]
+        self.ready()
+        i, n = index, nova_sequence_length(self.events)
+        if i < 0:
+            i += n
+        if i < 0 or i >= n:
+            raise IndexError(f"index {index} is not within the list of {n} elements")
+        at = nova_sequence_view(self.events, &width)
+        return decode(self.values[(<const uint8_t *>at)[i] if width == 1 else (<const uint32_t *>at)[i]])
+
+    # -- what elements are --
+
+    cdef list whole_bytes(self):
+        return list_bytes(self.raws())
+
+    cdef object read_whole(self, nova_reader *r):
+        return read_list(r)
+
+    cdef int load(self, nova_runs *runs, object whole) except -1:
+        cdef size_t i, n = len(whole)
+        cdef uint32_t *numbers = room_for_elements(runs, n)
+        cdef int code
+        for i in range(n):
+            numbers[i] = self.number_of(whole[i])
+        code = nova_sequence_load(self.events, runs, numbers, sizeof(uint32_t), n)
+        if code:
+            raise failed(code)
+        return 0
+
+    cdef list elements_bytes(self, nova_runs *runs):
+        cdef size_t i
+        return list_bytes([self.values[runs.elements[i]] for i in range(runs.elements_size)])
+
+    cdef int read_elements(self, nova_reader *r, nova_runs *runs) except -1:
+        cdef list raws = read_list(r)
+        cdef size_t i, n = len(raws)
+        cdef uint32_t *numbers = room_for_elements(runs, n)
+        for i in range(n):
+            numbers[i] = self.number_of(raws[i])
+        return 0
+
+    cdef int adopt(self, Sequence other, nova_runs *runs) except -1:
+        cdef size_t i
+        cdef list theirs = (<RGAList>other).values
+        for i in range(runs.elements_size):
+            runs.elements[i] = self.number_of(theirs[runs.elements[i]])
+        return 0
+
+
+cdef list packed_values(object values):
+    if isinstance(values, (str, bytes, dict)):
+        raise UsageError(f"values are a {type(values).__name__}; pass a list of them")
+    return [pack(value) for value in values]
+
+
+cdef list list_bytes(list raws):
+    """How many values, and all of them, each behind its size."""
+    cdef list parts = []
+    for raw in raws:
+        parts += [number(len(raw)), raw]
+    return [number(len(raws)), *packed(b"".join(parts))]
+
+
+cdef list read_list(nova_reader *r):
+    cdef uint64_t i, n = nova_take_number(r), size
+    cdef bytes body = unpacked(r)
+    cdef nova_reader inner = nova_reader_of(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body))
+    cdef const uint8_t *at
+    cdef list out = []
+    if n > nova_left(&inner) // 2:
+        raise malformed(WHAT, "its elements are cut")
     for i in range(n):
-        counts[i], counts[n + i] = firsts[i], lasts[i]
-    code = nova_sequence_runs_read(r.at, nova_left(&r), counts, counts + n, n, runs)
-    PyMem_Free(counts)
-    if code:
-        nova_sequence_runs_free(runs)
-        raise MemoryError if code == NOVA_SEQUENCE_EMEMORY else malformed(WHAT, "a run or an element is cut or out of bounds")
-    return names, firsts, lasts
+        size = nova_take_number(&inner)
+        at = nova_take(&inner, size)
+        if at == NULL:
+            raise malformed(WHAT, "an element is cut")
+        check_value(at, size, False)
+        out.append(PyBytes_FromStringAndSize(<const char *>at, size))
+    if nova_left(&inner):
+        raise malformed(WHAT, "it has more elements than it says")
+    return out

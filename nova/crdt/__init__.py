@@ -4,7 +4,7 @@ from nova.crdt.base import Crdt
 from nova.crdt.counters import BoundedCounter, GCounter, PNCounter
 from nova.crdt.maps import LWWMap, ORMap
 from nova.crdt.registers import EnableWinsFlag, LWWRegister, MVRegister
-from nova.crdt.sequence import RGA
+from nova.crdt.sequence import RGA, RGAList
 from nova.crdt.sets import GSet, ORSet, TwoPSet
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "ORMap",
     "ORSet",
     "PNCounter",
+    "RGAList",
     "TwoPSet",
 ]

@@ -1,5 +1,5 @@
-"""Text that many write at once."""
+"""Text and lists that many write at once."""
 
-from nova._native.sequence import RGA
+from nova._native.sequence import RGA, RGAList
 
-__all__ = ["RGA"]
+__all__ = ["RGA", "RGAList"]

@@ -6,6 +6,7 @@ import pickle
 from itertools import permutations, product
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -299,21 +300,71 @@ def test_a_run_that_goes_on_before_something_new_keeps_its_own_right_origin():
     assert b.to_bytes() == a.to_bytes()
 
 
-def hostile(counts: list[tuple[str, int, int]], *runs: bytes, text: str = "") -> bytes:
-    """A delta of (actor, first count, last count) and runs; with a right sum, as a stranger would make it."""
-    body = b"NVU\x01" + bytes([len(counts)])
+Id = tuple[int, int] | None  # the agent's place and the count; None is the end of the sequence
+HEADS = {"insert": 2, "gone": 5, "remove": 6, "remove back": 7}  # with the right origin named
+
+
+def number(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes(out) + bytes([value])
+
+
+def column(agents: int, ids: list[tuple[Id, tuple[int, int] | None]]) -> bytes:
+    """Differences to the count that came last, of each agent; with each id, what comes last then, if it is not that."""
+    last, out = [0] * agents, b""
+    for id, then in ids:
+        if id is None:
+            out += b"\0"
+        else:
+            step = id[1] - last[id[0]]
+            out += number(1 + (2 * step if step >= 0 else -2 * step - 1) * agents + id[0])
+            last[id[0]] = id[1]
+        if then is not None:
+            last[then[0]] = then[1]
+    return out
+
+
+def hostile(
+    counts: list[tuple[str, int, int]],
+    *runs: tuple[Any, ...],
+    text: str = "",
+    says: list[tuple[str, Any]] = [],  # noqa: B006
+) -> bytes:
+    """A delta of (actor, first count, last count) and, in the order of these, runs of (what, length, left, right), or
+    ("mark", flags, left, right, place in says, stamp); with a right sum, as a stranger would make it."""
+    body = b"NVU\x02" + number(len(counts))
     for name, first, last in counts:
-        body += bytes([len(name)]) + name.encode() + bytes([first, last])
-    body += b"".join(runs) + text.encode()
+        body += number(len(name)) + name.encode() + number(first) + number(last)
+    body += number(len(text.encode()) << 1) + text.encode() + number(len(says))
+    for say in says:
+        raw = msgspec.msgpack.encode(say)
+        body += number(len(raw)) + raw
+    dots = [(place, at) for place, (_, first, last) in enumerate(counts) for at in range(first, last)]
+    heads, lefts, rights, marks, stamp = b"", [], [], b"", 0
+    for what, length, left, right, *said in runs:
+        dot = dots[0]
+        if what == "mark":
+            heads += number(length)
+            step = said[1] - stamp
+            marks += number(said[0]) + number(2 * step if step >= 0 else -2 * step - 1)
+            stamp = said[1]
+            lefts.append((left, None))
+            rights.append((right, None))
+            dots = dots[1:]
+            continue
+        heads += number(length << 3 | HEADS[what])
+        if what in ("insert", "gone"):
+            lefts.append((left, (dot[0], dot[1] + length - 1)))
+            rights.append((right, None))
+        else:
+            back = what == "remove back" or length == 1
+            lefts.append((left, (left[0], left[1] - 1 if back else left[1] + length)))
+        dots = dots[length:]
+    body += heads + column(len(counts), lefts) + column(len(counts), rights) + marks
     return body + digest128(body, 0x4E56)[:8]
-
-
-START = b"\0"  # the origin at either end
-
-
-def element(agent: int, step: int) -> bytes:
-    """An origin: the agent's place, and how far the count is from that of the origin before it."""
-    return bytes([agent + 1, step << 1 if step >= 0 else (-step << 1) - 1])
 
 
 def test_a_run_that_goes_on_before_what_nobody_inserted_is_refused():
@@ -321,7 +372,7 @@ def test_a_run_that_goes_on_before_what_nobody_inserted_is_refused():
     replica = RGA().merge(typed("a", "abc")).merge(typed("b", "xyz"))
     before = replica.to_bytes()
     with pytest.raises(CorruptionError, match="no possible history"):
-        replica.apply_delta(hostile([("a", 0, 5)], b"\x14", START, element(0, 60), text="abcde"))
+        replica.apply_delta(hostile([("a", 0, 5)], ("insert", 5, None, (0, 60)), text="abcde"))
     assert replica.to_bytes() == before
     assert replica.text == "abcxyz"
 
@@ -342,7 +393,7 @@ def typed(actor: str, text: str) -> RGA:
 )
 def test_origins_that_no_honest_writer_names_break_no_order(left, right, text):
     base = typed("a", "abcde")
-    strange = hostile([("a", 5, 5), ("z", 0, 1)], b"\4", element(0, left), element(0, right), text="*")
+    strange = hostile([("a", 5, 5), ("z", 0, 1)], ("insert", 1, (0, left), (0, right)), text="*")
     direct, by_state = base.fork(None).apply_delta(strange), RGA()
     by_state.merge(direct)
     assert direct.text == text
@@ -364,10 +415,9 @@ def test_refused_events_leave_no_actors_behind():
     before = replica.memory_bytes
     for i in range(300):
         names = sorted(f"{i:03}{j:03}" for j in range(100))
-        body = b"NVU\x01" + bytes([len(names)]) + b"".join(bytes([6]) + name.encode() + b"\0\1" for name in names)
-        body += (b"\4" + element(0, 50) + START) * 100 + b"x" * 100  # behind what nobody inserted
+        behind = [("insert", 1, (place, 50), None) for place in range(100)]  # what nobody inserted
         with pytest.raises(CorruptionError, match="no possible history"):
-            replica.apply_delta(body + digest128(body, 0x4E56)[:8])
+            replica.apply_delta(hostile([(name, 0, 1) for name in names], *behind, text="x" * 100))
     assert replica.memory_bytes < before + 100_000
     replica.merge(typed("b", "xyz"))
     assert replica.text == "abcxyz"
@@ -376,10 +426,7 @@ def test_refused_events_leave_no_actors_behind():
 def test_a_jump_of_counts_costs_no_memory():
     # A stranger says in a few bytes that he wrote and deleted four thousand million elements. That may be so.
     count = 2**32 - 2
-    number = bytes([(count >> 7 * i) & 0x7F | (0x80 if i < 4 else 0) for i in range(5)])
-    head = (count << 2 | 2).to_bytes(5, "little")
-    run = bytes([(int.from_bytes(head, "little") >> 7 * i) & 0x7F | (0x80 if i < 4 else 0) for i in range(5)])
-    body = b"NVU\x01\1\1z\0" + number + run + START + START
+    body = b"NVU\x02\1\1z\0" + number(count) + b"\0\0" + number(count << 3 | HEADS["gone"]) + b"\0\0"
     replica = typed("a", "abc").apply_delta(body + digest128(body, 0x4E56)[:8])
     assert replica.context.vector.get("z") == count
     assert replica.text == "abc"
@@ -390,10 +437,10 @@ def test_a_jump_of_counts_costs_no_memory():
 def test_an_actor_cannot_delete_more_than_there_is():
     # One actor deletes an element once; a hostile one could make each of its few bytes a pass over the whole text.
     base = typed("a", "abcde")
-    twice = hostile([("a", 5, 5), ("z", 0, 10)], b"\x15", element(0, 0), b"\x15", element(0, 0))
+    removal = ("remove", 5, (0, 0), None)
     with pytest.raises(CorruptionError, match="no possible history"):
-        base.fork(None).apply_delta(twice)
-    once = hostile([("a", 5, 5), ("z", 0, 5)], b"\x15", element(0, 0))
+        base.fork(None).apply_delta(hostile([("a", 5, 5), ("z", 0, 10)], removal, removal))
+    once = hostile([("a", 5, 5), ("z", 0, 5)], removal)
     assert base.fork(None).apply_delta(once).text == ""
 
 

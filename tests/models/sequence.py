@@ -15,7 +15,7 @@ Op = tuple[Any, ...]
 
 
 class Fugue:
-    """The order and the text that a set of operations make; `ops` must hold whatever they name."""
+    """The order and the text that a set of operations make; `ops` must hold whatever they name. Marks change none."""
 
     def __init__(self, ops: set[Op]) -> None:
         self.chars = {op[1]: op[4] for op in ops if op[0] == "insert"}
@@ -100,6 +100,44 @@ def delete(ops: set[Op], actor: str, pos: int, n: int) -> None:
     for _ in range(n):
         target = Fugue(ops).visible()[pos]
         ops.add(("delete", (actor, next_count(ops, actor)), target))
+
+
+def mark(ops: set[Op], actor: str, pos: int, n: int, name: str, value: Any, expand: str) -> None:
+    """Mark n visible characters: ("mark", id, start, whether behind it, end, whether behind it, name, value, stamp)."""
+    at = Fugue(ops).visible()
+    start: tuple[Id | None, bool] = (at[pos], False)
+    end: tuple[Id | None, bool] = (at[pos + n - 1], True)
+    if expand in ("before", "both"):
+        start = (at[pos - 1], True) if pos else (None, False)
+    if expand in ("after", "both"):
+        end = (at[pos + n], False) if pos + n < len(at) else (None, False)
+    stamp = 1 + max((op[8] for op in ops if op[0] == "mark"), default=0)
+    ops.add(("mark", (actor, next_count(ops, actor)), *start, *end, name, value, stamp))
+
+
+def spans(ops: set[Op]) -> list[tuple[str, dict[str, Any]]]:
+    """The text in stretches that are marked alike, character by character."""
+    tree = Fugue(ops)
+    place = {node: i for i, node in enumerate(tree.order)}
+    out: list[tuple[str, dict[str, Any]]] = []
+    for node in tree.visible():
+        latest: dict[str, tuple[int, str, Any]] = {}
+        for op in ops:
+            if op[0] != "mark":
+                continue
+            _, (actor, _), start, behind, end, through, name, value, stamp = op
+            if start is not None and place[node] < place[start] + behind:
+                continue
+            if end is not None and place[node] >= place[end] + through:
+                continue
+            if name not in latest or latest[name][:2] < (stamp, actor):
+                latest[name] = (stamp, actor, value)
+        found = {name: latest[name][2] for name in sorted(latest) if latest[name][2] is not None}
+        if out and str(out[-1][1]) == str(found):
+            out[-1] = (out[-1][0] + tree.chars[node], found)
+        else:
+            out.append((tree.chars[node], found))
+    return out
 
 
 def next_count(ops: set[Op], actor: str) -> int:

@@ -24,6 +24,7 @@ from nova.crdt import (
     ORMap,
     ORSet,
     PNCounter,
+    RGAList,
     TwoPSet,
 )
 from nova.crdt.keyspace import Keyspace, batch_head
@@ -43,6 +44,7 @@ KINDS: list[Any] = [
     EnableWinsFlag,
     BoundedCounter,
     RGA,
+    RGAList,
 ]
 CLOCKS: list[Any] = [VectorClock, DottedVersionVector, CausalContext]
 REFUSED = (CorruptionError, PeerError, UnavailableError, UsageError)
@@ -66,8 +68,18 @@ def require_sound(replica: Any) -> None:
     assert kind.from_bytes(data).digest() == replica.digest()
     assert replica.fork(None).merge(kind.from_bytes(data)).to_bytes() == data
     assert kind().apply_delta(replica.delta_since()).to_bytes() == data
-    if kind is RGA:
+    if kind in (RGA, RGAList):
         assert replica._check() == 0
+    if kind is RGA:
+        assert "".join(text for text, _ in replica.spans) == replica.text
+
+
+def read(kind: Any, data: bytes) -> Any:
+    """All of a state: the history of a sequence is read when it is needed, as it is here."""
+    replica = kind.from_bytes(data)
+    if kind in (RGA, RGAList):
+        replica.digest()
+    return replica
 
 
 def state(data: bytes) -> None:
@@ -75,7 +87,7 @@ def state(data: bytes) -> None:
     kind = KINDS[data[0] % len(KINDS)] if data else RGA
     whole = sealed(data[1:])
     try:
-        replica = kind.from_bytes(whole)
+        replica = read(kind, whole)
     except REFUSED:
         return
     assert replica.to_bytes() == whole
@@ -258,6 +270,13 @@ def a_replica(kind: Any) -> Any:
             r.delete(i, 2)
             r.insert(3, "more")
             r.delete(2, 3)
+            r.mark(0, 3, "bold", expand=("after", "both")[i])
+            r.mark(1, 2, "link", {"to": "é"}, expand="none")
+            r.unmark(1 + i, 1, "bold")
+        elif kind is RGAList:
+            r.insert(0, [1, "x", b"y", None, [2.5, {"a": i}]])
+            r.delete(i, 2)
+            r.splice(1, 1, ["more", True])
         elif kind is MVRegister:
             r.set({"v": [i, "text"], "w": -1.5})
         elif kind is LWWRegister:
@@ -290,6 +309,7 @@ def seeds_of_deltas() -> Iterator[bytes]:
         if kind is RGA:
             further.insert(4, "further")
             further.delete(2, 4)
+            further.mark(1, 4, "bold", False)
             yield bytes([i]) + further.delta_since(BASES[kind].context)[:-SUM_BYTES]
 
 
@@ -344,7 +364,7 @@ def seeds_of_values() -> Iterator[bytes]:
 
 
 def seeds_of_sequences() -> Iterator[bytes]:
-    """State and delta of a text, without the names: agents, and per set the counts, the size and the runs."""
+    """State and delta of a text, without names and elements: agents, and per set the counts, the size and the runs."""
 
     def number(value: int) -> bytes:
         out = bytearray()
@@ -359,6 +379,7 @@ def seeds_of_sequences() -> Iterator[bytes]:
     text.insert(2, "again")
     text.delete(0, 3)
     text.insert(0, "ab")
+    text.mark(1, 3, "bold")
 
     def parts(data: bytes, delta: bool) -> bytes:
         places = iter(range(4, len(data)))
@@ -378,12 +399,25 @@ def seeds_of_sequences() -> Iterator[bytes]:
                 next(places)
             known = take() if delta else 0
             events += [0, take() - known]
+        head = take()  # of the elements
+        for _ in range(take() if head & 1 else head >> 1):
+            next(places)
+        for _ in range(take()):  # what marks say
+            for _ in range(take()):
+                next(places)
         runs = data[next(places) : -SUM_BYTES]
         events += [0] * (6 - len(events))
         return b"".join(map(number, events)) + number(len(runs)) + runs
 
     yield b"\2" + parts(text.to_bytes(), False)
     yield b"\2" + parts(first, False) + parts(text.delta_since(before), True)
+
+
+def seeds_of_packs() -> Iterator[bytes]:
+    for text in ("abcd" * 40, "the cat and the dog and the cat and the hen, " * 2 + "x" * 400, "é" * 30):
+        replica = RGA(actor="a")
+        replica.insert(0, text)
+        yield len(text.encode()).to_bytes(2, "little") + replica.to_bytes()[10:-SUM_BYTES]
 
 
 def seeds_of_sketches() -> Iterator[bytes]:
@@ -417,6 +451,7 @@ SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "pieces": seeds_of_pieces,
     "keyspace": seeds_of_keyspaces,
     "sequence": seeds_of_sequences,
+    "pack": seeds_of_packs,
     "sketch": seeds_of_sketches,
     "value": seeds_of_values,
     "frame": seeds_of_frames,
@@ -429,8 +464,10 @@ MAGICS = [
     b"NVX\1",
     b"NVD\1",
     b"NVR\1",
-    b"NVT\1",
-    b"NVU\1",
+    b"NVT\2",
+    b"NVU\2",
+    b"NVL\1",
+    b"NVM\1",
     b"NVB\1",
     b"NVS\1",
     b"NVQ\1",
