@@ -80,6 +80,34 @@ cdef extern from "rows.h" nogil:
     uint32_t *nova_rows_sorted(const nova_rows *r, uint32_t box, size_t *size)
 
 
+cdef extern from "cell.h" nogil:
+    enum:
+        NOVA_CELL_WRITERS
+        NOVA_CELL_ROWS
+        NOVA_CELL_VALUE
+        NOVA_CELL_SAME
+        NOVA_CELL_CHANGED
+    ctypedef struct nova_cell_writer:
+        const char *name
+        void *owner
+        size_t nname
+        uint64_t last
+    ctypedef struct nova_cell_row:
+        uint64_t count
+        uint64_t stamp
+        uint8_t who
+        uint8_t size
+        uint8_t value[1]                # NOVA_CELL_VALUE of them
+    ctypedef struct nova_cell:
+        uint8_t nwriters
+        uint8_t nrows
+        uint8_t me
+        uint8_t last_one
+        nova_cell_row rows[1]
+        nova_cell_writer writers[1]
+    int nova_cell_merge(nova_cell *c, const nova_cell *o)
+
+
 # The kernel's rows, and the names of their writers.
 cdef class Store:
     cdef nova_rows *rows
@@ -107,8 +135,24 @@ cdef class Store:
     cdef int add(self, nova_row *row, uint32_t how) except -1
 
 
+# A register that is small and honest. It holds the names of its writers.
+cdef class Cell:
+    cdef int type
+    cdef object actor
+    cdef nova_cell state
+    cdef int writer(self, str name, uint64_t last) except -1
+    cdef uint64_t take_dot(self) except 0
+    cdef Store rows(self)
+    cdef Cell copy(self, object actor)
+
+
+# A root has its state as rows in `store`, or in `cell`, and then `store` is None. One that is nested has its root's.
 cdef class Replica:
     cdef Store store
+    cdef Cell cell
     cdef tuple steps                # (type, key) from the root; empty: this is the root
     cdef uint32_t box(self, bint make) except? 0xFFFFFFFF
     cdef int check_root(self) except -1
+    cdef Store rows(self)
+    cdef Store grow(self)
+    cdef int shrink(self) except -1

@@ -1,5 +1,5 @@
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, final
 
 import numpy
 import numpy.typing
@@ -115,6 +115,10 @@ class ORMap(Replica):
     def __iter__(self) -> Iterator[str]: ...
 
 class Reading: ...
+
+@final
+class Cell:
+    def __new__(cls, type: int, actor: str | None = None) -> Self: ...
 
 class Store:
     def __new__(cls, type: int, actor: str | None = None) -> Self: ...

@@ -4,7 +4,8 @@ Every type keeps live *rows* (container, leaf, dot, stamp, payload) under one ca
 et al. 2012): every write and every remove takes a dot; it drops rows that its writer saw and may add one. A row that
 one side lacks although its context covers the dot was dropped there. So there are no tombstones, and the state is a
 function of the context: who knows the same events holds the same rows, whatever way they came. The rows are the
-kernel's (csrc/rows.h); here is what each type means by them.
+kernel's (csrc/rows.h); here is what each type means by them. A small register is kept as a cell instead (csrc/cell.h)
+and becomes rows when it outgrows that.
 
 A delta is the sender's whole context, the rows that the asker's context lacks, and, as spans, the dots of the rows that
 it has (`kept`). Applying one is therefore exactly a merge with the sender, and a delta that was made for somebody who
@@ -13,10 +14,12 @@ knew more is refused.
 
 import msgspec
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM
 from cpython.long cimport PyLong_AsLongLong, PyLong_AsUnsignedLongLong
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
@@ -265,15 +268,29 @@ cdef object failure(int code):
     return MemoryError()
 
 
+cdef object writing(object actor):
+    """Who writes in a replica, None for nobody."""
+    if actor is None:
+        return None
+    if not isinstance(actor, str) or not actor:
+        raise UsageError(f"actor {actor!r} is none; an actor is a str, new at every start: name~incarnation")
+    return as_actor(actor)
+
+
+cdef uint64_t after(uint64_t last, object actor) except 0:
+    """The number of an actor's next event."""
+    if actor is None:
+        raise UsageError("this replica has no actor and only reads; write on one that was made with actor=")
+    if last == UINT64_MAX:
+        raise UsageError(f"count of actor {actor!r} is 2**64 - 1, the last one; go on under a new actor")
+    return last + 1
+
+
 cdef class Store:
     def __cinit__(self, int type, actor=None):
         global stores_made
         self.type = type
-        self.actor = None
-        if actor is not None:
-            if not isinstance(actor, str) or not actor:
-                raise UsageError(f"actor {actor!r} is none; an actor is a str, new at every start: name~incarnation")
-            self.actor = as_actor(actor)
+        self.actor = writing(actor)
         self.me = NOVA_WHO_NONE
         self.numbers, self.names = {}, []
         stores_made += 1
@@ -314,16 +331,11 @@ cdef class Store:
     cdef uint64_t take_dot(self) except 0:
         """The next event of our actor, which is then known."""
         cdef nova_span span
-        if self.actor is None:
-            raise UsageError("this replica has no actor and only reads; write on one that was made with actor=")
         if self.broken:
             raise MemoryError("memory ran out while this replica joined another; make it again from bytes or a peer")
-        if self.me == NOVA_WHO_NONE:
+        if self.me == NOVA_WHO_NONE and self.actor is not None:
             self.writer(self.actor)
-        span.first = nova_rows_last(self.rows, self.me)
-        if span.first == UINT64_MAX:
-            raise UsageError(f"count of actor {self.actor!r} is 2**64 - 1, the last one; go on under a new actor")
-        span.first += 1
+        span.first = after(0 if self.me == NOVA_WHO_NONE else nova_rows_last(self.rows, self.me), self.actor)
         span.last = span.first
         self.learn(self.me, &span, 1)
         return span.first
@@ -441,6 +453,123 @@ cdef class Store:
         out.rows = rows
         out.names, out.numbers = list(self.names), dict(self.numbers)
         return out
+
+
+# --- small registers -------------------------------------------------------------------------------------------------
+
+@cython.final
+@cython.no_gc                           # it holds nothing but names
+cdef class Cell:
+    def __cinit__(self, int type, actor=None):
+        self.type = type
+        self.actor = writing(actor)
+        self.state.nwriters = self.state.nrows = 0
+        self.state.me = NOVA_CELL_WRITERS
+        self.state.last_one = type == LWW_REGISTER
+        if self.actor is not None:
+            self.state.me = 0
+            self.writer(<str>self.actor, 0)
+
+    def __dealloc__(self):
+        cdef size_t i
+        for i in range(self.state.nwriters):
+            Py_DECREF(<object>self.state.writers[i].owner)
+
+    cdef int writer(self, str name, uint64_t last) except -1:
+        """One more writer; there is room."""
+        cdef nova_cell_writer *w = &self.state.writers[self.state.nwriters]
+        cdef Py_ssize_t size
+        w.name = PyUnicode_AsUTF8AndSize(name, &size)
+        w.nname, w.last, w.owner = size, last, <void *>name
+        Py_INCREF(name)
+        self.state.nwriters += 1
+        return 0
+
+    cdef uint64_t take_dot(self) except 0:
+        cdef nova_cell_writer *w = &self.state.writers[self.state.me] if self.actor is not None else NULL
+        cdef uint64_t count = after(0 if w == NULL else w.last, self.actor)
+        w.last = count
+        return count
+
+    cdef Store rows(self):
+        """The same as rows, in a store of its own."""
+        cdef Store out = Store(self.type, self.actor)
+        cdef nova_cell_writer *w
+        cdef nova_cell_row *from_
+        cdef nova_span span
+        cdef nova_row row
+        cdef uint32_t who
+        cdef size_t i, j
+        span.first = 1
+        for i in range(self.state.nwriters):
+            w = &self.state.writers[i]
+            span.last = w.last
+            if w.last:
+                who = out.writer(<str>w.owner)
+                out.learn(who, &span, 1)
+                for j in range(self.state.nrows):
+                    from_ = &self.state.rows[j]
+                    if from_.who == i:
+                        row.box, row.who, row.count, row.stamp = 0, who, from_.count, from_.stamp
+                        row.leaf, row.nleaf, row.value, row.nvalue = NULL, 0, from_.value, from_.size
+                        out.add(&row, BESIDE)
+        return out
+
+    cdef Cell copy(self, object actor):
+        """A cell of the same rows under another actor, None if that is one writer too many."""
+        cdef Cell out = Cell.__new__(Cell, self.type)
+        cdef str name = writing(actor)
+        cdef size_t i
+        out.state = self.state
+        for i in range(out.state.nwriters):
+            Py_INCREF(<object>out.state.writers[i].owner)
+        out.state.me = NOVA_CELL_WRITERS
+        return out if name is None or hire(out, name) else None
+
+
+cdef bint hire(Cell cell, str name) except -1:
+    """Let somebody write in a cell, if there is room."""
+    cdef size_t i
+    for i in range(cell.state.nwriters):
+        if <str>cell.state.writers[i].owner == name:
+            break
+    else:
+        if cell.state.nwriters == NOVA_CELL_WRITERS:
+            return False
+        i = cell.state.nwriters
+        cell.writer(name, 0)
+    cell.state.me = i
+    cell.actor = name
+    return True
+
+
+cdef Cell cell_of(Store store):
+    """The cell for a register that has all its rows in a store, None if it does not fit."""
+    cdef size_t n = nova_rows_writers(store.rows), i
+    cdef Cell out
+    cdef nova_known known
+    cdef nova_row row
+    cdef nova_cell_row *to
+    cdef uint32_t at
+    if n > NOVA_CELL_WRITERS or store.broken:
+        return None
+    out = Cell.__new__(Cell, store.type)
+    for i in range(n):
+        known = nova_rows_known(store.rows, i)
+        if known.size > 1 or (known.size and known.at[0].first != 1):
+            return None
+        out.writer(<str>store.names[i], known.at[0].last if known.size else 0)
+    at = nova_rows_find(store.rows, 0, NULL, 0)
+    while at:
+        nova_rows_view(store.rows, at, &row)
+        if out.state.nrows == NOVA_CELL_ROWS or row.nvalue > NOVA_CELL_VALUE:
+            return None
+        to = &out.state.rows[out.state.nrows]
+        to.who, to.count, to.stamp, to.size = row.who, row.count, row.stamp, row.nvalue
+        memcpy(to.value, row.value, row.nvalue)
+        out.state.nrows += 1
+        at = nova_rows_sibling(store.rows, at)
+    return out if store.actor is None or hire(out, <str>store.actor) else None
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
@@ -689,10 +818,34 @@ cdef class Replica:
     """What all types share: merge, deltas, bytes, digest. A nested one writes through the map that holds it."""
 
     def __init__(self, actor=None):
-        if self.store is not None:
+        if self.steps is not None:
             raise UsageError(f"this {type(self).__name__} is made already; make a new one")
-        self.store = Store(type_of(type(self)), actor)
+        cdef int kind = type_of(type(self))
+        if kind == LWW_REGISTER or kind == MV_REGISTER:
+            self.cell = Cell(kind, actor)
+        else:
+            self.store = Store(kind, actor)
         self.steps = ()
+
+    cdef Store rows(self):
+        """Our rows, to read."""
+        return self.store if self.cell is None else self.cell.rows()
+
+    cdef Store grow(self):
+        """From now on we are rows."""
+        if self.cell is not None:
+            self.store = self.cell.rows()
+            self.cell = None
+        return self.store
+
+    cdef int shrink(self) except -1:
+        """From now on we are a cell, if we can be."""
+        cdef Cell cell
+        if self.cell is None and (self.store.type == LWW_REGISTER or self.store.type == MV_REGISTER):
+            cell = cell_of(self.store)
+            if cell is not None:
+                self.cell, self.store = cell, None
+        return 0
 
     cdef uint32_t box(self, bint make) except? 0xFFFFFFFF:
         """Our container, NOVA_WHO_NONE if it is not there."""
@@ -715,44 +868,54 @@ cdef class Replica:
     @property
     def actor(self):
         """Who writes here; None: nobody, this replica reads and merges."""
-        return self.store.actor
+        return self.store.actor if self.cell is None else self.cell.actor
 
     @property
     def context(self):
         """A copy of the events known here; `delta_since` on another replica takes it."""
-        return self.store.known()
+        return self.rows().known()
 
     @property
     def nbytes(self):
         """Bytes of memory that the state takes, the names of its actors aside."""
-        return nova_rows_bytes(self.store.rows)
+        return nova_rows_bytes(self.store.rows) if self.cell is None else sizeof(nova_cell)
 
     def merge(self, Replica other not None):
         """Learn all that `other` knows; returns self. Linear in what both hold, and at once if nothing is new.
 
         raises   UsageError for another type; CorruptionError if one event is two writes; the state is then as before
         """
-        cdef Store mine = self.store, theirs = other.store
+        cdef Store mine, theirs
+        if self.cell is not None and other.cell is not None and self.cell.type == other.cell.type:
+            if merge_cells(self.cell, other.cell):
+                return self
         if self.steps or other.steps:
             self.check_root()
             other.check_root()
-        if mine.type != theirs.type:
+        theirs = other.rows()
+        if (self.store.type if self.cell is None else self.cell.type) != theirs.type:
             raise UsageError(f"a {type(other).__name__} cannot merge into a {type(self).__name__}; merge equal types")
-        if mine is not theirs and not mine.covers(theirs):
-            mine.join(theirs, NULL)
+        mine = self.grow()
+        try:
+            if mine is not theirs and not mine.covers(theirs):
+                mine.join(theirs, NULL)
+        finally:
+            self.shrink()
         return self
 
     def delta_since(self, context=None):
         """What somebody who knows `context` (a context, clock or mapping) lacks, as bytes for `apply_delta`."""
         self.check_root()
-        cdef CausalContext theirs = as_context(context), ours = self.store.known()
-        cdef nova_known *known = known_of(self.store, theirs)
+        cdef CausalContext theirs = as_context(context), ours
+        cdef Store store = self.rows()
+        cdef nova_known *known = known_of(store, theirs)
         try:
-            kept = kept_of(self.store, known)
-            rows = wire_parts(self.store, ours, known)
+            ours = store.known()
+            kept = kept_of(store, known)
+            rows = wire_parts(store, ours, known)
         finally:
             PyMem_Free(known)
-        return seal(DELTA_MAGIC, [bytes([self.store.type]), *context_parts(ours), *context_parts(kept), *rows])
+        return seal(DELTA_MAGIC, [bytes([store.type]), *context_parts(ours), *context_parts(kept), *rows])
 
     def apply_delta(self, data):
         """Learn what a delta holds, exactly as by merging with its sender; twice or late does no harm. Returns self.
@@ -763,33 +926,37 @@ cdef class Replica:
         cdef nova_reader r
         cdef CausalContext context, kept
         cdef nova_known *keeping
-        cdef Store theirs
+        cdef Store theirs, mine
+        cdef int kind = self.store.type if self.cell is None else self.cell.type
         self.check_root()
         unseal(data, DELTA_MAGIC, "CRDT delta", &r)
-        check_type(&r, self.store.type)
+        check_type(&r, kind)
         context = read_context(&r)
         kept = read_context(&r)
         if not context.covers_c(kept):
             raise malformed("CRDT delta", "it keeps events that its context does not know")
-        theirs = read_rows(&r, self.store.type, context, kept, None)
-        for actor, spans in kept.actors.items():
-            found = self.store.numbers.get(actor)
-            if found is None or not covers_spans(nova_rows_known(self.store.rows, found), <Spans>spans):
-                raise UsageError("this delta was made for a replica that knew more; ask its sender for delta_since(ours.context)")
+        theirs = read_rows(&r, kind, context, kept, None)
         keeping = known_of(theirs, kept)
+        mine = self.grow()
         try:
-            if not self.store.covers(theirs):
-                self.store.join(theirs, keeping)
+            for actor, spans in kept.actors.items():
+                found = mine.numbers.get(actor)
+                if found is None or not covers_spans(nova_rows_known(mine.rows, found), <Spans>spans):
+                    raise UsageError(
+                        "this delta was made for a replica that knew more; ask its sender for delta_since(ours.context)")
+            if not mine.covers(theirs):
+                mine.join(theirs, keeping)
         finally:
             PyMem_Free(keeping)
+            self.shrink()
         return self
 
     def to_bytes(self):
         """The state in canonical bytes: replicas that know the same events give the same."""
         self.check_root()
-        cdef CausalContext context = self.store.known()
-        return seal(STATE_MAGIC, [bytes([self.store.type]), *context_parts(context),
-                                  *wire_parts(self.store, context, NULL)])
+        cdef Store store = self.rows()
+        cdef CausalContext context = store.known()
+        return seal(STATE_MAGIC, [bytes([store.type]), *context_parts(context), *wire_parts(store, context, NULL)])
 
     @classmethod
     def from_bytes(cls, data, *, actor=None):
@@ -802,19 +969,28 @@ cdef class Replica:
         cdef nova_reader r
         cdef CausalContext context
         cdef Replica out = cls(actor)
+        cdef int kind = out.store.type if out.cell is None else out.cell.type
         unseal(data, STATE_MAGIC, WHAT, &r)
-        check_type(&r, out.store.type)
+        check_type(&r, kind)
         context = read_context(&r)
-        check_newcomer(out.store.actor, context.actors)
-        out.store = read_rows(&r, out.store.type, context, None, actor)
+        check_newcomer(out.actor, context.actors)
+        out.store = read_rows(&r, kind, context, None, actor)
+        out.cell = None
+        out.shrink()
         return out
 
     def fork(self, actor):
         """A replica that goes its own way under a new actor (None: it only reads and merges)."""
         self.check_root()
         cdef Replica out = type(self)(actor)
-        check_newcomer(out.store.actor, (<CausalContext>self.store.known()).actors)
-        out.store = self.store.copy(actor)
+        cdef Cell cell = None
+        if self.cell is not None:
+            check_newcomer(out.cell.actor, writers_of(self.cell))
+            cell = self.cell.copy(actor)
+        else:
+            check_newcomer(out.actor, (<CausalContext>self.store.known()).actors)
+        out.store = None if cell is not None else (<Store>self.rows()).copy(actor)
+        out.cell = cell
         return out
 
     def digest(self):
@@ -822,10 +998,12 @@ cdef class Replica:
         cdef bytes body
         cdef char raw[16]
         cdef nova_digest d
+        cdef Store store
         self.check_root()
-        body = b"".join(context_parts(self.store.known()))
-        d = nova_digest_add(nova_rows_digest(self.store.rows), hash_bytes(
-            PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), self.store.type))
+        store = self.rows()
+        body = b"".join(context_parts(store.known()))
+        d = nova_digest_add(nova_rows_digest(store.rows), hash_bytes(
+            PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), store.type))
         nova_store64le(raw, d.lo)
         nova_store64le(raw + 8, d.hi)
         return PyBytes_FromStringAndSize(raw, 16)
@@ -844,7 +1022,23 @@ cdef class Replica:
         return type(self).from_bytes, (self.to_bytes(),)
 
     def __repr__(self):
-        return f"{type(self).__name__}(actor={self.store.actor!r}, value={self.value!r})"
+        return f"{type(self).__name__}(actor={self.actor!r}, value={self.value!r})"
+
+
+cdef set writers_of(Cell cell):
+    """Whose events a cell knows."""
+    cdef size_t i
+    return {<str>cell.state.writers[i].owner for i in range(cell.state.nwriters) if cell.state.writers[i].last}
+
+
+cdef bint merge_cells(Cell mine, Cell theirs) noexcept:
+    """False: rows have to do it."""
+    cdef size_t n = mine.state.nwriters
+    cdef int done = nova_cell_merge(&mine.state, &theirs.state)
+    while n < mine.state.nwriters:
+        Py_INCREF(<object>mine.state.writers[n].owner)
+        n += 1
+    return done == NOVA_CELL_SAME or done == NOVA_CELL_CHANGED
 
 
 cdef int type_of(object cls) except -1:
@@ -1073,6 +1267,8 @@ cdef uint32_t winner(Store store, uint32_t at) noexcept:
 
 
 cdef object value_at(Replica self, Packed leaf, object default):
+    if self.cell is not None:
+        return unpack(self.cell.state.rows[0].value, self.cell.state.rows[0].size) if self.cell.state.nrows else default
     cdef uint32_t at = winner(self.store, first_at(self, leaf))
     cdef nova_row row
     if not at:
@@ -1082,6 +1278,8 @@ cdef object value_at(Replica self, Packed leaf, object default):
 
 
 cdef object stamp_at(Replica self, Packed leaf):
+    if self.cell is not None:
+        return self.cell.state.rows[0].stamp if self.cell.state.nrows else 0
     cdef uint32_t at = winner(self.store, first_at(self, leaf))
     cdef nova_row row
     if not at:
@@ -1090,13 +1288,47 @@ cdef object stamp_at(Replica self, Packed leaf):
     return row.stamp
 
 
+cdef object stamped_twice(uint64_t stamp, object actor):
+    return UsageError(f"stamp {stamp} of actor {actor!r} has another value already; take a new one from the clock")
+
+
+cdef int write_in(Cell cell, Packed packed, uint64_t stamp) except -1:
+    """One event that puts a row in the place of all."""
+    cdef nova_cell_row *row = &cell.state.rows[0]
+    row.count = cell.take_dot()
+    row.who, row.stamp, row.size = cell.state.me, stamp, packed.size
+    memcpy(row.value, packed.at, packed.size)
+    cell.state.nrows = 1
+    return 0
+
+
+cdef bint write_last_in(Cell cell, Packed packed, uint64_t stamp) except -1:
+    """As write_last, in a cell: it has one row at most."""
+    cdef const nova_cell_row *row = &cell.state.rows[0]
+    cdef bint wins = True
+    if cell.state.nrows:
+        if row.stamp != stamp:
+            wins = row.stamp < stamp
+        elif row.who != cell.state.me:
+            wins = <str>cell.state.writers[row.who].owner < (cell.actor or "")
+        elif compare(row.value, row.size, packed.at, packed.size):
+            raise stamped_twice(stamp, cell.actor)
+    if wins:
+        write_in(cell, packed, stamp)
+    else:
+        cell.take_dot()
+    return wins
+
+
 cdef bint write_last(Replica self, Packed leaf, object value, object stamp) except -1:
     """A last-writer-wins write: it drops the rows it outranks, and is itself dropped if one outranks it."""
     cdef Packed packed
     hold = pack_value(value, &packed, False)
     cdef uint64_t at_stamp = as_stamp(stamp)
+    if self.cell is not None and packed.size <= NOVA_CELL_VALUE:
+        return write_last_in(self.cell, packed, at_stamp)
+    cdef Store store = self.grow()
     cdef uint32_t at = first_at(self, leaf)
-    cdef Store store = self.store
     cdef nova_row row
     cdef Found beaten = Found(NULL, 0, 0)
     cdef bint wins = True
@@ -1110,8 +1342,7 @@ cdef bint write_last(Replica self, Packed leaf, object value, object stamp) exce
             elif row.who != store.me:
                 order = -1 if store.names[row.who] < (store.actor or "") else 1
             elif compare(row.value, row.nvalue, packed.at, packed.size):
-                raise UsageError(
-                    f"stamp {at_stamp} of actor {store.actor!r} has another value already; take a new one from the clock")
+                raise stamped_twice(at_stamp, store.actor)
             if order > 0:
                 wins = False
             else:
@@ -1153,13 +1384,26 @@ cdef class MVRegister(Replica):
         """Write a value over all that are here now."""
         cdef Packed packed
         hold = pack_value(value, &packed, False)
+        if self.cell is not None and packed.size <= NOVA_CELL_VALUE:
+            write_in(self.cell, packed, 0)
+            return
+        self.grow()
         write_row(self, NO_LEAF, 0, packed, INSTEAD)
         tidy(self)
 
     @property
     def value(self):
         """The concurrent values, equal ones once, in order of their bytes."""
-        return [decode(packed) for packed in sorted({packed for _, packed in payloads(self, NO_LEAF)})]
+        cdef const nova_cell_row *row
+        cdef size_t i
+        cdef list found = []
+        if self.cell is None:
+            found = [packed for _, packed in payloads(self, NO_LEAF)]
+        else:
+            for i in range(self.cell.state.nrows):
+                row = &self.cell.state.rows[i]
+                found.append(PyBytes_FromStringAndSize(<const char *>row.value, row.size))
+        return [decode(packed) for packed in sorted(set(found))]
 
 
 # --- sets ------------------------------------------------------------------------------------------------------------
