@@ -17,7 +17,7 @@ from setuptools.command.build_ext import build_ext
 KERNELS = {
     "vclock": ["csrc/vclock.c", "csrc/digest.c"],
     "clockbatch": ["csrc/clockbatch.c"],
-    "crdt": ["csrc/crdt.c", "csrc/cell.c", "csrc/rows.c", "csrc/vclock.c", "csrc/digest.c"],
+    "crdt": ["csrc/crdt.c", "csrc/cell.c", "csrc/totals.c", "csrc/rows.c", "csrc/vclock.c", "csrc/digest.c"],
     "digest": ["csrc/digest.c"],
     "reconcile": ["csrc/sketch.c"],
     "sequence": ["csrc/sequence.c", "csrc/digest.c"],

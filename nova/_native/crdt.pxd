@@ -1,7 +1,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nova._native.digest cimport nova_digest
-from nova._native.vclock cimport nova_span
+from nova._native.vclock cimport CausalContext, nova_span
 
 
 cdef extern from "crdt.h" nogil:
@@ -43,6 +43,7 @@ cdef extern from "rows.h" nogil:
     nova_rows *nova_rows_new(int type, int rule, int nested)
     void nova_rows_free(nova_rows *r)
     nova_rows *nova_rows_copy(const nova_rows *r)
+    size_t nova_rows_size(const nova_rows *r)
     size_t nova_rows_bytes(const nova_rows *r)
     uint32_t nova_rows_writer(nova_rows *r, const char *name, size_t n)
     uint32_t nova_rows_writers(const nova_rows *r)
@@ -108,6 +109,36 @@ cdef extern from "cell.h" nogil:
     int nova_cell_merge(nova_cell *c, const nova_cell *o)
 
 
+cdef extern from "totals.h" nogil:
+    enum:
+        NOVA_TOTALS_TWICE
+        NOVA_TOTALS_OURS
+        NOVA_TOTALS_SAME
+        NOVA_ID_NONE
+    ctypedef struct nova_total:
+        uint64_t last
+        uint64_t up
+        uint64_t down
+    ctypedef struct nova_totals:
+        pass
+    uint32_t nova_ids_take(uint64_t name_hash)
+    void nova_ids_hold(uint32_t id)
+    void nova_ids_drop(uint32_t id)
+    uint32_t nova_ids_idle()
+    nova_totals *nova_totals_new(int kinds)
+    void nova_totals_free(nova_totals *t)
+    nova_totals *nova_totals_copy(const nova_totals *t)
+    size_t nova_totals_size(const nova_totals *t)
+    size_t nova_totals_bytes(const nova_totals *t)
+    nova_total nova_totals_get(const nova_totals *t, uint32_t id)
+    int nova_totals_set(nova_totals *t, uint32_t id, nova_total total)
+    int nova_totals_next(const nova_totals *t, uint32_t *id, nova_total *total)
+    void nova_totals_sum(const nova_totals *t, uint64_t *up, uint64_t *down)
+    size_t nova_totals_value(const nova_totals *t, const nova_total *total, uint8_t *out)
+    nova_digest nova_totals_digest(nova_totals *t)
+    int nova_totals_merge(nova_totals *t, nova_totals *o, uint32_t me)
+
+
 # The kernel's rows, and the names of their writers.
 cdef class Store:
     cdef nova_rows *rows
@@ -146,13 +177,35 @@ cdef class Cell:
     cdef Cell copy(self, object actor)
 
 
-# A root has its state as rows in `store`, or in `cell`, and then `store` is None. One that is nested has its root's.
+# A counter that is honest. Its writers are numbered for the whole process.
+cdef class Totals:
+    cdef int type
+    cdef object actor
+    cdef nova_totals *totals
+    cdef uint32_t me                # the number of our actor, which we hold
+    cdef uint64_t serial            # as in Store
+    cdef uint64_t version
+    cdef uint64_t seen
+    cdef uint64_t seen_version
+    cdef int begin(self, int type, object actor) except -1
+    cdef int count(self, uint64_t more, uint64_t less) except -1
+    cdef object value(self)
+    cdef bint merge(self, Totals other) except -1
+    cdef Store rows(self)
+    cdef Totals copy(self, object actor)
+
+
+# A root has its state as rows in `store`, or in `cell` or `totals`, and then `store` is None. One that is nested has
+# its root's.
 cdef class Replica:
     cdef Store store
     cdef Cell cell
+    cdef Totals totals
     cdef tuple steps                # (type, key) from the root; empty: this is the root
     cdef uint32_t box(self, bint make) except? 0xFFFFFFFF
     cdef int check_root(self) except -1
+    cdef int kind(self) noexcept
+    cdef CausalContext known(self)
     cdef Store rows(self)
     cdef Store grow(self)
     cdef int shrink(self) except -1

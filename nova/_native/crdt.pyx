@@ -4,8 +4,9 @@ Every type keeps live *rows* (container, leaf, dot, stamp, payload) under one ca
 et al. 2012): every write and every remove takes a dot; it drops rows that its writer saw and may add one. A row that
 one side lacks although its context covers the dot was dropped there. So there are no tombstones, and the state is a
 function of the context: who knows the same events holds the same rows, whatever way they came. The rows are the
-kernel's (csrc/rows.h); here is what each type means by them. A small register is kept as a cell instead (csrc/cell.h)
-and becomes rows when it outgrows that.
+kernel's (csrc/rows.h); here is what each type means by them. Two types have a denser form while they are what honest
+replicas make: a small register is a cell (csrc/cell.h), a counter columns of totals (csrc/totals.h). What does not fit
+there becomes rows.
 
 A delta is the sender's whole context, the rows that the asker's context lacks, and, as spans, the dots of the rows that
 it has (`kept`). Applying one is therefore exactly a merge with the sender, and a delta that was made for somebody who
@@ -572,6 +573,210 @@ cdef Cell cell_of(Store store):
     return out if store.actor is None or hire(out, <str>store.actor) else None
 
 
+# --- counters as columns ---------------------------------------------------------------------------------------------
+
+cdef dict IDS = {}                      # name -> number of a writer of a counter, as long as one counts it
+cdef list NAMES = []                    # and back
+
+
+cdef uint32_t id_of(str name) except? 0xFFFFFFFF:
+    """The number of a writer. The caller holds it before it calls `forget`."""
+    cdef Py_ssize_t size
+    cdef const char *text
+    cdef uint32_t id
+    found = IDS.get(name)
+    if found is not None:
+        return found
+    text = PyUnicode_AsUTF8AndSize(name, &size)
+    id = nova_ids_take(hash_bytes(text, size, 0).lo)
+    if id == NOVA_ID_NONE:
+        raise MemoryError
+    if id == <size_t>len(NAMES):
+        NAMES.append(name)
+    NAMES[id] = name
+    IDS[name] = id
+    return id
+
+
+cdef int forget() except -1:
+    """Give back the numbers that no counter names any more."""
+    cdef uint32_t id = nova_ids_idle()
+    while id != NOVA_ID_NONE:
+        IDS.pop(NAMES[id], None)
+        NAMES[id] = None
+        id = nova_ids_idle()
+    return 0
+
+
+@cython.final
+@cython.no_gc                           # it holds nothing but a name
+cdef class Totals:
+    def __cinit__(self):
+        self.me = NOVA_ID_NONE
+
+    def __dealloc__(self):
+        if self.me != NOVA_ID_NONE:
+            nova_ids_drop(self.me)
+        nova_totals_free(self.totals)
+        forget()
+
+    cdef int begin(self, int type, object actor) except -1:
+        """A counter under an actor; its totals are the caller's business."""
+        global stores_made
+        self.type, self.actor = type, writing(actor)
+        stores_made += 1
+        self.serial = stores_made
+        if self.actor is not None:
+            self.me = id_of(<str>self.actor)
+            nova_ids_hold(self.me)
+        return 0
+
+    cdef int count(self, uint64_t more, uint64_t less) except -1:
+        """One event that adds to our totals."""
+        cdef nova_total total
+        total.last = total.up = total.down = 0
+        if self.me != NOVA_ID_NONE:
+            total = nova_totals_get(self.totals, self.me)
+        total.up = plus(total.up, more, self.actor)
+        total.down = plus(total.down, less, self.actor)
+        total.last = after(total.last, self.actor)
+        if nova_totals_set(self.totals, self.me, total):
+            raise MemoryError
+        self.version += 1
+        return 0
+
+    cdef object value(self):
+        cdef uint64_t up[2]
+        cdef uint64_t down[2]
+        nova_totals_sum(self.totals, up, down)
+        if up[1] | down[1]:
+            return ((<object>up[1] << 64) | up[0]) - ((<object>down[1] << 64) | down[0])
+        return <object>up[0] - down[0] if down[0] else up[0]
+
+    cdef bint merge(self, Totals other) except -1:
+        """False: rows have to do it, because there is something to be told apart."""
+        cdef int done
+        if self.seen == other.serial and self.seen_version == other.version:
+            return True
+        done = nova_totals_merge(self.totals, other.totals, self.me)
+        if done == NOVA_TOTALS_TWICE or done == NOVA_TOTALS_OURS:
+            return False
+        if done < 0:
+            raise MemoryError
+        if done != NOVA_TOTALS_SAME:
+            self.version += 1
+        self.seen, self.seen_version = other.serial, other.version
+        return True
+
+    cdef Store rows(self):
+        """The same as rows, in a store of its own."""
+        cdef Store out = Store(self.type, self.actor)
+        cdef uint8_t raw[20]
+        cdef nova_total total
+        cdef nova_span span
+        cdef nova_row row
+        cdef uint32_t id = 0
+        row.box, row.stamp, row.leaf, row.nleaf, row.value = 0, 0, NULL, 0, raw
+        while nova_totals_next(self.totals, &id, &total):
+            span.first, span.last = 1, total.last
+            row.who, row.count = out.writer(<str>NAMES[id]), total.last
+            row.nvalue = nova_totals_value(self.totals, &total, raw)
+            out.learn(row.who, &span, 1)
+            out.add(&row, BESIDE)
+            id += 1
+        return out
+
+    cdef Totals copy(self, object actor):
+        cdef Totals out = Totals.__new__(Totals)
+        out.begin(self.type, actor)
+        out.totals = nova_totals_copy(self.totals)
+        if out.totals == NULL:
+            raise MemoryError
+        return out
+
+
+cdef Totals no_totals(int type, object actor):
+    cdef Totals out = Totals.__new__(Totals)
+    out.begin(type, actor)
+    out.totals = nova_totals_new(1 if type == G_COUNTER else 2)
+    if out.totals == NULL:
+        raise MemoryError
+    return out
+
+
+cdef Totals totals_of(Store store, const nova_known *kept):
+    """The columns of a counter that has all its rows in a store, None if it is not an honest one. Of the writers whose
+    row is kept by somebody else it tells nothing."""
+    cdef Totals out = no_totals(store.type, store.actor)
+    cdef uint32_t who, at
+    cdef size_t rows = 0
+    cdef nova_known known
+    cdef nova_total total
+    cdef nova_row row
+    for who in range(nova_rows_writers(store.rows)):
+        known = nova_rows_known(store.rows, who)
+        if not known.size:
+            continue
+        if known.size > 1 or known.at[0].first != 1:
+            return None
+        at = nova_rows_newest(store.rows, who)
+        if kept != NULL and kept[who].size:             # only the row, and it is not here
+            if at or kept[who].at[0].first != known.at[0].last:
+                return None
+            continue
+        if not at:
+            return None
+        nova_rows_view(store.rows, at, &row)
+        if row.count != known.at[0].last:
+            return None
+        total.last = row.count
+        totals(&row, store.type, &total.up, &total.down)
+        if nova_totals_set(out.totals, id_of(<str>store.names[who]), total):
+            raise MemoryError
+        rows += 1
+    return out if rows == nova_rows_size(store.rows) else None
+
+
+cdef CausalContext known_in(Totals counter):
+    cdef CausalContext out = CausalContext()
+    cdef nova_total total
+    cdef nova_span span
+    cdef uint32_t id = 0
+    cdef Spans spans
+    while nova_totals_next(counter.totals, &id, &total):
+        span.first, span.last = 1, total.last
+        spans = Spans.__new__(Spans)
+        spans.join(&span, 1)
+        out.actors[NAMES[id]] = spans
+        id += 1
+    return out
+
+
+cdef list total_parts(Totals counter, CausalContext context, CausalContext theirs, CausalContext kept):
+    """As wire_parts, of a counter that knows `context`; the dots of rows that `theirs` knows go to `kept`."""
+    cdef bytearray out = bytearray()
+    cdef uint8_t raw[64]                # of one row: six numbers, of which three may be long, and its value
+    cdef size_t n, size
+    cdef uint64_t rows = 0, rank = 0
+    cdef nova_total total
+    cdef str name
+    for name in sorted(context.actors):
+        total = nova_totals_get(counter.totals, IDS[name])
+        if theirs is not None and theirs.has(name, total.last):
+            kept.learn(name, total.last, total.last)
+        else:
+            raw[0] = raw[1] = 0                         # no maps, no leaf
+            n = 2 + nova_put_number(raw + 2, rank)
+            n += nova_put_number(raw + n, total.last)
+            raw[n] = 0                                  # no stamp
+            size = nova_totals_value(counter.totals, &total, raw + n + 2)
+            raw[n + 1] = <uint8_t>size
+            out += raw[:n + 2 + size]
+            rows += 1
+        rank += 1
+    return [number(rows), bytes(out)]
+
+
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 cdef list wire_parts(Store store, CausalContext context, const nova_known *known):
@@ -823,28 +1028,41 @@ cdef class Replica:
         cdef int kind = type_of(type(self))
         if kind == LWW_REGISTER or kind == MV_REGISTER:
             self.cell = Cell(kind, actor)
+        elif kind == G_COUNTER or kind == PN_COUNTER:
+            self.totals = no_totals(kind, actor)
         else:
             self.store = Store(kind, actor)
         self.steps = ()
 
+    cdef int kind(self) noexcept:
+        """The type of our root."""
+        return self.store.type if self.store is not None else self.cell.type if self.cell is not None else self.totals.type
+
+    cdef CausalContext known(self):
+        return known_in(self.totals) if self.totals is not None else self.rows().known()
+
     cdef Store rows(self):
         """Our rows, to read."""
-        return self.store if self.cell is None else self.cell.rows()
+        return self.store if self.store is not None else self.cell.rows() if self.cell is not None else self.totals.rows()
 
     cdef Store grow(self):
         """From now on we are rows."""
-        if self.cell is not None:
-            self.store = self.cell.rows()
-            self.cell = None
+        if self.store is None:
+            self.store = self.rows()
+            self.cell, self.totals = None, None
         return self.store
 
     cdef int shrink(self) except -1:
-        """From now on we are a cell, if we can be."""
-        cdef Cell cell
-        if self.cell is None and (self.store.type == LWW_REGISTER or self.store.type == MV_REGISTER):
-            cell = cell_of(self.store)
-            if cell is not None:
-                self.cell, self.store = cell, None
+        """From now on we are a cell or columns, if we can be."""
+        cdef Store store = self.store
+        if store is None:
+            return 0
+        if store.type == LWW_REGISTER or store.type == MV_REGISTER:
+            self.cell = cell_of(store)
+        elif (store.type == G_COUNTER or store.type == PN_COUNTER) and not store.broken:
+            self.totals = totals_of(store, NULL)
+        if self.cell is not None or self.totals is not None:
+            self.store = None
         return 0
 
     cdef uint32_t box(self, bint make) except? 0xFFFFFFFF:
@@ -868,17 +1086,21 @@ cdef class Replica:
     @property
     def actor(self):
         """Who writes here; None: nobody, this replica reads and merges."""
-        return self.store.actor if self.cell is None else self.cell.actor
+        if self.store is not None:
+            return self.store.actor
+        return self.cell.actor if self.cell is not None else self.totals.actor
 
     @property
     def context(self):
         """A copy of the events known here; `delta_since` on another replica takes it."""
-        return self.rows().known()
+        return self.known()
 
     @property
     def nbytes(self):
         """Bytes of memory that the state takes, the names of its actors aside."""
-        return nova_rows_bytes(self.store.rows) if self.cell is None else sizeof(nova_cell)
+        if self.store is not None:
+            return nova_rows_bytes(self.store.rows)
+        return sizeof(nova_cell) if self.cell is not None else nova_totals_bytes(self.totals.totals)
 
     def merge(self, Replica other not None):
         """Learn all that `other` knows; returns self. Linear in what both hold, and at once if nothing is new.
@@ -889,12 +1111,15 @@ cdef class Replica:
         if self.cell is not None and other.cell is not None and self.cell.type == other.cell.type:
             if merge_cells(self.cell, other.cell):
                 return self
+        elif self.totals is not None and other.totals is not None and self.totals.type == other.totals.type:
+            if self is other or self.totals.merge(other.totals):
+                return self
         if self.steps or other.steps:
             self.check_root()
             other.check_root()
-        theirs = other.rows()
-        if (self.store.type if self.cell is None else self.cell.type) != theirs.type:
+        if self.kind() != other.kind():
             raise UsageError(f"a {type(other).__name__} cannot merge into a {type(self).__name__}; merge equal types")
+        theirs = other.rows()
         mine = self.grow()
         try:
             if mine is not theirs and not mine.covers(theirs):
@@ -906,16 +1131,22 @@ cdef class Replica:
     def delta_since(self, context=None):
         """What somebody who knows `context` (a context, clock or mapping) lacks, as bytes for `apply_delta`."""
         self.check_root()
-        cdef CausalContext theirs = as_context(context), ours
-        cdef Store store = self.rows()
-        cdef nova_known *known = known_of(store, theirs)
-        try:
-            ours = store.known()
-            kept = kept_of(store, known)
-            rows = wire_parts(store, ours, known)
-        finally:
-            PyMem_Free(known)
-        return seal(DELTA_MAGIC, [bytes([store.type]), *context_parts(ours), *context_parts(kept), *rows])
+        cdef CausalContext theirs = as_context(context), ours, kept = CausalContext()
+        cdef Store store
+        cdef nova_known *known
+        if self.totals is not None:
+            ours = self.known()
+            rows = total_parts(self.totals, ours, theirs, kept)
+        else:
+            store = self.rows()
+            known = known_of(store, theirs)
+            try:
+                ours = store.known()
+                kept = kept_of(store, known)
+                rows = wire_parts(store, ours, known)
+            finally:
+                PyMem_Free(known)
+        return seal(DELTA_MAGIC, [bytes([self.kind()]), *context_parts(ours), *context_parts(kept), *rows])
 
     def apply_delta(self, data):
         """Learn what a delta holds, exactly as by merging with its sender; twice or late does no harm. Returns self.
@@ -927,8 +1158,10 @@ cdef class Replica:
         cdef CausalContext context, kept
         cdef nova_known *keeping
         cdef Store theirs, mine
-        cdef int kind = self.store.type if self.cell is None else self.cell.type
+        cdef Totals news = None
+        cdef int kind
         self.check_root()
+        kind = self.kind()
         unseal(data, DELTA_MAGIC, "CRDT delta", &r)
         check_type(&r, kind)
         context = read_context(&r)
@@ -937,13 +1170,17 @@ cdef class Replica:
             raise malformed("CRDT delta", "it keeps events that its context does not know")
         theirs = read_rows(&r, kind, context, kept, None)
         keeping = known_of(theirs, kept)
-        mine = self.grow()
         try:
+            if self.totals is not None:
+                news = totals_of(theirs, keeping)
+                check_kept_in(self.totals, kept)
+                if news is not None and self.totals.merge(news):
+                    return self
+            mine = self.grow()
             for actor, spans in kept.actors.items():
                 found = mine.numbers.get(actor)
                 if found is None or not covers_spans(nova_rows_known(mine.rows, found), <Spans>spans):
-                    raise UsageError(
-                        "this delta was made for a replica that knew more; ask its sender for delta_since(ours.context)")
+                    raise knew_more()
             if not mine.covers(theirs):
                 mine.join(theirs, keeping)
         finally:
@@ -954,9 +1191,16 @@ cdef class Replica:
     def to_bytes(self):
         """The state in canonical bytes: replicas that know the same events give the same."""
         self.check_root()
-        cdef Store store = self.rows()
-        cdef CausalContext context = store.known()
-        return seal(STATE_MAGIC, [bytes([store.type]), *context_parts(context), *wire_parts(store, context, NULL)])
+        cdef CausalContext context
+        cdef Store store
+        if self.totals is not None:
+            context = self.known()
+            rows = total_parts(self.totals, context, None, None)
+        else:
+            store = self.rows()
+            context = store.known()
+            rows = wire_parts(store, context, NULL)
+        return seal(STATE_MAGIC, [bytes([self.kind()]), *context_parts(context), *rows])
 
     @classmethod
     def from_bytes(cls, data, *, actor=None):
@@ -969,13 +1213,14 @@ cdef class Replica:
         cdef nova_reader r
         cdef CausalContext context
         cdef Replica out = cls(actor)
-        cdef int kind = out.store.type if out.cell is None else out.cell.type
+        cdef int kind = out.kind()
         unseal(data, STATE_MAGIC, WHAT, &r)
         check_type(&r, kind)
         context = read_context(&r)
-        check_newcomer(out.actor, context.actors)
+        if out.actor is not None and out.actor in context.actors:
+            raise not_new(out.actor)
         out.store = read_rows(&r, kind, context, None, actor)
-        out.cell = None
+        out.cell, out.totals = None, None
         out.shrink()
         return out
 
@@ -983,14 +1228,14 @@ cdef class Replica:
         """A replica that goes its own way under a new actor (None: it only reads and merges)."""
         self.check_root()
         cdef Replica out = type(self)(actor)
-        cdef Cell cell = None
+        check_newcomer(out.actor, self)
         if self.cell is not None:
-            check_newcomer(out.cell.actor, writers_of(self.cell))
-            cell = self.cell.copy(actor)
+            out.cell = self.cell.copy(actor)
+            out.store = self.cell.rows().copy(actor) if out.cell is None else None
+        elif self.totals is not None:
+            out.totals = self.totals.copy(actor)
         else:
-            check_newcomer(out.actor, (<CausalContext>self.store.known()).actors)
-        out.store = None if cell is not None else (<Store>self.rows()).copy(actor)
-        out.cell = cell
+            out.store, out.cell, out.totals = self.store.copy(actor), None, None
         return out
 
     def digest(self):
@@ -998,12 +1243,10 @@ cdef class Replica:
         cdef bytes body
         cdef char raw[16]
         cdef nova_digest d
-        cdef Store store
         self.check_root()
-        store = self.rows()
-        body = b"".join(context_parts(store.known()))
-        d = nova_digest_add(nova_rows_digest(store.rows), hash_bytes(
-            PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), store.type))
+        body = b"".join(context_parts(self.known()))
+        d = nova_totals_digest(self.totals.totals) if self.totals is not None else nova_rows_digest(self.rows().rows)
+        d = nova_digest_add(d, hash_bytes(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), self.kind()))
         nova_store64le(raw, d.lo)
         nova_store64le(raw + 8, d.hi)
         return PyBytes_FromStringAndSize(raw, 16)
@@ -1023,12 +1266,6 @@ cdef class Replica:
 
     def __repr__(self):
         return f"{type(self).__name__}(actor={self.actor!r}, value={self.value!r})"
-
-
-cdef set writers_of(Cell cell):
-    """Whose events a cell knows."""
-    cdef size_t i
-    return {<str>cell.state.writers[i].owner for i in range(cell.state.nwriters) if cell.state.writers[i].last}
 
 
 cdef bint merge_cells(Cell mine, Cell theirs) noexcept:
@@ -1056,9 +1293,43 @@ cdef int check_type(nova_reader *r, int type) except -1:
     return 0
 
 
-cdef int check_newcomer(object actor, object known) except -1:
-    if actor is not None and actor in known:
-        raise UsageError(f"actor {actor!r} already wrote here; restore and fork under a new one, as name~incarnation")
+cdef object not_new(object actor):
+    return UsageError(f"actor {actor!r} already wrote here; restore and fork under a new one, as name~incarnation")
+
+
+cdef bint knows_of(Replica self, str actor) except -1:
+    """Are events of an actor known here?"""
+    cdef size_t i
+    if self.cell is not None:
+        for i in range(self.cell.state.nwriters):
+            if self.cell.state.writers[i].last and <str>self.cell.state.writers[i].owner == actor:
+                return True
+        return False
+    if self.totals is not None:
+        found = IDS.get(actor)
+        return found is not None and nova_totals_get(self.totals.totals, found).last > 0
+    found = self.store.numbers.get(actor)
+    return found is not None and nova_rows_last(self.store.rows, found) > 0
+
+
+cdef int check_newcomer(object actor, Replica self) except -1:
+    if actor is not None and knows_of(self, actor):
+        raise not_new(actor)
+    return 0
+
+
+cdef object knew_more():
+    return UsageError("this delta was made for a replica that knew more; ask its sender for delta_since(ours.context)")
+
+
+cdef int check_kept_in(Totals counter, CausalContext kept) except -1:
+    """Does a counter know the rows that its sender did not send?"""
+    cdef Spans spans
+    for actor, item in kept.actors.items():
+        spans = <Spans>item
+        found = IDS.get(actor)
+        if found is None or nova_totals_get(counter.totals, found).last < spans.at[spans.size - 1].last:
+            raise knew_more()
     return 0
 
 
@@ -1193,6 +1464,8 @@ cdef int totals(nova_row *row, int type, uint64_t *up, uint64_t *down) noexcept:
 
 cdef int count_on(Replica self, int type, uint64_t more, uint64_t less) except -1:
     """Replace our own total by a new one."""
+    if self.totals is not None:
+        return self.totals.count(more, less)
     cdef uint64_t up = 0, down = 0
     cdef uint32_t own = own_row(self)
     cdef nova_row row
@@ -1211,6 +1484,8 @@ cdef int count_on(Replica self, int type, uint64_t more, uint64_t less) except -
 
 
 cdef object sum_of(Replica self, int type):
+    if self.totals is not None:
+        return self.totals.value()
     cdef uint64_t up, down
     cdef uint32_t at = first_at(self, NO_LEAF)
     cdef nova_row row
