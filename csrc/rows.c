@@ -46,6 +46,7 @@ typedef struct {
 } box;
 
 struct nova_rows {
+    int bare;       /* rows are not found by their keys: they are here to be joined to others */
     uint8_t *arena; /* in words of 4 bytes; word 0 is no record */
     size_t used, room, garbage;
     uint8_t *tags; /* of the table: 7 bits of a hash, or empty, or gone */
@@ -356,8 +357,8 @@ static int grow_table(nova_rows *r, size_t more)
 static size_t seek_block(const writer *w, uint64_t block)
 {
     size_t low = 0, high = w->nblocks;
-    if (high && w->blocks[high - 1] < block)
-        return high;
+    if (high && w->blocks[high - 1] <= block) /* writers mostly go on where they were */
+        return w->blocks[high - 1] < block ? high : high - 1;
     while (low < high) {
         size_t middle = (low + high) / 2;
         if (w->blocks[middle] < block)
@@ -566,6 +567,12 @@ nova_rows *nova_rows_new(int type, int rule, int nested)
     r->boxes[0] = (box){.type = (uint8_t)type, .rule = (uint8_t)rule};
     r->nboxes = 1;
     return r;
+}
+
+int nova_rows_expect(nova_rows *r, size_t rows, int bare)
+{
+    r->bare = bare;
+    return bare ? 0 : grow_table(r, rows);
 }
 
 void nova_rows_free(nova_rows *r)
@@ -944,13 +951,12 @@ static int renew(nova_rows *r, uint32_t at, const nova_row *row)
     return 1;
 }
 
-static int put(nova_rows *r, const nova_row *row, int replace)
+/* Add a row whose key is at `slot`, or if that is SIZE_MAX may go to `room`; the table has room for it. */
+static int put_at(nova_rows *r, const nova_row *row, uint64_t hash, size_t slot, size_t room, int replace)
 {
-    uint64_t hash = key_hash(row->box, row->leaf, row->nleaf);
-    int failed = grow_table(r, 1);
-    if (failed || (failed = grow_arena(r, record_words(r, row))))
+    int failed = grow_arena(r, record_words(r, row));
+    if (failed)
         return failed;
-    size_t room, slot = seek(r, hash, row->box, row->leaf, row->nleaf, &room);
     if (replace && slot != SIZE_MAX && !sibling_of(r, r->slots[slot]) && (failed = renew(r, r->slots[slot], row)))
         return failed < 0 ? failed : 0;
     uint32_t id = chunk_for(r, row->who, row->count >> 6);
@@ -959,12 +965,13 @@ static int put(nova_rows *r, const nova_row *row, int replace)
     uint32_t head = slot == SIZE_MAX ? 0 : r->slots[slot]; /* not swept: a chain may be a million long */
     uint8_t flags = (head ? SIBLING : 0) | (row->stamp ? STAMP : 0) | (row->nvalue ? VALUE : 0);
     uint32_t at = write_record(r, id << 6 | (row->count & 63), row, flags, head);
-    if (slot == SIZE_MAX) {
+    if (slot != SIZE_MAX)
+        r->slots[slot] = at;
+    else if (!r->bare) {
         set_slot(r, room, hash, at);
         r->keys++;
         r->boxes[row->box].keys++;
-    } else
-        r->slots[slot] = at;
+    }
     insert_lane(r->chunks[id], row->count & 63, at);
     mark_stale(r, id);
     link_in_box(r, at, row->box);
@@ -975,6 +982,18 @@ static int put(nova_rows *r, const nova_row *row, int replace)
         sweep_chain(r, at);
     }
     return 0;
+}
+
+static int put(nova_rows *r, const nova_row *row, int replace)
+{
+    if (r->bare)
+        return put_at(r, row, 0, SIZE_MAX, SIZE_MAX, 0);
+    uint64_t hash = key_hash(row->box, row->leaf, row->nleaf);
+    int failed = grow_table(r, 1);
+    if (failed)
+        return failed;
+    size_t room, slot = seek(r, hash, row->box, row->leaf, row->nleaf, &room);
+    return put_at(r, row, hash, slot, room, replace);
 }
 
 int nova_rows_put(nova_rows *r, const nova_row *row)
@@ -1329,6 +1348,38 @@ static nova_digest less(const nova_rows *r, const chunk *c, uint64_t bits)
     return sum;
 }
 
+/* A merge waits for memory more than it computes, so what it will look at is asked for in time: chunks first, then
+ * which records differ, then the records. */
+enum { CHUNKS_AHEAD = 36, LANES_AHEAD = 26, RECORDS_AHEAD = 16 };
+
+static inline void fetch_chunk(const nova_rows *r, const writer *w, size_t i)
+{
+    if (i < w->nblocks)
+        __builtin_prefetch(r->chunks[w->chunks[i]]);
+}
+
+static void fetch_lanes(const nova_rows *r, const chunk *c, uint64_t lanes, int records)
+{
+    for (; lanes; lanes &= lanes - 1) {
+        const uint32_t *at = &c->at[place(c, (unsigned)__builtin_ctzll(lanes))];
+        __builtin_prefetch(records ? (const void *)record(r, *at) : at);
+    }
+}
+
+/* What is on one side only, of two lists that mostly name the same blocks. */
+static void fetch_difference(const nova_rows *r, const writer *mine, size_t i, const nova_rows *o, const writer *theirs,
+                             size_t j, int records)
+{
+    const chunk *a = i < mine->nblocks ? r->chunks[mine->chunks[i]] : NULL;
+    const chunk *b = j < theirs->nblocks ? o->chunks[theirs->chunks[j]] : NULL;
+    if (a && b && a->block == b->block && a->live == b->live)
+        return;
+    if (a && (!b || a->block == b->block))
+        fetch_lanes(r, a, a->live & ~(b ? b->live : 0), records);
+    if (b && (!a || a->block == b->block))
+        fetch_lanes(o, b, b->live & ~(a ? a->live : 0), records);
+}
+
 static int plan_writer(nova_rows *r, nova_rows *o, uint32_t who, uint32_t me, nova_known dead, nova_plan *plan)
 {
     static const writer nobody;
@@ -1349,6 +1400,10 @@ static int plan_writer(nova_rows *r, nova_rows *o, uint32_t who, uint32_t me, no
                 continue;
             }
         }
+        fetch_chunk(r, mine, i + CHUNKS_AHEAD);
+        fetch_chunk(o, theirs, j + CHUNKS_AHEAD);
+        fetch_difference(r, mine, i + LANES_AHEAD, o, theirs, j + LANES_AHEAD, 0);
+        fetch_difference(r, mine, i + RECORDS_AHEAD, o, theirs, j + RECORDS_AHEAD, 1);
         chunk *a = left ? r->chunks[mine->chunks[i]] : NULL, *b = right ? o->chunks[theirs->chunks[j]] : NULL;
         i += (size_t)left;
         j += (size_t)right;
@@ -1388,11 +1443,100 @@ static int plan_writer(nova_rows *r, nova_rows *o, uint32_t who, uint32_t me, no
     return 0;
 }
 
+/* Keys of records of theirs, looked up step by step before they are needed, each step when memory has had the time to
+ * bring what the one before asked for: 0 the record, 1 the tags of its key, 2 the slot, 3 our record, 4 its chunk. */
+enum { STEPS = 5, APART = 6, RING = 32 };
+
+typedef struct {
+    uint64_t hash;
+    size_t slot;
+    uint32_t at; /* the record that is perhaps there; 0: none */
+} sought;
+
+typedef struct {
+    const nova_rows *r, *o;
+    const uint32_t *list; /* records of o */
+    size_t size;
+    const uint32_t *ours; /* which of our boxes theirs are; NULL without boxes */
+    sought ring[RING];
+} scout;
+
+static void seek_ahead(scout *s, size_t i, int step)
+{
+    const nova_rows *r = s->r, *o = s->o;
+    sought *key = &s->ring[i % RING];
+    if (i >= s->size)
+        return;
+    uint32_t theirs = s->list[i];
+    if (step == 0)
+        __builtin_prefetch(record(o, theirs));
+    else if (step == 1) {
+        size_t n;
+        const uint8_t *leaf = leaf_of(o, theirs, &n);
+        uint32_t in = o->nested ? load32(record(o, theirs) + 4) : 0;
+        key->hash = key_hash(in ? s->ours[in] : 0, leaf, n);
+        key->slot = (key->hash & (r->mask / GROUP)) * GROUP;
+        __builtin_prefetch(r->tags + key->slot);
+        if (*flags_of(o, theirs) & BOX)
+            __builtin_prefetch(&o->boxes[load32(record(o, theirs))]);
+    } else if (step == 2) {
+        uint64_t word = nova_load64le(r->tags + key->slot), hits = matches(word, key->hash >> 57);
+        uint64_t lanes = hits ? hits : word & HIGHS;
+        key->slot += lanes ? (size_t)__builtin_ctzll(lanes) / 8 : 0;
+        __builtin_prefetch(r->slots + key->slot);
+        if (*flags_of(o, theirs) & BOX)
+            __builtin_prefetch(o->boxes[load32(record(o, theirs))].path);
+    } else if (step == 3) {
+        key->at = r->tags[key->slot] == key->hash >> 57 ? r->slots[key->slot] : 0;
+        __builtin_prefetch(record(r, key->at), 1);
+    } else if (key->at && !(*flags_of(r, key->at) & BOX)) {
+        const char *c = (const char *)chunk_of(r, key->at);
+        for (size_t line = 0; line < sizeof(chunk) + 64 * sizeof(uint32_t); line += 64)
+            __builtin_prefetch(c + line, 1);
+    }
+}
+
+/* To be called for each record of the list in turn, before that is looked up; the hash of its key. */
+static uint64_t look_ahead(scout *s, size_t i)
+{
+    for (size_t first = i ? APART * STEPS : 0; first <= APART * STEPS; first++)
+        for (int step = 0; step < STEPS; step++)
+            if (first >= (size_t)(APART * step))
+                seek_ahead(s, i + first - (size_t)(APART * step), step);
+    return s->ring[i % RING].hash;
+}
+
+/* Find, or make, our boxes for all rows that come. */
+static int join_boxes(nova_rows *r, nova_rows *o, const nova_plan *plan, uint32_t *ours)
+{
+    uint32_t *list = malloc((plan->fresh.size + 1) * sizeof *list), last = 0;
+    if (!list)
+        return NOVA_ROWS_NOMEM;
+    scout s = {.r = r, .o = o, .list = list, .ours = ours};
+    for (size_t i = 0; i < plan->fresh.size; i++) {
+        uint32_t in = load32(record(o, plan->fresh.at[i]) + 4);
+        if (in && in != last)
+            list[s.size++] = o->boxes[in].at;
+        last = in;
+    }
+    int failed = 0;
+    for (size_t i = 0; !failed && i < s.size; i++) {
+        if (r->slots)
+            look_ahead(&s, i);
+        if (box_in(r, o, load32(record(o, list[i])), ours, 1) == NOVA_WHO_NONE)
+            failed = NOVA_ROWS_NOMEM;
+    }
+    free(list);
+    return failed;
+}
+
 enum { SIBLINGS_CHECKED = 1024 }; /* a bound on the work that a stranger's stamps can ask for */
 
 static void set_doom(nova_rows *r, const nova_plan *plan, int doomed)
 {
     for (size_t i = 0; i < plan->gone.size; i++) {
+        if (i + RECORDS_AHEAD < plan->gone.size)
+            __builtin_prefetch(record(r, plan->gone.at[i + RECORDS_AHEAD]), 1);
         uint8_t *flags = flags_of(r, plan->gone.at[i]);
         *flags = (uint8_t)(doomed ? *flags | DOOMED : *flags & ~DOOMED);
     }
@@ -1458,9 +1602,13 @@ static int check_types(nova_rows *r, const nova_rows *o, const uint32_t *map, no
     int failed = no_boxes(o, &ours);
     total *totals = NULL;
     size_t ntotals = 0, room = 0;
+    int ahead = plan->fresh.size > FEW && r->boxes[0].rule != NOVA_BOX_TOTALS && !r->nested && r->slots;
+    scout s = {.r = r, .o = o, .list = plan->fresh.at, .size = plan->fresh.size};
     set_doom(r, plan, 1);
     for (size_t i = 0; !failed && i < plan->fresh.size; i++) {
         nova_row row;
+        if (ahead)
+            look_ahead(&s, i);
         nova_rows_view(o, plan->fresh.at[i], &row);
         int rule = o->boxes[row.box].rule;
         uint32_t me = map[row.who], in;
@@ -1581,10 +1729,11 @@ static int merge_blocks(nova_rows *r, uint32_t me, const nova_rows *o, const uin
     return 0;
 }
 
-/* Add a row; in the place of the only one of its key if that goes anyhow. */
-static int join_row(nova_rows *r, const nova_row *row)
+/* Add a row; in the place of the only one of its key if that goes anyhow. The table has room for it. */
+static int join_row(nova_rows *r, const nova_row *row, uint64_t hash)
 {
-    uint32_t at = nova_rows_find(r, row->box, row->leaf, row->nleaf);
+    size_t room, slot = seek(r, hash, row->box, row->leaf, row->nleaf, &room);
+    uint32_t at = slot == SIZE_MAX ? 0 : r->slots[slot];
     if (at && *flags_of(r, at) & DOOMED && !sibling_of(r, at)) {
         int done = renew(r, at, row);
         if (done > 0)
@@ -1592,7 +1741,7 @@ static int join_row(nova_rows *r, const nova_row *row)
         if (done)
             return done < 0 ? done : 0;
     }
-    return put(r, row, 0);
+    return put_at(r, row, hash, slot, room, 0);
 }
 
 int nova_rows_join(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_plan *plan)
@@ -1603,8 +1752,12 @@ int nova_rows_join(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_p
     nova_row row;
     for (size_t i = 0; i < plan->fresh.size; i++) {
         uint32_t at = plan->fresh.at[i];
+        if (i + RING < plan->fresh.size)
+            __builtin_prefetch(record(o, plan->fresh.at[i + RING]));
         words += parse(o, at, &row) - at + 2;
     }
+    if (!failed && o->nested)
+        failed = join_boxes(r, o, plan, ours);
     if (!failed && !(failed = grow_table(r, plan->fresh.size)))
         failed = grow_arena(r, words);
     for (size_t i = 0, end; !failed && plan->fresh.size > FEW && i < plan->fresh.size; i = end) {
@@ -1617,14 +1770,19 @@ int nova_rows_join(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_p
         free(ours);
         return failed;
     }
-    int ones = 0;
+    int ones = 0, ahead = plan->fresh.size > FEW;
+    scout s = {.r = r, .o = o, .list = plan->fresh.at, .size = plan->fresh.size, .ours = ours};
     set_doom(r, plan, 1);
     for (size_t i = 0; !failed && i < plan->fresh.size; i++) {
+        uint64_t hash = ahead ? look_ahead(&s, i) : 0;
         nova_rows_view(o, plan->fresh.at[i], &row);
         ones |= o->boxes[row.box].rule == NOVA_BOX_LAST_ONE;
         row.who = map[row.who];
         row.box = box_in(r, o, row.box, ours, 1);
-        failed = row.box == NOVA_WHO_NONE ? NOVA_ROWS_NOMEM : join_row(r, &row);
+        if (row.box == NOVA_WHO_NONE)
+            failed = NOVA_ROWS_NOMEM;
+        else
+            failed = join_row(r, &row, ahead ? hash : key_hash(row.box, row.leaf, row.nleaf));
     }
     for (size_t i = 0; i < plan->gone.size; i++)
         if (*flags_of(r, plan->gone.at[i]) & DOOMED)

@@ -64,6 +64,9 @@ void nova_rows_seed(uint64_t seed);
 
 /* rule: what the root type does. nested: whether it has boxes. NULL: no memory. */
 nova_rows *nova_rows_new(int type, int rule, int nested);
+/* Before the first row: how many will come. bare: they will only be joined to others, so they are not found by their
+ * keys, and those of one key do not know of each other. */
+int nova_rows_expect(nova_rows *r, size_t rows, int bare);
 void nova_rows_free(nova_rows *r);
 nova_rows *nova_rows_copy(const nova_rows *r);
 size_t nova_rows_size(const nova_rows *r);

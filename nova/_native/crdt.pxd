@@ -41,6 +41,7 @@ cdef extern from "rows.h" nogil:
         uint64_t stamp
     void nova_rows_seed(uint64_t seed)
     nova_rows *nova_rows_new(int type, int rule, int nested)
+    int nova_rows_expect(nova_rows *r, size_t rows, int bare)
     void nova_rows_free(nova_rows *r)
     nova_rows *nova_rows_copy(const nova_rows *r)
     size_t nova_rows_size(const nova_rows *r)

@@ -993,7 +993,7 @@ cdef bint has_count(nova_known known, uint64_t count) noexcept:
 
 
 cdef Store read_rows(nova_reader *r, int type, CausalContext context, CausalContext kept, object actor):
-    """A store of a context and the rows that follow."""
+    """A store of a context and the rows that follow; with `kept`, of a delta, it is only good to be joined."""
     cdef uint64_t n = nova_take_size(r, 6), i
     cdef Store out = Store(type, actor)
     cdef nova_known *keeping = NULL
@@ -1003,6 +1003,8 @@ cdef Store read_rows(nova_reader *r, int type, CausalContext context, CausalCont
     for name in sorted(context.actors):
         spans = <Spans>context.actors[name]
         out.learn(out.writer(name), spans.at, spans.size)
+    if nova_rows_expect(out.rows, n, kept is not None):
+        raise MemoryError
     try:
         if kept is not None:
             keeping = known_of(out, kept)

@@ -259,3 +259,17 @@ def test_a_two_phase_set_answers_batches_by_its_marks():
     s.remove(2)
     assert s.contains_many([1, 2, 3]).tolist() == [True, False, False]
     assert PNCounter(actor="a").nbytes > 0
+
+
+def test_what_is_read_from_bytes_is_found_by_its_keys():
+    s, m = ORSet(actor="a"), LWWMap(actor="a")
+    for i in range(300):
+        s.add(i)
+        m.set(f"k{i}", i, i + 1)
+    again, map_again = ORSet.from_bytes(s.to_bytes(), actor="b"), LWWMap.from_bytes(m.to_bytes(), actor="b")
+    assert len(again) == len(map_again) == 300
+    assert 299 in again
+    assert map_again.get("k299") == 299
+    assert again.remove(7) is map_again.remove("k7") is True
+    assert s.apply_delta(again.delta_since(s.context)).value == again.value == set(range(300)) - {7}
+    assert len(m.apply_delta(map_again.delta_since(m.context))) == 299
