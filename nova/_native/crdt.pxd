@@ -8,6 +8,7 @@ cdef extern from "crdt.h" nogil:
     enum:
         NOVA_VALUE_MAPS
     int nova_value_check(uint8_t *p, size_t n, int mend)
+    bint nova_is_utf8(const uint8_t *p, size_t n)
 
 
 cdef extern from "rows.h" nogil:

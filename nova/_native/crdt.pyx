@@ -38,6 +38,7 @@ from nova.errors import CorruptionError, LimitError, UnavailableError, UsageErro
 DEF U64_MAX = 0xFFFFFFFFFFFFFFFF
 DEF KEY_BYTES_MAX = 65536
 DEF DEPTH_MAX = 32
+DEF ROWS_ALONE = 128                    # from so many on, reading them takes over 20 us, and others may run meanwhile
 
 cdef enum:
     G_COUNTER = 1
@@ -64,7 +65,7 @@ cdef str WHAT = "CRDT state"
 nova_rows_seed(<uint64_t>hash("the rows of nova.crdt"))
 
 
-cdef inline int rule_of(int type) noexcept:
+cdef inline int rule_of(int type) noexcept nogil:
     """What the kernel must know of a type."""
     if type == G_COUNTER or type == PN_COUNTER or type == BOUNDED_COUNTER:
         return NOVA_BOX_TOTALS
@@ -197,21 +198,13 @@ cdef int pack_key(object key, Packed *out) except -1:
     return 0
 
 
-cdef int check_value(const uint8_t *at, size_t size, bint element) except -1:
-    """Is this the one spelling of a value, or of an element of a set?"""
-    cdef int found = nova_value_check(<uint8_t *>at, size, False)
-    if found == 0:
-        return 0
-    if found == NOVA_VALUE_MAPS and element:
-        raise malformed(WHAT, "an element of a set holds a mapping")
-    if found == NOVA_VALUE_MAPS:
-        try:
-            packed = PyBytes_FromStringAndSize(<const char *>at, size)
-            if encode(decode(packed)) == packed:
-                return 0
-        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
-            pass
-    raise malformed(WHAT, f"a value of {size} bytes is not canonical MessagePack")
+cdef bint in_order(const uint8_t *at, size_t size) noexcept with gil:
+    """Are the keys of the mappings in a value in their order?"""
+    try:
+        packed = PyBytes_FromStringAndSize(<const char *>at, size)
+        return encode(decode(packed)) == packed
+    except Exception:                   # whatever it is, it is not what we would have written
+        return False
 
 
 cdef object unpack(const uint8_t *at, size_t size):
@@ -841,150 +834,261 @@ cdef CausalContext kept_of(Store store, const nova_known *known):
     return out
 
 
-cdef class Reading:
-    """What is known of the row read last, so that the next one can be checked against it."""
+cdef enum Fault:
+    FAULT_MEMORY = 1
+    FAULT_FULL
+    FAULT_CUT
+    FAULT_DEPTH
+    FAULT_KEY_SIZE
+    FAULT_KEY_TEXT
+    FAULT_INSIDE
+    FAULT_ROW
+    FAULT_FIT
+    FAULT_ORDER
+    FAULT_TWO_ROWS
+    FAULT_TWO_VALUES
+    FAULT_TOTAL
+    FAULT_TWO_TOTALS
+    FAULT_MAPPING
+    FAULT_VALUE
+    FAULT_ELEMENT
+    FAULT_FLAG
+    FAULT_ACCOUNT
+    FAULT_TWO_ACCOUNTS
+    FAULT_NO_TYPE
+    FAULT_KEYS
+    FAULT_STAMP
+    FAULT_STAMPS
 
-    cdef const uint8_t *path
-    cdef size_t npath
-    cdef nova_row row
-    cdef bint any
-    cdef object stamps                  # of the rows of one actor at one key, where they are more than one
+
+# How far the rows of a state or delta are read. It is done without the interpreter, so what is wrong is a number first.
+cdef struct Reading:
+    nova_reader *r
+    nova_rows *rows                     # its writers are numbered as on the wire
+    const nova_known *kept              # NULL: all is here
+    uint64_t writers
+    void *names                         # list[str]
+    void *stamps                        # set[int]: of the rows of one actor at one key, where they are more than one
+    bint stamped                        # it is not empty
+    bint any                            # a row was read; it is the one in `path`, `npath`, `row`
+    const uint8_t *path
+    size_t npath
+    nova_row row
+    nova_row next                       # the one that is being read
+    int outer                           # the type of its container,
+    int inner                           # and of that which is in there,
+    size_t nkey                         # and how long the key of that is
 
 
-cdef int compare(const uint8_t *a, size_t na, const uint8_t *b, size_t nb) noexcept:
+cdef object fault_of(Reading *reading, int fault):
+    """The error for a fault."""
+    cdef nova_row *row = &reading.next
+    cdef str actor = None
+    if fault == FAULT_MEMORY or fault == FAULT_FULL:
+        return failure(NOVA_ROWS_FULL if fault == FAULT_FULL else NOVA_ROWS_NOMEM)
+    if row.who < reading.writers:
+        actor = (<list>reading.names)[row.who]
+    return malformed(WHAT, {
+        FAULT_CUT: "it is cut",
+        FAULT_DEPTH: f"a row is cut or nested deeper than {DEPTH_MAX} maps",
+        FAULT_KEY_SIZE: f"a key of {reading.nkey} bytes, the limit is {KEY_BYTES_MAX}",
+        FAULT_KEY_TEXT: "a key is not UTF-8",
+        FAULT_INSIDE: f"type {reading.inner} inside type {reading.outer}",
+        FAULT_ROW: "a row is cut or names an unknown actor",
+        FAULT_FIT: f"its context and event {row.count} of actor {actor!r} do not fit",
+        FAULT_ORDER: "its rows are out of order",
+        FAULT_TWO_ROWS: f"event {row.count} of actor {actor!r} has two rows",
+        FAULT_TWO_VALUES: "a last-writer-wins register has two values",
+        FAULT_TOTAL: "the total of a counter is no total",
+        FAULT_TWO_TOTALS: f"actor {actor!r} has two totals in one counter",
+        FAULT_MAPPING: "an element of a set holds a mapping",
+        FAULT_VALUE: f"a value of {row.nvalue if row.nvalue else row.nleaf} bytes is not canonical MessagePack",
+        FAULT_ELEMENT: "an element of a set has a value",
+        FAULT_FLAG: "a flag has a value",
+        FAULT_ACCOUNT: f"the account of actor {actor!r} is no account",
+        FAULT_TWO_ACCOUNTS: f"actor {actor!r} has two accounts in one counter",
+        FAULT_NO_TYPE: "a map holds a value without a type",
+        FAULT_KEYS: f"type {reading.outer} has no keys",
+        FAULT_STAMP: f"actor {actor!r} gave stamp {row.stamp} to two values of one key",
+        FAULT_STAMPS: f"type {reading.outer} has no stamps",
+    }[fault])
+
+
+cdef int compare(const uint8_t *a, size_t na, const uint8_t *b, size_t nb) noexcept nogil:
     cdef size_t n = na if na < nb else nb
     cdef int order = memcmp(a, b, n) if n else 0
     return order if order else (1 if na > nb else 0) - (1 if na < nb else 0)
 
 
-cdef int take_field(nova_reader *r, const uint8_t **at, size_t *size) except -1:
-    cdef uint64_t n = nova_take_number(r)
-    at[0] = nova_take(r, n)
-    if at[0] == NULL:
-        raise malformed(WHAT, "it is cut")
-    size[0] = n
-    return 0
+cdef int take_field(nova_reader *r, const uint8_t **at, size_t *size) noexcept nogil:
+    size[0] = nova_take_number(r)
+    at[0] = nova_take(r, size[0])
+    return FAULT_CUT if at[0] == NULL else 0
 
 
-cdef int check_key(const uint8_t *at, size_t size) except -1:
+cdef int check_key(Reading *reading, const uint8_t *at, size_t size) noexcept nogil:
+    reading.nkey = size
     if size > KEY_BYTES_MAX:
-        raise malformed(WHAT, f"a key of {size} bytes, the limit is {KEY_BYTES_MAX}")
+        return FAULT_KEY_SIZE
+    return 0 if nova_is_utf8(at, size) else FAULT_KEY_TEXT
+
+
+cdef int check_value(const uint8_t *at, size_t size, bint element) noexcept nogil:
+    """Is this the one spelling of a value, or of an element of a set?"""
+    cdef int found = nova_value_check(<uint8_t *>at, size, False)
+    if found == NOVA_VALUE_MAPS and element:
+        return FAULT_MAPPING
+    return 0 if found == 0 or (found == NOVA_VALUE_MAPS and in_order(at, size)) else FAULT_VALUE
+
+
+cdef bint is_account(Reading *reading) noexcept with gil:
     try:
-        at[:size].decode("utf-8")
-    except UnicodeDecodeError:
-        raise malformed(WHAT, "a key is not UTF-8") from None
-    return 0
+        check_account(unpack(reading.next.value, reading.next.nvalue), (<list>reading.names)[reading.next.who])
+    except Exception:
+        return False
+    return True
 
 
-cdef int check_row(int type, nova_row *row, str actor, Reading before, bint same_key) except -1:
+cdef bint is_stamped(Reading *reading) noexcept with gil:
+    """Was the stamp of this row that of another one of the same key and actor? They are few, but for liars."""
+    cdef set stamps = <set>reading.stamps
+    try:
+        if not reading.stamped:
+            stamps.clear()
+            stamps.add(reading.row.stamp)
+            reading.stamped = True
+        if reading.next.stamp in stamps:
+            return True
+        stamps.add(reading.next.stamp)
+    except MemoryError:
+        return True
+    return False
+
+
+cdef int check_row(Reading *reading, int type, bint same_key) noexcept nogil:
     """What the type of the row's container allows. same_key: the row before is of the same key and actor."""
+    cdef nova_row *row = &reading.next
     cdef nova_reader r
-    cdef int numbers
+    cdef int numbers, fault = 0
     cdef uint64_t sum = 0
+    reading.outer = type
     if type == G_COUNTER or type == PN_COUNTER:
         r = nova_reader_of(row.value, row.nvalue)
         for numbers in range(type):                     # one number, or plus and minus
             sum |= nova_take_number(&r)
         if not r.ok or nova_left(&r) or not sum:
-            raise malformed(WHAT, "the total of a counter is no total")
+            return FAULT_TOTAL
         if same_key:
-            raise malformed(WHAT, f"actor {actor!r} has two totals in one counter")
+            return FAULT_TWO_TOTALS
     elif type == G_SET or type == OR_SET or type == TWO_P_SET:
-        check_value(row.leaf, row.nleaf, True)
-        if row.nvalue and (type != TWO_P_SET or row.nvalue != 1 or row.value[0] != REMOVED):
-            raise malformed(WHAT, "an element of a set has a value")
+        fault = check_value(row.leaf, row.nleaf, True)
+        if not fault and row.nvalue and (type != TWO_P_SET or row.nvalue != 1 or row.value[0] != REMOVED):
+            fault = FAULT_ELEMENT
     elif type == ENABLE_WINS_FLAG:
         if row.nvalue:
-            raise malformed(WHAT, "a flag has a value")
+            return FAULT_FLAG
     elif type == BOUNDED_COUNTER:
-        check_value(row.value, row.nvalue, False)
-        check_account(unpack(row.value, row.nvalue), actor)
-        if same_key:
-            raise malformed(WHAT, f"actor {actor!r} has two accounts in one counter")
+        fault = check_value(row.value, row.nvalue, False)
+        if not fault and not is_account(reading):
+            fault = FAULT_ACCOUNT
+        if not fault and same_key:
+            fault = FAULT_TWO_ACCOUNTS
     elif type == OR_MAP:
-        raise malformed(WHAT, "a map holds a value without a type")
+        return FAULT_NO_TYPE
     else:
-        check_value(row.value, row.nvalue, False)
+        fault = check_value(row.value, row.nvalue, False)
+    if fault:
+        return fault
     if type == LWW_MAP:
-        check_key(row.leaf, row.nleaf)
-    elif row.nleaf and type != G_SET and type != OR_SET and type != TWO_P_SET:
-        raise malformed(WHAT, f"type {type} has no keys")
-    if type == LWW_MAP:
+        fault = check_key(reading, row.leaf, row.nleaf)
+        if fault:
+            return fault
         if not same_key:
-            before.stamps = None
-        else:
-            if before.stamps is None:
-                before.stamps = {before.row.stamp}
-            if row.stamp in before.stamps:
-                raise malformed(WHAT, f"actor {actor!r} gave stamp {row.stamp} to two values of one key")
-            before.stamps.add(row.stamp)
-    elif row.stamp and type != LWW_REGISTER:
-        raise malformed(WHAT, f"type {type} has no stamps")
-    return 0
+            reading.stamped = False
+        elif is_stamped(reading):
+            return FAULT_STAMP
+        return 0
+    if row.nleaf and type != G_SET and type != OR_SET and type != TWO_P_SET:
+        return FAULT_KEYS
+    return FAULT_STAMPS if row.stamp and type != LWW_REGISTER else 0
 
 
-cdef int read_row(nova_reader *r, Store store, const nova_known *kept, Reading before) except -1:
-    """The next row. Writers of `store` are numbered as on the wire."""
-    cdef uint64_t depth = nova_take_number(r), j, who, i
-    cdef nova_row row
+cdef int read_row(Reading *reading, int type) noexcept nogil:
+    """The next row; 0 or a fault."""
+    cdef nova_reader *r = reading.r
+    cdef uint64_t depth = nova_take_number(r), j, who
+    cdef nova_row *row = &reading.next
+    cdef nova_row *before = &reading.row
     cdef const uint8_t *path
     cdef const uint8_t *key
     cdef size_t nkey = 0, npath
-    cdef int type = store.type, inner, order
-    cdef uint32_t box = 0
-    cdef nova_known known
-    cdef bint same_box
+    cdef int fault, order = -1
+    cdef bint same_box = False
+    row.box, row.who = 0, NOVA_WHO_NONE
     if not r.ok or depth > DEPTH_MAX:
-        raise malformed(WHAT, f"a row is cut or nested deeper than {DEPTH_MAX} maps")
+        return FAULT_DEPTH
     path = r.at
     for j in range(depth):
-        inner = nova_take_byte(r)
-        take_field(r, &key, &nkey)
-        check_key(key, nkey)
-        if type != OR_MAP or not G_COUNTER <= inner <= NESTED_MAX:
-            raise malformed(WHAT, f"type {inner} inside type {type}")
-        type = inner
-        box = nova_rows_box(store.rows, box, type, rule_of(type), key, nkey, True)
-        if box == NOVA_WHO_NONE:
-            raise MemoryError
+        reading.outer, reading.inner = type, nova_take_byte(r)
+        fault = take_field(r, &key, &nkey)
+        if not fault:
+            fault = check_key(reading, key, nkey)
+        if not fault and (type != OR_MAP or not G_COUNTER <= reading.inner <= NESTED_MAX):
+            fault = FAULT_INSIDE
+        if fault:
+            return fault
+        type = reading.inner
+        row.box = nova_rows_box(reading.rows, row.box, type, rule_of(type), key, nkey, True)
+        if row.box == NOVA_WHO_NONE:
+            return FAULT_MEMORY
     npath = r.at - path
-    row.box = box
-    take_field(r, &row.leaf, &row.nleaf)
+    if take_field(r, &row.leaf, &row.nleaf):
+        return FAULT_CUT
     who = nova_take_number(r)
     row.count = nova_take_number(r)
     row.stamp = nova_take_number(r)
-    take_field(r, &row.value, &row.nvalue)
-    if not r.ok or who >= <uint64_t>len(store.names):
-        raise malformed(WHAT, "a row is cut or names an unknown actor")
+    if take_field(r, &row.value, &row.nvalue):
+        return FAULT_CUT
+    if who >= reading.writers:
+        return FAULT_ROW
     row.who = who
-    known = nova_rows_known(store.rows, row.who)
-    if not has_count(known, row.count) or (kept != NULL and has_count(kept[row.who], row.count)):
-        raise malformed(WHAT, f"its context and event {row.count} of actor {store.names[who]!r} do not fit")
-    order = -1
-    same_box = False
-    if before.any:
-        order = compare(before.path, before.npath, path, npath)
+    if not has_count(nova_rows_known(reading.rows, row.who), row.count) \
+            or (reading.kept != NULL and has_count(reading.kept[row.who], row.count)):
+        return FAULT_FIT
+    if reading.any:
+        order = compare(reading.path, reading.npath, path, npath)
         same_box = order == 0
         if order == 0:
-            order = compare(before.row.leaf, before.row.nleaf, row.leaf, row.nleaf)
-        if order == 0 and before.row.who != row.who:
-            order = -1 if before.row.who < row.who else 1
-        elif order == 0:
-            if before.row.count >= row.count:
-                order = 1
+            order = compare(before.leaf, before.nleaf, row.leaf, row.nleaf)
+        if order == 0 and before.who != row.who:
+            order = -1 if before.who < row.who else 1
+        elif order == 0 and before.count >= row.count:
+            order = 1
     if order > 0:
-        raise malformed(WHAT, "its rows are out of order")
-    if nova_rows_has(store.rows, row.who, row.count):
-        raise malformed(WHAT, f"event {row.count} of actor {store.names[who]!r} has two rows")
+        return FAULT_ORDER
+    if nova_rows_has(reading.rows, row.who, row.count):
+        return FAULT_TWO_ROWS
     if same_box and type == LWW_REGISTER:
-        raise malformed(WHAT, "a last-writer-wins register has two values")
-    check_row(type, &row, <str>store.names[who], before, order == 0)
-    store.add(&row, BESIDE)
-    before.any, before.path, before.npath, before.row = True, path, npath, row
+        return FAULT_TWO_VALUES
+    fault = check_row(reading, type, order == 0)
+    if fault:
+        return fault
+    fault = nova_rows_put(reading.rows, row)
+    if fault:
+        return FAULT_FULL if fault == NOVA_ROWS_FULL else FAULT_MEMORY
+    reading.any, reading.path, reading.npath, reading.row = True, path, npath, row[0]
     return 0
 
 
-cdef bint has_count(nova_known known, uint64_t count) noexcept:
+cdef int read_all(Reading *reading, int type, uint64_t n) noexcept nogil:
+    cdef int fault = 0
+    while n and not fault:
+        fault = read_row(reading, type)
+        n -= 1
+    return fault
+
+
+cdef bint has_count(nova_known known, uint64_t count) noexcept nogil:
     cdef size_t i
     if known.size and known.at[0].first <= count <= known.at[0].last:
         return True
@@ -994,12 +1098,14 @@ cdef bint has_count(nova_known known, uint64_t count) noexcept:
 
 cdef Store read_rows(nova_reader *r, int type, CausalContext context, CausalContext kept, object actor):
     """A store of a context and the rows that follow; with `kept`, of a delta, it is only good to be joined."""
-    cdef uint64_t n = nova_take_size(r, 6), i
+    cdef uint64_t n = nova_take_size(r, 6)
     cdef Store out = Store(type, actor)
     cdef nova_known *keeping = NULL
-    cdef Reading before = Reading()
+    cdef Reading reading
     cdef Spans spans
+    cdef set stamps = set()
     cdef str name
+    cdef int fault
     for name in sorted(context.actors):
         spans = <Spans>context.actors[name]
         out.learn(out.writer(name), spans.at, spans.size)
@@ -1008,8 +1114,15 @@ cdef Store read_rows(nova_reader *r, int type, CausalContext context, CausalCont
     try:
         if kept is not None:
             keeping = known_of(out, kept)
-        for i in range(n):
-            read_row(r, out, keeping, before)
+        reading.r, reading.rows, reading.kept, reading.writers = r, out.rows, keeping, len(out.names)
+        reading.names, reading.stamps, reading.stamped, reading.any = <void *>out.names, <void *>stamps, False, False
+        if n > ROWS_ALONE:              # nobody else knows of this store
+            with nogil:
+                fault = read_all(&reading, type, n)
+        else:
+            fault = read_all(&reading, type, n)
+        if fault:
+            raise fault_of(&reading, fault)
     finally:
         PyMem_Free(keeping)
     if not r.ok or nova_left(r):
