@@ -1,3 +1,4 @@
+from cpython.pythread cimport PyThread_type_lock
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from nova._native.digest cimport nova_digest
@@ -152,6 +153,10 @@ cdef class Store:
     cdef uint64_t serial            # which store this is; a copy is another one
     cdef uint64_t version           # goes up when something is learned
     cdef bint broken                # memory ran out in the middle of a join
+    cdef size_t claims              # of the thread that has it for itself
+    cdef unsigned long owner        # that thread
+    cdef PyThread_type_lock lock    # held as long as there are claims; made by the first one
+    cdef size_t waiting             # threads that will go on with it, so a replica must not take another form
     cdef uint32_t *map              # numbers of another store's writers here
     cdef bint map_whole             # all of them have one
     cdef size_t map_size

@@ -20,6 +20,10 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.list cimport PyList_GET_ITEM
 from cpython.long cimport PyLong_AsLongLong, PyLong_AsUnsignedLongLong
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.pythread cimport (
+    WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_get_thread_ident,
+    PyThread_release_lock,
+)
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
@@ -38,7 +42,8 @@ from nova.errors import CorruptionError, LimitError, UnavailableError, UsageErro
 DEF U64_MAX = 0xFFFFFFFFFFFFFFFF
 DEF KEY_BYTES_MAX = 65536
 DEF DEPTH_MAX = 32
-DEF ROWS_ALONE = 128                    # from so many on, reading them takes over 20 us, and others may run meanwhile
+DEF ROWS_ALONE = 128                    # work on so many rows takes about 20 us, and others may run meanwhile,
+DEF CHUNKED_ALONE = 8192                # and so does a look at whether so many are equal
 
 cdef enum:
     G_COUNTER = 1
@@ -149,14 +154,17 @@ cdef int need_scratch(size_t size) except -1:
     return 0
 
 
-cdef object pack_value(object value, Packed *out, bint element):
-    """A value in its one spelling; what is returned must live as long as `out` is read, and nothing else be packed
-    meanwhile. An element of a set must be hashable."""
+cdef object pack_value(Replica self, object value, Packed *out, bint element):
+    """A value in its one spelling, for a replica. What is returned must live as long as `out` is read, and nothing else
+    be packed meanwhile: either no code of others ran and the replica's store is settled still, or `out` is not in the
+    scratch space. An element of a set must be hashable."""
     cdef const char *text
     cdef Py_ssize_t size
     cdef size_t head
     cdef int found
     cdef bytes packed
+    if self.store is not None:
+        settled(self.store)
     if type(value) is str:
         try:
             text = PyUnicode_AsUTF8AndSize(value, &size)
@@ -179,8 +187,8 @@ cdef object pack_value(object value, Packed *out, bint element):
     return packed
 
 
-cdef inline object pack_element(object value, Packed *out):
-    return pack_value(value, out, True)
+cdef inline object pack_element(Replica self, object value, Packed *out):
+    return pack_value(self, value, out, True)
 
 
 cdef int pack_key(object key, Packed *out) except -1:
@@ -280,6 +288,57 @@ cdef uint64_t after(uint64_t last, object actor) except 0:
     return last + 1
 
 
+# Who works on a store without the interpreter lock, or must not be disturbed by code that garbage collection runs,
+# claims it. Everybody else calls `settled` after the last moment at which another thread may have run, and then does not
+# give one that chance: no object that is collected is made before the rows are left alone again.
+
+cdef inline int settled(Store store) except -1:
+    """Wait until no other thread has claimed a store."""
+    if store.claims:
+        wait_for(store)
+    return 0
+
+
+cdef int wait_for(Store store) except -1:
+    store.waiting += 1
+    while store.claims and store.owner != PyThread_get_thread_ident():
+        with nogil:
+            PyThread_acquire_lock(store.lock, WAIT_LOCK)
+            PyThread_release_lock(store.lock)
+    store.waiting -= 1
+    return 0
+
+
+cdef int both_settled(Store one, Store other) except -1:
+    one.waiting += 1
+    while one.claims and one.owner != PyThread_get_thread_ident() \
+            or other.claims and other.owner != PyThread_get_thread_ident():
+        wait_for(one)
+        wait_for(other)
+    one.waiting -= 1
+    return 0
+
+
+cdef int claim(Store store) except -1:
+    """Have a settled store for this thread alone, until as many calls of `release`."""
+    if store.lock == NULL:
+        store.lock = PyThread_allocate_lock()
+        if store.lock == NULL:
+            raise MemoryError
+    if not store.claims:
+        PyThread_acquire_lock(store.lock, WAIT_LOCK)    # who waits for it holds it for no longer than a moment
+        store.owner = PyThread_get_thread_ident()
+    store.claims += 1
+    return 0
+
+
+cdef int release(Store store) except -1:
+    store.claims -= 1
+    if not store.claims:
+        PyThread_release_lock(store.lock)
+    return 0
+
+
 cdef class Store:
     def __cinit__(self, int type, actor=None):
         global stores_made
@@ -296,6 +355,8 @@ cdef class Store:
     def __dealloc__(self):
         nova_rows_free(self.rows)
         PyMem_Free(self.map)
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
 
     cdef uint32_t writer(self, str name) except? 0xFFFFFFFF:
         """The number of a writer, a new one if need be."""
@@ -325,6 +386,7 @@ cdef class Store:
     cdef uint64_t take_dot(self) except 0:
         """The next event of our actor, which is then known."""
         cdef nova_span span
+        settled(self)
         if self.broken:
             raise MemoryError("memory ran out while this replica joined another; make it again from bytes or a peer")
         if self.me == NOVA_WHO_NONE and self.actor is not None:
@@ -385,7 +447,8 @@ cdef class Store:
         return True
 
     cdef int join(self, Store other, const nova_known *kept) except -1:
-        """Merge with a sender who knows and holds what `other` does, and the rows of the dots `kept`. All or nothing."""
+        """Merge with a sender who knows and holds what `other` does, and the rows of the dots `kept`. All or nothing.
+        Both are settled."""
         cdef nova_plan plan
         cdef uint64_t theirs, ours
         cdef int failed
@@ -400,7 +463,20 @@ cdef class Store:
                     raise CorruptionError(
                         f"actor {self.actor!r} wrote event {theirs} elsewhere, this replica is at {ours}: "
                         "two replicas share an actor; give each start, copy and restore its own")
-        failed = nova_rows_plan(self.rows, other.rows, self.map_from(other, False), kept, &plan)
+        cdef bint alone = nova_rows_size(other.rows) > ROWS_ALONE \
+            or (kept == NULL and nova_rows_size(self.rows) > CHUNKED_ALONE)
+        cdef const uint32_t *map = self.map_from(other, False)
+        if alone:
+            claim(self)
+            try:
+                claim(other)
+            except MemoryError:
+                release(self)
+                raise
+            with nogil:
+                failed = nova_rows_plan(self.rows, other.rows, map, kept, &plan)
+        else:
+            failed = nova_rows_plan(self.rows, other.rows, map, kept, &plan)
         try:
             if failed == NOVA_ROWS_TWICE:
                 raise CorruptionError(
@@ -411,13 +487,21 @@ cdef class Store:
                     f"actor {other.names[plan.who]!r} gave stamp {plan.stamp} to two values; stamps of one actor must rise")
             if failed:
                 raise failure(failed)
-            failed = nova_rows_join(self.rows, other.rows, self.map_from(other, True), &plan)
+            map = self.map_from(other, True)
+            if alone:
+                with nogil:
+                    failed = nova_rows_join(self.rows, other.rows, map, &plan)
+            else:
+                failed = nova_rows_join(self.rows, other.rows, map, &plan)
             self.version += 1
             if failed:
                 self.broken = failed == NOVA_ROWS_NOMEM
                 raise failure(failed)
         finally:
             nova_plan_free(&plan)
+            if alone:
+                release(other)
+                release(self)
         return 0
 
     def known(self):
@@ -426,6 +510,7 @@ cdef class Store:
         cdef nova_known known
         cdef Spans spans
         cdef uint32_t who
+        settled(self)
         for who in range(nova_rows_writers(self.rows)):
             known = nova_rows_known(self.rows, who)
             if known.size:
@@ -440,12 +525,18 @@ cdef class Store:
         cdef nova_rows *rows
         if self.broken:
             raise MemoryError("memory ran out while this replica joined another; make it again from bytes or a peer")
-        rows = nova_rows_copy(self.rows)
-        if rows == NULL:
-            raise MemoryError
-        nova_rows_free(out.rows)
-        out.rows = rows
-        out.names, out.numbers = list(self.names), dict(self.numbers)
+        settled(self)
+        claim(self)
+        try:
+            with nogil:
+                rows = nova_rows_copy(self.rows)
+            if rows == NULL:
+                raise MemoryError
+            nova_rows_free(out.rows)
+            out.rows = rows
+            out.names, out.numbers = list(self.names), dict(self.numbers)
+        finally:
+            release(self)
         return out
 
 
@@ -773,7 +864,7 @@ cdef list total_parts(Totals counter, CausalContext context, CausalContext their
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 cdef list wire_parts(Store store, CausalContext context, const nova_known *known):
-    """How many rows, and the rows, that nobody who has `known` holds."""
+    """How many rows, and the rows, that nobody who has `known` holds. The store is claimed."""
     cdef size_t rows = 0, size = 0, n = len(store.names)
     cdef uint32_t *rank = <uint32_t *>PyMem_Malloc((n + 1) * sizeof(uint32_t))
     cdef uint8_t *raw
@@ -784,7 +875,8 @@ cdef list wire_parts(Store store, CausalContext context, const nova_known *known
         for actor in sorted(context.actors):
             rank[<uint32_t>store.numbers[actor]] = i
             i += 1
-        raw = nova_rows_wire(store.rows, known, rank, &rows, &size)
+        with nogil:
+            raw = nova_rows_wire(store.rows, known, rank, &rows, &size)
     finally:
         PyMem_Free(rank)
     if raw == NULL:
@@ -1157,8 +1249,11 @@ cdef class Replica:
         return known_in(self.totals) if self.totals is not None else self.rows().known()
 
     cdef Store rows(self):
-        """Our rows, to read."""
-        return self.store if self.store is not None else self.cell.rows() if self.cell is not None else self.totals.rows()
+        """Our rows, settled, to read."""
+        if self.store is not None:
+            settled(self.store)
+            return self.store
+        return self.cell.rows() if self.cell is not None else self.totals.rows()
 
     cdef Store grow(self):
         """From now on we are rows."""
@@ -1170,7 +1265,7 @@ cdef class Replica:
     cdef int shrink(self) except -1:
         """From now on we are a cell or columns, if we can be."""
         cdef Store store = self.store
-        if store is None:
+        if store is None or store.claims or store.waiting:
             return 0
         if store.type == LWW_REGISTER or store.type == MV_REGISTER:
             self.cell = cell_of(store)
@@ -1181,9 +1276,10 @@ cdef class Replica:
         return 0
 
     cdef uint32_t box(self, bint make) except? 0xFFFFFFFF:
-        """Our container, NOVA_WHO_NONE if it is not there."""
+        """Our container in the store, which is settled then; NOVA_WHO_NONE if it is not there."""
         cdef uint32_t out = 0
         cdef Packed key
+        settled(self.store)
         for kind, name in self.steps:
             pack_key(name, &key)
             out = nova_rows_box(self.store.rows, out, kind, rule_of(kind), key.at, key.size, make)
@@ -1214,7 +1310,7 @@ cdef class Replica:
     def nbytes(self):
         """Bytes of memory that the state takes, the names of its actors aside."""
         if self.store is not None:
-            return nova_rows_bytes(self.store.rows)
+            return nova_rows_bytes(self.rows().rows)
         return sizeof(nova_cell) if self.cell is not None else nova_totals_bytes(self.totals.totals)
 
     def merge(self, Replica other not None):
@@ -1237,6 +1333,7 @@ cdef class Replica:
         theirs = other.rows()
         mine = self.grow()
         try:
+            both_settled(mine, theirs)
             if mine is not theirs and not mine.covers(theirs):
                 mine.join(theirs, NULL)
         finally:
@@ -1247,20 +1344,26 @@ cdef class Replica:
         """What somebody who knows `context` (a context, clock or mapping) lacks, as bytes for `apply_delta`."""
         self.check_root()
         cdef CausalContext theirs = as_context(context), ours, kept = CausalContext()
+        cdef Totals counter
         cdef Store store
         cdef nova_known *known
         if self.totals is not None:
-            ours = self.known()
-            rows = total_parts(self.totals, ours, theirs, kept)
+            counter = self.totals.copy(None)            # which nobody counts on
+            ours = known_in(counter)
+            rows = total_parts(counter, ours, theirs, kept)
         else:
             store = self.rows()
-            known = known_of(store, theirs)
+            claim(store)
             try:
-                ours = store.known()
-                kept = kept_of(store, known)
-                rows = wire_parts(store, ours, known)
+                known = known_of(store, theirs)
+                try:
+                    ours = store.known()
+                    kept = kept_of(store, known)
+                    rows = wire_parts(store, ours, known)
+                finally:
+                    PyMem_Free(known)
             finally:
-                PyMem_Free(known)
+                release(store)
         return seal(DELTA_MAGIC, [bytes([self.kind()]), *context_parts(ours), *context_parts(kept), *rows])
 
     def apply_delta(self, data):
@@ -1292,12 +1395,17 @@ cdef class Replica:
                 if news is not None and self.totals.merge(news):
                     return self
             mine = self.grow()
-            for actor, spans in kept.actors.items():
-                found = mine.numbers.get(actor)
-                if found is None or not covers_spans(nova_rows_known(mine.rows, found), <Spans>spans):
-                    raise knew_more()
-            if not mine.covers(theirs):
-                mine.join(theirs, keeping)
+            settled(mine)
+            claim(mine)
+            try:
+                for actor, spans in kept.actors.items():
+                    found = mine.numbers.get(actor)
+                    if found is None or not covers_spans(nova_rows_known(mine.rows, found), <Spans>spans):
+                        raise knew_more()
+                if not mine.covers(theirs):
+                    mine.join(theirs, keeping)
+            finally:
+                release(mine)
         finally:
             PyMem_Free(keeping)
             self.shrink()
@@ -1307,14 +1415,20 @@ cdef class Replica:
         """The state in canonical bytes: replicas that know the same events give the same."""
         self.check_root()
         cdef CausalContext context
+        cdef Totals counter
         cdef Store store
         if self.totals is not None:
-            context = self.known()
-            rows = total_parts(self.totals, context, None, None)
+            counter = self.totals.copy(None)
+            context = known_in(counter)
+            rows = total_parts(counter, context, None, None)
         else:
             store = self.rows()
-            context = store.known()
-            rows = wire_parts(store, context, NULL)
+            claim(store)
+            try:
+                context = store.known()
+                rows = wire_parts(store, context, NULL)
+            finally:
+                release(store)
         return seal(STATE_MAGIC, [bytes([self.kind()]), *context_parts(context), *rows])
 
     @classmethod
@@ -1358,9 +1472,22 @@ cdef class Replica:
         cdef bytes body
         cdef char raw[16]
         cdef nova_digest d
+        cdef Totals counter
+        cdef Store store
         self.check_root()
-        body = b"".join(context_parts(self.known()))
-        d = nova_totals_digest(self.totals.totals) if self.totals is not None else nova_rows_digest(self.rows().rows)
+        if self.totals is not None:
+            counter = self.totals.copy(None)
+            body = b"".join(context_parts(known_in(counter)))
+            d = nova_totals_digest(counter.totals)
+        else:
+            store = self.rows()
+            claim(store)
+            try:
+                body = b"".join(context_parts(store.known()))
+                with nogil:
+                    d = nova_rows_digest(store.rows)
+            finally:
+                release(store)
         d = nova_digest_add(d, hash_bytes(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), self.kind()))
         nova_store64le(raw, d.lo)
         nova_store64le(raw + 8, d.hi)
@@ -1423,6 +1550,7 @@ cdef bint knows_of(Replica self, str actor) except -1:
     if self.totals is not None:
         found = IDS.get(actor)
         return found is not None and nova_totals_get(self.totals.totals, found).last > 0
+    settled(self.store)
     found = self.store.numbers.get(actor)
     return found is not None and nova_rows_last(self.store.rows, found) > 0
 
@@ -1534,14 +1662,15 @@ cdef int drop_all(Store store, Found *found) except -1:
 
 cdef object payloads(Replica self, Packed leaf):
     """(number of the actor, payload) of the rows at a leaf."""
+    cdef list who = [], values = []
     cdef uint32_t at = first_at(self, leaf)
     cdef nova_row row
-    cdef list out = []
     while at:
         nova_rows_view(self.store.rows, at, &row)
-        out.append((row.who, PyBytes_FromStringAndSize(<const char *>row.value, row.nvalue)))
+        who.append(row.who)
+        values.append(PyBytes_FromStringAndSize(<const char *>row.value, row.nvalue))
         at = nova_rows_sibling(self.store.rows, at)
-    return out
+    return list(zip(who, values))
 
 
 # --- counters --------------------------------------------------------------------------------------------------------
@@ -1551,6 +1680,7 @@ cdef uint32_t own_row(Replica self) except? 0xFFFFFFFF:
     cdef Store store = self.store
     cdef uint32_t at
     cdef nova_row row
+    settled(store)
     if store.me == NOVA_WHO_NONE:
         return 0
     if not self.steps:
@@ -1713,8 +1843,8 @@ cdef bint write_last_in(Cell cell, Packed packed, uint64_t stamp) except -1:
 cdef bint write_last(Replica self, Packed leaf, object value, object stamp) except -1:
     """A last-writer-wins write: it drops the rows it outranks, and is itself dropped if one outranks it."""
     cdef Packed packed
-    hold = pack_value(value, &packed, False)
     cdef uint64_t at_stamp = as_stamp(stamp)
+    hold = pack_value(self, value, &packed, False)
     if self.cell is not None and packed.size <= NOVA_CELL_VALUE:
         return write_last_in(self.cell, packed, at_stamp)
     cdef Store store = self.grow()
@@ -1773,7 +1903,7 @@ cdef class MVRegister(Replica):
     def set(self, value):
         """Write a value over all that are here now."""
         cdef Packed packed
-        hold = pack_value(value, &packed, False)
+        hold = pack_value(self, value, &packed, False)
         if self.cell is not None and packed.size <= NOVA_CELL_VALUE:
             write_in(self.cell, packed, 0)
             return
@@ -1804,11 +1934,11 @@ cdef enum:
 
 cdef list elements(Replica self, bint removed):
     """What is in a set, in order of its bytes; of a two-phase set, if `removed`, without what was removed."""
+    cdef list out = []
     cdef uint32_t box = self.box(False)
     cdef size_t n = 0, i
     cdef uint32_t *sorted_
     cdef nova_row row, before
-    cdef list out = []
     cdef bint gone = False
     if box == NOVA_WHO_NONE:
         return out
@@ -1816,7 +1946,6 @@ cdef list elements(Replica self, bint removed):
     if sorted_ == NULL:
         raise MemoryError
     try:
-        # Decoding runs no code of others, so the rows stay where they are.
         for i in range(n):
             nova_rows_view(self.store.rows, sorted_[i], &row)
             if i and not compare(before.leaf, before.nleaf, row.leaf, row.nleaf):
@@ -1827,10 +1956,10 @@ cdef list elements(Replica self, bint removed):
             before = row
             gone = removed and row.nvalue
             if not gone:
-                out.append(frozen(unpack(row.leaf, row.nleaf)))
+                out.append(PyBytes_FromStringAndSize(<const char *>row.leaf, row.nleaf))
     finally:
         free(sorted_)
-    return out
+    return [frozen(decode(packed)) for packed in out]
 
 
 cdef class SetReplica(Replica):
@@ -1838,9 +1967,10 @@ cdef class SetReplica(Replica):
 
     def __contains__(self, element):
         cdef Packed leaf
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         if self.steps:
             return first_at(self, leaf) != 0
+        settled(self.store)
         return nova_rows_find(self.store.rows, 0, leaf.at, leaf.size) != 0
 
     def contains_many(self, elements):
@@ -1849,7 +1979,7 @@ cdef class SetReplica(Replica):
         elements   an iterable, or a one-dimensional array of integers of 64 bits
         """
         cdef Packed leaf
-        cdef uint32_t box = self.box(False)
+        cdef uint32_t box
         cdef bytes out
         cdef char *flags
         cdef Py_ssize_t i, n
@@ -1860,6 +1990,7 @@ cdef class SetReplica(Replica):
             n = view.shape[0]
             out = PyBytes_FromStringAndSize(NULL, n)
             flags = PyBytes_AS_STRING(out)
+            box = self.box(False)
             if box == NOVA_WHO_NONE:
                 return numpy.zeros(n, bool)
             need_scratch(16)
@@ -1873,7 +2004,7 @@ cdef class SetReplica(Replica):
             out = PyBytes_FromStringAndSize(NULL, n)
             flags = PyBytes_AS_STRING(out)
             for i in range(n):
-                hold = pack_element(elements[i], &leaf)
+                hold = pack_element(self, elements[i], &leaf)
                 # Packing may run code of others, which may write here.
                 box = self.box(False)
                 flags[i] = box != NOVA_WHO_NONE and self.holds(nova_rows_find(self.store.rows, box, leaf.at, leaf.size))
@@ -1916,11 +2047,12 @@ cdef int add_all(Replica self, object elements, bint again) except -1:
     cdef const int64_t[:] view = as_integers(elements)
     if view is None:
         for element in elements:
-            hold = pack_element(element, &leaf)
+            hold = pack_element(self, element, &leaf)
             if again or not first_at(self, leaf):
                 write_row(self, leaf, 0, NO_LEAF, INSTEAD if again else BESIDE)
                 tidy(self)
         return 0
+    settled(self.store)                 # it stays so to the end: nothing here lets others run
     need_scratch(16)
     leaf.at = scratch
     for i in range(view.shape[0]):
@@ -1937,7 +2069,7 @@ cdef class GSet(SetReplica):
     def add(self, element):
         """Add an element; nothing happens if it is here."""
         cdef Packed leaf
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         if not first_at(self, leaf):
             write_row(self, leaf, 0, NO_LEAF, BESIDE)
             tidy(self)
@@ -1953,7 +2085,7 @@ cdef class ORSet(SetReplica):
     def add(self, element):
         """Add an element, again if it is here: so it outlives a concurrent remove."""
         cdef Packed leaf
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         write_row(self, leaf, 0, NO_LEAF, INSTEAD)
         tidy(self)
 
@@ -1964,7 +2096,7 @@ cdef class ORSet(SetReplica):
     def remove(self, element):
         """Remove an element. False: it is not here, nothing happened."""
         cdef Packed leaf
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         return remove_leaf(self, leaf)
 
     def remove_many(self, elements):
@@ -1975,7 +2107,7 @@ cdef class ORSet(SetReplica):
         cdef size_t removed = 0
         cdef list packed = []
         for element in elements:
-            hold = pack_element(element, &leaf)
+            hold = pack_element(self, element, &leaf)
             packed.append(PyBytes_FromStringAndSize(<const char *>leaf.at, leaf.size))
         cdef uint32_t box = self.box(False)
         if box == NOVA_WHO_NONE:
@@ -2025,7 +2157,7 @@ cdef class TwoPSet(SetReplica):
     def add(self, element):
         """Add an element; nothing happens if it is here. False: it was removed, and stays so."""
         cdef Packed leaf
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         cdef uint32_t at = first_at(self, leaf)
         if not at:
             write_row(self, leaf, 0, NO_LEAF, BESIDE)
@@ -2037,7 +2169,7 @@ cdef class TwoPSet(SetReplica):
         """Remove an element for good. False: it is not here, nothing happened."""
         cdef Packed leaf, mark
         cdef uint8_t raw = REMOVED
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         if not self.holds(first_at(self, leaf)):
             return False
         mark.at, mark.size = &raw, 1
@@ -2047,7 +2179,7 @@ cdef class TwoPSet(SetReplica):
 
     def __contains__(self, element):
         cdef Packed leaf
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         return self.holds(first_at(self, leaf))
 
     def __len__(self):
@@ -2161,11 +2293,11 @@ cdef class BoundedCounter(Replica):
 
 cdef list keys_of(Replica self):
     """The keys of a map of values, sorted by their bytes."""
+    cdef list out = []
     cdef uint32_t box = self.box(False)
     cdef size_t n = 0, i
     cdef uint32_t *sorted_
     cdef nova_row row, before
-    cdef list out = []
     if box == NOVA_WHO_NONE:
         return out
     sorted_ = nova_rows_sorted(self.store.rows, box, &n)
@@ -2259,33 +2391,35 @@ cdef class ORMap(Replica):
         return out
 
     cdef list boxes(self, object key):
-        """(type, box) of the non-empty containers under a key, in the order of their types."""
+        """The non-empty containers under a key in the order of their types: a type, its box, and so on."""
+        cdef list out = []
         cdef Packed packed
         cdef uint32_t here = self.box(False), box
         cdef int type
-        cdef list out = []
         pack_key(key, &packed)
         if here != NOVA_WHO_NONE:
             for type in range(1, NESTED_MAX + 1):
                 box = nova_rows_box(self.store.rows, here, type, 0, packed.at, packed.size, False)
                 if box != NOVA_WHO_NONE and nova_rows_box_size(self.store.rows, box):
-                    out.append((type, box))
+                    out.append(type)
+                    out.append(box)
         return out
 
     def types(self, key):
         """The classes that live under a key, in their fixed order."""
-        return [CLASSES[type] for type, _ in self.boxes(key)]
+        return [CLASSES[type] for type in self.boxes(key)[::2]]
 
     def remove(self, key):
         """Remove what is seen under a key, of all types. False: there is nothing."""
         cdef Found found = Found(NULL, 0, 0)
         cdef list boxes = self.boxes(key)
+        cdef size_t i
         if not boxes:
             return False
         self.store.take_dot()
         try:
-            for _, box in boxes:
-                below(self.store, box, &found)
+            for i in range(1, len(boxes), 2):
+                below(self.store, boxes[i], &found)
             drop_all(self.store, &found)
         finally:
             PyMem_Free(found.at)
@@ -2293,10 +2427,10 @@ cdef class ORMap(Replica):
         return True
 
     cdef list keys(self):
+        cdef set out = set()
         cdef uint32_t here = self.box(False), at, box
         cdef size_t n
         cdef const uint8_t *key
-        cdef set out = set()
         if here == NOVA_WHO_NONE:
             return []
         at = nova_rows_first(self.store.rows, here)
