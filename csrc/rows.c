@@ -45,7 +45,18 @@ typedef struct {
     size_t npath, key; /* path[key..] is its key */
 } box;
 
+/* What was learned; or dropped, or learned without a row. Drops stand behind the events that caused them. */
+typedef struct {
+    nova_span span;
+    uint32_t who, dropped;
+} entry;
+
+enum { LOG_MIN = 128, ROWS_PER_ENTRY = 16 };
+
 struct nova_rows {
+    entry *log; /* the oldest first */
+    size_t nlog, log_room;
+    int logs;
     int bare;       /* rows are not found by their keys: they are here to be joined to others */
     uint8_t *arena; /* in words of 4 bytes; word 0 is no record */
     size_t used, room, garbage;
@@ -588,8 +599,8 @@ void nova_rows_free(nova_rows *r)
     }
     for (uint32_t i = 0; i < r->nboxes; i++)
         free(r->boxes[i].path);
-    void *rest[] = {r->arena, r->tags,    r->slots, r->chunks,     r->chunks_free,
-                    r->stale, r->writers, r->boxes, r->boxes_free, r->emptied};
+    void *rest[] = {r->arena,   r->tags,  r->slots,      r->chunks,  r->chunks_free, r->stale,
+                    r->writers, r->boxes, r->boxes_free, r->emptied, r->log};
     for (size_t i = 0; i < sizeof rest / sizeof *rest; i++)
         free(rest[i]);
     free(r);
@@ -619,7 +630,9 @@ nova_rows *nova_rows_copy(const nova_rows *o)
     r->rows = o->rows;
     r->used = o->used;
     r->garbage = o->garbage;
-    int bad = 0;
+    int bad = copy_bytes(&r->log, o->log, o->nlog * sizeof *o->log);
+    r->nlog = r->log_room = o->nlog;
+    r->logs = o->logs;
     if (o->arena) { /* with some room, or the first write would copy it again */
         r->room = o->used + o->used / 16;
         if ((r->arena = malloc(4 * r->room)))
@@ -696,6 +709,107 @@ failed:
     return NULL;
 }
 
+/* ---- the log ---- */
+
+void nova_rows_begin_log(nova_rows *r)
+{
+    r->logs = 1;
+    r->nlog = 0;
+}
+
+static void log_span(nova_rows *r, uint32_t who, uint64_t first, uint64_t last, int dropped)
+{
+    if (!r->logs)
+        return;
+    entry *end = r->nlog ? &r->log[r->nlog - 1] : NULL;
+    if (end && end->who == who && end->dropped == (uint32_t)dropped && end->span.last + 1 == first) {
+        end->span.last = last;
+        return;
+    }
+    size_t most = LOG_MIN + r->rows / ROWS_PER_ENTRY;
+    if (r->nlog >= most) { /* half of it goes: a log may begin anywhere */
+        r->nlog = most / 2;
+        memmove(r->log, end + 1 - r->nlog, r->nlog * sizeof *r->log);
+    }
+    if (reserve(&r->log, &r->log_room, r->nlog + 1, sizeof *r->log)) {
+        r->nlog = 0; /* it begins behind this entry */
+        return;
+    }
+    r->log[r->nlog++] = (entry){{first, last}, who, (uint32_t)dropped};
+}
+
+/* How many of the counts first..last are in these spans. */
+static uint64_t count_in(nova_known known, uint64_t first, uint64_t last)
+{
+    uint64_t n = 0;
+    for (size_t i = known.size ? nova_spans_seek(known.at, known.size, first) : 0;
+         i < known.size && known.at[i].first <= last; i++)
+        n += (known.at[i].last < last ? known.at[i].last : last) -
+             (known.at[i].first > first ? known.at[i].first : first) + 1;
+    return n;
+}
+
+int nova_rows_since(const nova_rows *r, const nova_known *known, size_t *from)
+{
+    unsigned __int128 news = 0; /* events that they do not know, and that the log has not shown yet */
+    for (uint32_t who = 0; who < r->nwriters; who++)
+        for (size_t i = 0; i < r->writers[who].nspans; i++) {
+            nova_span span = r->writers[who].spans[i];
+            news += span.last - span.first + 1 - count_in(known[who], span.first, span.last);
+        }
+    size_t at = r->nlog;
+    while (news && at) {
+        const entry *e = &r->log[--at];
+        if (!e->dropped)
+            news -= e->span.last - e->span.first + 1 - count_in(known[e->who], e->span.first, e->span.last);
+    }
+    *from = at;
+    return r->logs && !news;
+}
+
+static int order_dropped(const void *x, const void *y)
+{
+    const nova_dropped *a = x, *b = y;
+    if (a->who != b->who)
+        return a->who < b->who ? -1 : 1;
+    return (a->span.first > b->span.first) - (a->span.first < b->span.first);
+}
+
+nova_dropped *nova_rows_dropped(const nova_rows *r, const nova_known *known, size_t from, size_t *size)
+{
+    nova_dropped *out = malloc((r->nlog - from + 1) * sizeof *out);
+    size_t n = 0, k = 0, room = r->nlog - from + 1;
+    for (size_t i = from; out && i < r->nlog; i++) {
+        const entry *e = &r->log[i];
+        if (!e->dropped)
+            continue;
+        nova_known theirs = known[e->who];
+        for (size_t j = theirs.size ? nova_spans_seek(theirs.at, theirs.size, e->span.first) : 0;
+             j < theirs.size && theirs.at[j].first <= e->span.last; j++) {
+            nova_span both = {theirs.at[j].first > e->span.first ? theirs.at[j].first : e->span.first,
+                              theirs.at[j].last < e->span.last ? theirs.at[j].last : e->span.last};
+            if (reserve(&out, &room, n + 1, sizeof *out)) {
+                free(out);
+                return NULL;
+            }
+            out[n++] = (nova_dropped){both, e->who};
+        }
+    }
+    if (!out)
+        return NULL;
+    qsort(out, n, sizeof *out, order_dropped);
+    for (size_t i = 0; i < n; i++) {
+        if (k && out[k - 1].who == out[i].who && out[k - 1].span.last + 1 == out[i].span.first)
+            out[k - 1].span.last = out[i].span.last;
+        else
+            out[k++] = out[i];
+    }
+    *size = k;
+    return out;
+}
+
+/* ---- what is known ---- */
+
 size_t nova_rows_size(const nova_rows *r)
 {
     return r->rows;
@@ -704,7 +818,8 @@ size_t nova_rows_size(const nova_rows *r)
 size_t nova_rows_bytes(const nova_rows *r)
 {
     size_t n = sizeof *r + 4 * r->room + (r->slots ? 5 * (r->mask + 1) : 0) + 12 * (size_t)r->chunk_room +
-               4 * (size_t)r->stale_room + r->writer_room * sizeof(writer) + r->box_room * sizeof(box);
+               4 * (size_t)r->stale_room + r->writer_room * sizeof(writer) + r->box_room * sizeof(box) +
+               r->log_room * sizeof *r->log;
     for (uint32_t i = 1; i < r->nchunks; i++)
         n += r->chunks[i] ? sizeof(chunk) + r->chunks[i]->room * 4u + 8 : 0;
     for (uint32_t i = 0; i < r->nwriters; i++)
@@ -745,13 +860,20 @@ int nova_rows_learn(nova_rows *r, uint32_t who, const nova_span *spans, size_t n
         return 0;
     if (w->nspans && n == 1 && w->spans[w->nspans - 1].first <= spans->first &&
         w->spans[w->nspans - 1].last >= spans->first - 1) {
-        if (w->spans[w->nspans - 1].last < spans->last)
+        if (w->spans[w->nspans - 1].last < spans->last) {
+            log_span(r, who, w->spans[w->nspans - 1].last + 1, spans->last, 0);
             w->spans[w->nspans - 1].last = spans->last;
+        }
         return 0;
     }
     nova_span *out = malloc((w->nspans + n) * sizeof *out);
     if (!out)
         return NOVA_ROWS_NOMEM;
+    if (r->logs) {
+        size_t news = nova_spans_minus(spans, n, w->spans, w->nspans, out);
+        for (size_t i = 0; i < news; i++)
+            log_span(r, who, out[i].first, out[i].last, 0);
+    }
     w->span_room = w->nspans + n;
     w->nspans = nova_spans_union(w->spans, w->nspans, spans, n, out);
     free(w->spans);
@@ -920,11 +1042,22 @@ void nova_rows_sweep(nova_rows *r, uint32_t at)
     sweep_slot(r, seek(r, key_hash(in, leaf, n), in, leaf, n, NULL));
 }
 
+static void log_drop(nova_rows *r, uint32_t at)
+{
+    if (!r->logs)
+        return;
+    uint32_t reference = load32(record(r, at));
+    const chunk *c = r->chunks[reference >> 6];
+    uint64_t count = c->block << 6 | (reference & 63);
+    log_span(r, c->who, count, count, 1);
+}
+
 void nova_rows_drop(nova_rows *r, uint32_t at)
 {
     nova_row row;
     r->garbage += parse(r, at, &row) - at;
     *flags_of(r, at) |= DEAD;
+    log_drop(r, at);
     remove_lane(r, load32(record(r, at)));
     unlink_from_box(r, at, row.box);
     r->rows--;
@@ -940,6 +1073,7 @@ static int renew(nova_rows *r, uint32_t at, const nova_row *row)
     uint32_t id = chunk_for(r, row->who, row->count >> 6);
     if (!id)
         return NOVA_ROWS_NOMEM;
+    log_drop(r, at);
     insert_lane(r->chunks[id], row->count & 63, at);
     remove_lane(r, load32(record(r, at)));
     mark_stale(r, id);
@@ -1744,6 +1878,72 @@ static int join_row(nova_rows *r, const nova_row *row, uint64_t hash)
     return put_at(r, row, hash, slot, room, 0);
 }
 
+/* To the log: the news of one writer, of which some come with rows. Those from *next on are the fresh ones; it is moved
+ * behind the last of this writer. */
+static void log_rowless(nova_rows *r, const nova_rows *o, uint32_t who, uint32_t me, const nova_span *news, size_t n,
+                        const nova_plan *plan, size_t *next)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint64_t first = news[i].first, last = news[i].last;
+        int open = 1; /* first..last are not told of yet */
+        for (; *next < plan->fresh.size; ++*next) {
+            uint32_t reference = load32(record(o, plan->fresh.at[*next]));
+            const chunk *c = o->chunks[reference >> 6];
+            uint64_t count = c->block << 6 | (reference & 63);
+            if (c->who != who || count > last)
+                break;
+            if (count > first)
+                log_span(r, me, first, count - 1, 1);
+            open = count < last;
+            first = count + 1;
+        }
+        if (open)
+            log_span(r, me, first, last, 1);
+    }
+}
+
+/* To the log: what a join learns, then which of these events come without a row: elsewhere they may have one. In that
+ * order for all writers, because an event of one may have taken the row of another. */
+static void log_join(nova_rows *r, const nova_rows *o, const uint32_t *map, const nova_plan *plan)
+{
+    size_t next = 0;
+    for (int rowless = 0; rowless < 2; rowless++)
+        for (uint32_t who = 0; who < o->nwriters; who++) {
+            const writer *theirs = &o->writers[who], *mine = &r->writers[map[who]];
+            if (!theirs->nspans)
+                continue;
+            nova_span few[FEW], *news = few;
+            if (theirs->nspans + mine->nspans > FEW &&
+                !(news = malloc((theirs->nspans + mine->nspans) * sizeof *news))) {
+                r->logs = 0; /* it would have to tell of this */
+                r->nlog = 0;
+                return;
+            }
+            size_t n = nova_spans_minus(theirs->spans, theirs->nspans, mine->spans, mine->nspans, news);
+            if (rowless)
+                log_rowless(r, o, who, map[who], news, n, plan, &next);
+            else
+                for (size_t i = 0; i < n; i++)
+                    log_span(r, map[who], news[i].first, news[i].last, 0);
+            if (news != few)
+                free(news);
+        }
+}
+
+static int learn_all(nova_rows *r, const nova_rows *o, const uint32_t *map, const nova_plan *plan)
+{
+    int failed = 0, logs;
+    if (r->logs)
+        log_join(r, o, map, plan);
+    logs = r->logs;
+    r->logs = 0; /* it is told */
+    for (uint32_t who = 0; !failed && who < o->nwriters; who++)
+        if (o->writers[who].nspans)
+            failed = nova_rows_learn(r, map[who], o->writers[who].spans, o->writers[who].nspans);
+    r->logs = logs;
+    return failed;
+}
+
 int nova_rows_join(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_plan *plan)
 {
     uint32_t *ours;
@@ -1773,6 +1973,9 @@ int nova_rows_join(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_p
     int ones = 0, ahead = plan->fresh.size > FEW;
     scout s = {.r = r, .o = o, .list = plan->fresh.at, .size = plan->fresh.size, .ours = ours};
     set_doom(r, plan, 1);
+    /* First what is known, then what that makes of the rows: the log wants it so. */
+    if (!failed)
+        failed = learn_all(r, o, map, plan);
     for (size_t i = 0; !failed && i < plan->fresh.size; i++) {
         uint64_t hash = ahead ? look_ahead(&s, i) : 0;
         nova_rows_view(o, plan->fresh.at[i], &row);
@@ -1795,9 +1998,6 @@ int nova_rows_join(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_p
         if (o->boxes[row.box].rule == NOVA_BOX_LAST_ONE)
             settle(r, box_in(r, o, row.box, ours, 1), row.leaf, row.nleaf);
     }
-    for (uint32_t who = 0; !failed && who < o->nwriters; who++)
-        if (o->writers[who].nspans)
-            failed = nova_rows_learn(r, map[who], o->writers[who].spans, o->writers[who].nspans);
     free(ours);
     return failed ? failed : nova_rows_tidy(r);
 }

@@ -76,6 +76,12 @@ cdef extern from "rows.h" nogil:
     size_t nova_rows_drop_key(nova_rows *r, uint32_t box, const void *leaf, size_t n)
     int nova_rows_tidy(nova_rows *r)
     nova_digest nova_rows_digest(nova_rows *r)
+    void nova_rows_begin_log(nova_rows *r)
+    bint nova_rows_since(const nova_rows *r, const nova_known *known, size_t *from_)
+    ctypedef struct nova_dropped:
+        nova_span span
+        uint32_t who
+    nova_dropped *nova_rows_dropped(const nova_rows *r, const nova_known *known, size_t from_, size_t *size)
     int nova_rows_plan(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_known *kept, nova_plan *plan)
     int nova_rows_join(nova_rows *r, nova_rows *o, const uint32_t *map, const nova_plan *plan)
     void nova_plan_free(nova_plan *plan)

@@ -8,9 +8,11 @@ kernel's (csrc/rows.h); here is what each type means by them. Two types have a d
 replicas make: a small register is a cell (csrc/cell.h), a counter columns of totals (csrc/totals.h). What does not fit
 there becomes rows.
 
-A delta is the sender's whole context, the rows that the asker's context lacks, and, as spans, the dots of the rows that
-it has (`kept`). Applying one is therefore exactly a merge with the sender, and a delta that was made for somebody who
-knew more is refused.
+A delta is the sender's whole context, which of its events the asker lacks (`news`), the rows of those, and which other
+rows may have to go there (`gone`). All that the asker knew, but for those, is kept: applying a delta is therefore exactly
+a merge with the sender, and one that was made for somebody who knew more is refused. What may have to go is, of the dots
+that the asker knows, those without a row; or fewer: whoever knows every event up to some moment dropped what the sender
+had dropped by then, and a log tells what it dropped since.
 """
 
 import msgspec
@@ -61,7 +63,7 @@ cdef enum:
     TYPES_MAX = 11
 
 cdef bytes STATE_MAGIC = b"NVR\x01"
-cdef bytes DELTA_MAGIC = b"NVD\x01"
+cdef bytes DELTA_MAGIC = b"NVD\x02"
 cdef object encode = msgspec.msgpack.Encoder(order="deterministic").encode
 cdef object decode = msgspec.msgpack.Decoder().decode
 cdef str WHAT = "CRDT state"
@@ -804,8 +806,8 @@ cdef Totals totals_of(Store store, const nova_known *kept):
         if known.size > 1 or known.at[0].first != 1:
             return None
         at = nova_rows_newest(store.rows, who)
-        if kept != NULL and kept[who].size:             # only the row, and it is not here
-            if at or kept[who].at[0].first != known.at[0].last:
+        if kept != NULL and kept[who].size:             # its row, which is not here
+            if at or kept[who].at[kept[who].size - 1].last != known.at[0].last:
                 return None
             continue
         if not at:
@@ -836,19 +838,26 @@ cdef CausalContext known_in(Totals counter):
     return out
 
 
-cdef list total_parts(Totals counter, CausalContext context, CausalContext theirs, CausalContext kept):
-    """As wire_parts, of a counter that knows `context`; the dots of rows that `theirs` knows go to `kept`."""
+cdef list total_parts(Totals counter, CausalContext context, CausalContext theirs, CausalContext gone):
+    """As wire_parts, of a counter that knows `context`. Of the dots that `theirs` knows, those without a row go to `gone`,
+    but for those of writers whose row it knows: it dropped them too."""
     cdef bytearray out = bytearray()
     cdef uint8_t raw[64]                # of one row: six numbers, of which three may be long, and its value
     cdef size_t n, size
     cdef uint64_t rows = 0, rank = 0
     cdef nova_total total
+    cdef nova_span later
+    cdef Spans spans
     cdef str name
     for name in sorted(context.actors):
         total = nova_totals_get(counter.totals, IDS[name])
-        if theirs is not None and theirs.has(name, total.last):
-            kept.learn(name, total.last, total.last)
-        else:
+        if theirs is None or not theirs.has(name, total.last):
+            if theirs is not None and name in theirs.actors:
+                spans = (<Spans>theirs.actors[name]).copy()
+                later.first, later.last = total.last, UINT64_MAX
+                spans.cut(&later, 1)
+                if spans.size:
+                    gone.actors[name] = spans
             raw[0] = raw[1] = 0                         # no maps, no leaf
             n = 2 + nova_put_number(raw + 2, rank)
             n += nova_put_number(raw + n, total.last)
@@ -901,6 +910,52 @@ cdef nova_known *known_of(Store store, CausalContext context) except NULL:
             spans = <Spans>found
             out[i].at, out[i].size = spans.at, spans.size
     return out
+
+
+cdef CausalContext minus(CausalContext one, CausalContext other):
+    """The events of one context that another does not know."""
+    cdef CausalContext out = CausalContext()
+    cdef Spans spans, less
+    for actor, item in one.actors.items():
+        spans = <Spans>item
+        found = other.actors.get(actor)
+        if found is not None:
+            less = <Spans>found
+            spans = spans.copy()
+            spans.cut(less.at, less.size)
+        if spans.size:
+            out.actors[actor] = spans
+    return out
+
+
+cdef CausalContext gone_of(Store store, CausalContext base, const nova_known *known):
+    """Of the dots `base`, which somebody knows who knows `known`, those whose rows may have to go there."""
+    cdef CausalContext out
+    cdef nova_dropped *dropped
+    cdef Spans spans
+    cdef size_t since = 0, n = 0, i
+    if not nova_rows_since(store.rows, known, &since):
+        return minus(base, kept_of(store, known))
+    out = CausalContext()
+    dropped = nova_rows_dropped(store.rows, known, since, &n)
+    if dropped == NULL:
+        raise MemoryError
+    try:
+        for i in range(n):
+            if i == 0 or dropped[i].who != dropped[i - 1].who:
+                spans = Spans.__new__(Spans)
+                out.actors[store.names[dropped[i].who]] = spans
+            spans.join(&dropped[i].span, 1)
+    finally:
+        free(dropped)
+    return out
+
+
+cdef list news_parts(CausalContext context, CausalContext base, CausalContext gone):
+    """The events of a context beside `base`, and what may have to go of that; or in short that there is no base."""
+    if not base.actors:
+        return [b"\x00"]
+    return [b"\x01", *context_parts(minus(context, base)), *context_parts(gone)]
 
 
 cdef CausalContext kept_of(Store store, const nova_known *known):
@@ -1219,6 +1274,8 @@ cdef Store read_rows(nova_reader *r, int type, CausalContext context, CausalCont
         PyMem_Free(keeping)
     if not r.ok or nova_left(r):
         raise malformed(WHAT, "its length is wrong")
+    if kept is None:
+        nova_rows_begin_log(out.rows)
     return out
 
 
@@ -1239,6 +1296,7 @@ cdef class Replica:
             self.totals = no_totals(kind, actor)
         else:
             self.store = Store(kind, actor)
+            nova_rows_begin_log(self.store.rows)
         self.steps = ()
 
     cdef int kind(self) noexcept:
@@ -1259,6 +1317,7 @@ cdef class Replica:
         """From now on we are rows."""
         if self.store is None:
             self.store = self.rows()
+            nova_rows_begin_log(self.store.rows)
             self.cell, self.totals = None, None
         return self.store
 
@@ -1343,14 +1402,15 @@ cdef class Replica:
     def delta_since(self, context=None):
         """What somebody who knows `context` (a context, clock or mapping) lacks, as bytes for `apply_delta`."""
         self.check_root()
-        cdef CausalContext theirs = as_context(context), ours, kept = CausalContext()
+        cdef CausalContext theirs = as_context(context), ours, base, gone = CausalContext()
         cdef Totals counter
         cdef Store store
         cdef nova_known *known
         if self.totals is not None:
             counter = self.totals.copy(None)            # which nobody counts on
             ours = known_in(counter)
-            rows = total_parts(counter, ours, theirs, kept)
+            rows = total_parts(counter, ours, theirs, gone)
+            base = minus(ours, minus(ours, theirs))
         else:
             store = self.rows()
             claim(store)
@@ -1358,13 +1418,15 @@ cdef class Replica:
                 known = known_of(store, theirs)
                 try:
                     ours = store.known()
-                    kept = kept_of(store, known)
+                    base = minus(ours, minus(ours, theirs))
+                    if base.actors:
+                        gone = gone_of(store, base, known)
                     rows = wire_parts(store, ours, known)
                 finally:
                     PyMem_Free(known)
             finally:
                 release(store)
-        return seal(DELTA_MAGIC, [bytes([self.kind()]), *context_parts(ours), *context_parts(kept), *rows])
+        return seal(DELTA_MAGIC, [bytes([self.kind()]), *context_parts(ours), *news_parts(ours, base, gone), *rows])
 
     def apply_delta(self, data):
         """Learn what a delta holds, exactly as by merging with its sender; twice or late does no harm. Returns self.
@@ -1373,32 +1435,38 @@ cdef class Replica:
                  that knew more than this replica; the state is then as before
         """
         cdef nova_reader r
-        cdef CausalContext context, kept
+        cdef CausalContext context, news, gone, kept, base = CausalContext()
         cdef nova_known *keeping
         cdef Store theirs, mine
-        cdef Totals news = None
-        cdef int kind
+        cdef Totals totals
+        cdef int kind, long_
         self.check_root()
         kind = self.kind()
         unseal(data, DELTA_MAGIC, "CRDT delta", &r)
         check_type(&r, kind)
         context = read_context(&r)
-        kept = read_context(&r)
-        if not context.covers_c(kept):
-            raise malformed("CRDT delta", "it keeps events that its context does not know")
+        kept = base
+        long_ = nova_take_byte(&r)
+        if long_:
+            news = read_context(&r)
+            gone = read_context(&r)
+            base = minus(context, news)
+            kept = minus(base, gone)
+            if long_ != 1 or not base.actors or not context.covers_c(news) or not base.covers_c(gone):
+                raise malformed("CRDT delta", "its news, or what may have to go, do not fit its context")
         theirs = read_rows(&r, kind, context, kept, None)
         keeping = known_of(theirs, kept)
         try:
             if self.totals is not None:
-                news = totals_of(theirs, keeping)
-                check_kept_in(self.totals, kept)
-                if news is not None and self.totals.merge(news):
+                totals = totals_of(theirs, keeping)
+                check_base_in(self.totals, base)
+                if totals is not None and self.totals.merge(totals):
                     return self
             mine = self.grow()
             settled(mine)
             claim(mine)
             try:
-                for actor, spans in kept.actors.items():
+                for actor, spans in base.actors.items():
                     found = mine.numbers.get(actor)
                     if found is None or not covers_spans(nova_rows_known(mine.rows, found), <Spans>spans):
                         raise knew_more()
@@ -1565,10 +1633,10 @@ cdef object knew_more():
     return UsageError("this delta was made for a replica that knew more; ask its sender for delta_since(ours.context)")
 
 
-cdef int check_kept_in(Totals counter, CausalContext kept) except -1:
-    """Does a counter know the rows that its sender did not send?"""
+cdef int check_base_in(Totals counter, CausalContext base) except -1:
+    """Does a counter know what its sender took it to know?"""
     cdef Spans spans
-    for actor, item in kept.actors.items():
+    for actor, item in base.actors.items():
         spans = <Spans>item
         found = IDS.get(actor)
         if found is None or nova_totals_get(counter.totals, found).last < spans.at[spans.size - 1].last:

@@ -472,7 +472,7 @@ def test_threads_that_merge_large_states_at_once_lose_nothing(kind):
     assert len(shared) == 9000 + 4 * 6 * 301
 
 
-@pytest.mark.parametrize("what", ["read", "merge", "write", "copy"])
+@pytest.mark.parametrize("what", ["read", "merge", "write"])
 def test_large_states_are_worked_on_while_other_threads_run(what):
     large = ORSet(actor="a")
     large.add_many(range(100_000))
@@ -482,7 +482,6 @@ def test_large_states_are_worked_on_while_other_threads_run(what):
         "read": lambda: ORSet.from_bytes(data),
         "merge": lambda: large.fork(None).merge(other),
         "write": large.to_bytes,
-        "copy": lambda: large.fork(None),
     }[what]
 
     def meanwhile() -> bool:

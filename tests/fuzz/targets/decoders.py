@@ -427,7 +427,7 @@ MAGICS = [
     b"NVC\1",
     b"NVO\1",
     b"NVX\1",
-    b"NVD\1",
+    b"NVD\2",
     b"NVR\1",
     b"NVT\1",
     b"NVU\1",
