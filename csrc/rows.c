@@ -370,6 +370,8 @@ static size_t seek_block(const writer *w, uint64_t block)
     size_t low = 0, high = w->nblocks;
     if (high && w->blocks[high - 1] <= block) /* writers mostly go on where they were */
         return w->blocks[high - 1] < block ? high : high - 1;
+    if (high && block >= w->blocks[0] && block - w->blocks[0] < high && w->blocks[block - w->blocks[0]] == block)
+        return block - w->blocks[0]; /* and mostly left no block out */
     while (low < high) {
         size_t middle = (low + high) / 2;
         if (w->blocks[middle] < block)
