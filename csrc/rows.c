@@ -532,7 +532,7 @@ int nova_rows_learn(nova_rows *r, uint32_t who, const nova_span *spans, size_t n
     if (w->nspans && n == 1 && w->spans[w->nspans - 1].first <= spans->first &&
         w->spans[w->nspans - 1].last >= spans->first - 1) {
         if (w->spans[w->nspans - 1].last < spans->last) {
-            nova_rows_log_span(r, who, w->spans[w->nspans - 1].last + 1, spans->last, 0);
+            log_write(r, who, w->spans[w->nspans - 1].last + 1, spans->last, 0);
             w->spans[w->nspans - 1].last = spans->last;
         }
         return 0;
@@ -720,7 +720,7 @@ static void log_drop(nova_rows *r, uint32_t at)
     uint32_t reference = load32(record(r, at));
     const chunk *c = r->chunks[reference >> 6];
     uint64_t count = c->block << 6 | (reference & 63);
-    nova_rows_log_span(r, c->who, count, count, 1);
+    log_write(r, c->who, count, count, 1);
 }
 
 void nova_rows_drop(nova_rows *r, uint32_t at)

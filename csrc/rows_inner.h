@@ -284,6 +284,20 @@ uint64_t nova_rows_known_bits(const nova_span *spans, size_t n, uint64_t block);
 /* ---- of rows_log.c ---- */
 
 void nova_rows_log_span(nova_rows *r, uint32_t who, uint64_t first, uint64_t last, int dropped);
+/* The same, where it is called for every write: mostly there is room, and nothing to join it to. */
+static inline void log_write(nova_rows *r, uint32_t who, uint64_t first, uint64_t last, uint32_t dropped)
+{
+    if (!r->logs)
+        return;
+    entry *end = r->log + r->nlog;
+    if (r->nlog && r->nlog < r->log_room && r->nlog < LOG_MIN + r->rows / ROWS_PER_ENTRY &&
+        (end[-1].dropped != dropped || end[-1].who != who)) {
+        *end = (entry){{first, last}, who, dropped};
+        r->nlog++;
+    } else
+        nova_rows_log_span(r, who, first, last, (int)dropped);
+}
+
 /* What a join learns, then which of these events come without a row: elsewhere they may have one. In that order for all
  * writers, because an event of one may have taken the row of another. */
 void nova_rows_log_join(nova_rows *r, const nova_rows *o, const uint32_t *map, const nova_plan *plan);
