@@ -17,7 +17,17 @@ from setuptools.command.build_ext import build_ext
 KERNELS = {
     "vclock": ["csrc/vclock.c", "csrc/digest.c"],
     "clockbatch": ["csrc/clockbatch.c"],
-    "crdt": ["csrc/crdt.c", "csrc/rows.c", "csrc/vclock.c", "csrc/digest.c"],
+    "crdt": [
+        "csrc/crdt.c",
+        "csrc/cell.c",
+        "csrc/totals.c",
+        "csrc/rows.c",
+        "csrc/rows_log.c",
+        "csrc/rows_join.c",
+        "csrc/rows_wire.c",
+        "csrc/vclock.c",
+        "csrc/digest.c",
+    ],
     "digest": ["csrc/digest.c"],
     "reconcile": ["csrc/sketch.c"],
     "sequence": ["csrc/sequence.c", "csrc/runs.c", "csrc/marks.c", "csrc/pack.c", "csrc/digest.c"],

@@ -184,6 +184,22 @@ def test_delta_into(benchmark: Any, size: int) -> None:
     benchmark.pedantic(lambda x: x.apply_delta(delta), setup=lambda: ((a.fork(None),), {}), rounds=5)
 
 
+@pytest.mark.parametrize("size", GROWTH)
+def test_delta_of_one_dot_from_a_set_full_of_holes(benchmark: Any, size: int) -> None:
+    """One element in a hundred was added again, so the living dots are in as many runs; then one is new."""
+    benchmark.group = f"crdt.delta_since of one dot, OR-Set of {size:,}, 1% added again"
+    a = large(ORSet, size)
+    b = a.fork("b")
+    for i in range(0, size, CHANGED):
+        b.add(f"element-{i}")
+    reader = b.fork(None)
+    b.add("news")
+    known = reader.context
+    delta = benchmark(b.delta_since, known)
+    benchmark.extra_info["bytes"] = len(delta)
+    assert reader.apply_delta(delta) == b
+
+
 @pytest.mark.parametrize("peer", ["nova", "dict", "pycrdt", "loro"])
 def test_or_set_add(benchmark: Any, peer: str) -> None:
     benchmark.group = "crdt.add to a set of 1,000, again and again"

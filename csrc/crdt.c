@@ -22,8 +22,7 @@ static int check_float(uint8_t *p, int mend)
     return is_nan && memcmp(p, nan, 8) ? NOVA_EVALUE_SPELLING : 0;
 }
 
-/* Is this UTF-8 (RFC 3629): shortest forms only, no surrogates, nothing over U+10FFFF? */
-static int is_utf8(const uint8_t *p, size_t n)
+int nova_is_utf8(const uint8_t *p, size_t n)
 {
     for (size_t i = 0; i < n;) {
         if (n - i >= 8 && !(nova_load64le(p + i) & 0x8080808080808080u)) {
@@ -103,7 +102,7 @@ int nova_value_check(uint8_t *p, size_t n, int mend)
         }
         if (!nova_take(&r, size) || items > nova_left(&r))
             return NOVA_EVALUE_CUT;
-        if (text && !is_utf8(r.at - size, size))
+        if (text && !nova_is_utf8(r.at - size, size))
             return NOVA_EVALUE_TEXT;
         if (items) {
             if (depth == NOVA_VALUE_DEPTH_MAX)

@@ -19,3 +19,5 @@ enum {
 
 /* Check the n bytes at p: 0 or NOVA_VALUE_MAPS, else NOVA_E...; with mend, NaNs are brought to their one form. O(n). */
 int nova_value_check(uint8_t *p, size_t n, int mend);
+/* Is this UTF-8 (RFC 3629): shortest forms only, no surrogates, nothing over U+10FFFF? */
+int nova_is_utf8(const uint8_t *p, size_t n);

@@ -64,6 +64,9 @@ void nova_rows_seed(uint64_t seed);
 
 /* rule: what the root type does. nested: whether it has boxes. NULL: no memory. */
 nova_rows *nova_rows_new(int type, int rule, int nested);
+/* Before the first row: how many will come. bare: they will only be joined to others, so they are not found by their
+ * keys, and those of one key do not know of each other. */
+int nova_rows_expect(nova_rows *r, size_t rows, int bare);
 void nova_rows_free(nova_rows *r);
 nova_rows *nova_rows_copy(const nova_rows *r);
 size_t nova_rows_size(const nova_rows *r);
@@ -122,6 +125,20 @@ int nova_rows_tidy(nova_rows *r);
 
 /* The digest of all rows: O(chunks written since the last call). */
 nova_digest nova_rows_digest(nova_rows *r);
+
+/* Keep a log from now on of which events are learned and which rows dropped, so that nova_rows_since can tell. To be
+ * called while nothing that will be learned was learned already: after all that r is made of is there. The log holds the
+ * latest entries, in number about a sixteenth of the rows. */
+void nova_rows_begin_log(nova_rows *r);
+/* Where in the log somebody stands who knows `known` (per writer of r): each drop of an entry before is known there. 0 if
+ * it does not reach so far. */
+int nova_rows_since(const nova_rows *r, const nova_known *known, size_t *from);
+typedef struct {
+    nova_span span;
+    uint32_t who;
+} nova_dropped;
+/* What was dropped since, of the dots in `known`, by writer and ascending. Malloced; NULL: no memory. */
+nova_dropped *nova_rows_dropped(const nova_rows *r, const nova_known *known, size_t from, size_t *size);
 
 /* Plan to join a sender who knows `o`'s context and holds its rows and those of the dots `kept` (per writer of o; may
  * be NULL). Changes nothing but sums. 0, or an error whose event is in the plan. Free it in either case. */

@@ -1,5 +1,5 @@
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, final
 
 import numpy
 import numpy.typing
@@ -114,7 +114,13 @@ class ORMap(Replica):
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[str]: ...
 
-class Reading: ...
+@final
+class Cell:
+    def __new__(cls, type: int, actor: str | None = None) -> Self: ...
+
+@final
+class Totals:
+    def __new__(cls) -> Self: ...
 
 class Store:
     def __new__(cls, type: int, actor: str | None = None) -> Self: ...

@@ -4,19 +4,29 @@ Every type keeps live *rows* (container, leaf, dot, stamp, payload) under one ca
 et al. 2012): every write and every remove takes a dot; it drops rows that its writer saw and may add one. A row that
 one side lacks although its context covers the dot was dropped there. So there are no tombstones, and the state is a
 function of the context: who knows the same events holds the same rows, whatever way they came. The rows are the
-kernel's (csrc/rows.h); here is what each type means by them.
+kernel's (csrc/rows.h); here is what each type means by them. Two types have a denser form while they are what honest
+replicas make: a small register is a cell (csrc/cell.h), a counter columns of totals (csrc/totals.h). What does not fit
+there becomes rows.
 
-A delta is the sender's whole context, the rows that the asker's context lacks, and, as spans, the dots of the rows that
-it has (`kept`). Applying one is therefore exactly a merge with the sender, and a delta that was made for somebody who
-knew more is refused.
+A delta is the sender's whole context, which of its events the asker lacks (`news`), the rows of those, and which other
+rows may have to go there (`gone`). All that the asker knew, but for those, is kept: applying a delta is therefore exactly
+a merge with the sender, and one that was made for somebody who knew more is refused. What may have to go is, of the dots
+that the asker knows, those without a row; or fewer: whoever knows every event up to some moment dropped what the sender
+had dropped by then, and a log tells what it dropped since.
 """
 
 import msgspec
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM
 from cpython.long cimport PyLong_AsLongLong, PyLong_AsUnsignedLongLong
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.pythread cimport (
+    WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_get_thread_ident,
+    PyThread_release_lock,
+)
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
@@ -34,6 +44,8 @@ from nova.errors import CorruptionError, LimitError, UnavailableError, UsageErro
 DEF U64_MAX = 0xFFFFFFFFFFFFFFFF
 DEF KEY_BYTES_MAX = 65536
 DEF DEPTH_MAX = 32
+DEF ROWS_ALONE = 128                    # work on so many rows takes about 20 us, and others may run meanwhile,
+DEF CHUNKED_ALONE = 8192                # and so does a look at whether so many are equal
 
 cdef enum:
     G_COUNTER = 1
@@ -51,7 +63,7 @@ cdef enum:
     TYPES_MAX = 11
 
 cdef bytes STATE_MAGIC = b"NVR\x01"
-cdef bytes DELTA_MAGIC = b"NVD\x01"
+cdef bytes DELTA_MAGIC = b"NVD\x02"
 cdef object encode = msgspec.msgpack.Encoder(order="deterministic").encode
 cdef object decode = msgspec.msgpack.Decoder().decode
 cdef str WHAT = "CRDT state"
@@ -60,7 +72,7 @@ cdef str WHAT = "CRDT state"
 nova_rows_seed(<uint64_t>hash("the rows of nova.crdt"))
 
 
-cdef inline int rule_of(int type) noexcept:
+cdef inline int rule_of(int type) noexcept nogil:
     """What the kernel must know of a type."""
     if type == G_COUNTER or type == PN_COUNTER or type == BOUNDED_COUNTER:
         return NOVA_BOX_TOTALS
@@ -144,14 +156,17 @@ cdef int need_scratch(size_t size) except -1:
     return 0
 
 
-cdef object pack_value(object value, Packed *out, bint element):
-    """A value in its one spelling; what is returned must live as long as `out` is read, and nothing else be packed
-    meanwhile. An element of a set must be hashable."""
+cdef object pack_value(Replica self, object value, Packed *out, bint element):
+    """A value in its one spelling, for a replica. What is returned must live as long as `out` is read, and nothing else
+    be packed meanwhile: either no code of others ran and the replica's store is settled still, or `out` is not in the
+    scratch space. An element of a set must be hashable."""
     cdef const char *text
     cdef Py_ssize_t size
     cdef size_t head
     cdef int found
     cdef bytes packed
+    if self.store is not None:
+        settled(self.store)
     if type(value) is str:
         try:
             text = PyUnicode_AsUTF8AndSize(value, &size)
@@ -174,8 +189,8 @@ cdef object pack_value(object value, Packed *out, bint element):
     return packed
 
 
-cdef inline object pack_element(object value, Packed *out):
-    return pack_value(value, out, True)
+cdef inline object pack_element(Replica self, object value, Packed *out):
+    return pack_value(self, value, out, True)
 
 
 cdef int pack_key(object key, Packed *out) except -1:
@@ -193,21 +208,13 @@ cdef int pack_key(object key, Packed *out) except -1:
     return 0
 
 
-cdef int check_value(const uint8_t *at, size_t size, bint element) except -1:
-    """Is this the one spelling of a value, or of an element of a set?"""
-    cdef int found = nova_value_check(<uint8_t *>at, size, False)
-    if found == 0:
-        return 0
-    if found == NOVA_VALUE_MAPS and element:
-        raise malformed(WHAT, "an element of a set holds a mapping")
-    if found == NOVA_VALUE_MAPS:
-        try:
-            packed = PyBytes_FromStringAndSize(<const char *>at, size)
-            if encode(decode(packed)) == packed:
-                return 0
-        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
-            pass
-    raise malformed(WHAT, f"a value of {size} bytes is not canonical MessagePack")
+cdef bint in_order(const uint8_t *at, size_t size) noexcept with gil:
+    """Are the keys of the mappings in a value in their order?"""
+    try:
+        packed = PyBytes_FromStringAndSize(<const char *>at, size)
+        return encode(decode(packed)) == packed
+    except Exception:                   # whatever it is, it is not what we would have written
+        return False
 
 
 cdef object unpack(const uint8_t *at, size_t size):
@@ -265,15 +272,80 @@ cdef object failure(int code):
     return MemoryError()
 
 
+cdef object writing(object actor):
+    """Who writes in a replica, None for nobody."""
+    if actor is None:
+        return None
+    if not isinstance(actor, str) or not actor:
+        raise UsageError(f"actor {actor!r} is none; an actor is a str, new at every start: name~incarnation")
+    return as_actor(actor)
+
+
+cdef uint64_t after(uint64_t last, object actor) except 0:
+    """The number of an actor's next event."""
+    if actor is None:
+        raise UsageError("this replica has no actor and only reads; write on one that was made with actor=")
+    if last == UINT64_MAX:
+        raise UsageError(f"count of actor {actor!r} is 2**64 - 1, the last one; go on under a new actor")
+    return last + 1
+
+
+# Who works on a store without the interpreter lock, or must not be disturbed by code that garbage collection runs,
+# claims it. Everybody else calls `settled` after the last moment at which another thread may have run, and then does not
+# give one that chance: no object that is collected is made before the rows are left alone again.
+
+cdef inline int settled(Store store) except -1:
+    """Wait until no other thread has claimed a store."""
+    if store.claims:
+        wait_for(store)
+    return 0
+
+
+cdef int wait_for(Store store) except -1:
+    store.waiting += 1
+    while store.claims and store.owner != PyThread_get_thread_ident():
+        with nogil:
+            PyThread_acquire_lock(store.lock, WAIT_LOCK)
+            PyThread_release_lock(store.lock)
+    store.waiting -= 1
+    return 0
+
+
+cdef int both_settled(Store one, Store other) except -1:
+    one.waiting += 1
+    while one.claims and one.owner != PyThread_get_thread_ident() \
+            or other.claims and other.owner != PyThread_get_thread_ident():
+        wait_for(one)
+        wait_for(other)
+    one.waiting -= 1
+    return 0
+
+
+cdef int claim(Store store) except -1:
+    """Have a settled store for this thread alone, until as many calls of `release`."""
+    if store.lock == NULL:
+        store.lock = PyThread_allocate_lock()
+        if store.lock == NULL:
+            raise MemoryError
+    if not store.claims:
+        PyThread_acquire_lock(store.lock, WAIT_LOCK)    # who waits for it holds it for no longer than a moment
+        store.owner = PyThread_get_thread_ident()
+    store.claims += 1
+    return 0
+
+
+cdef int release(Store store) except -1:
+    store.claims -= 1
+    if not store.claims:
+        PyThread_release_lock(store.lock)
+    return 0
+
+
 cdef class Store:
     def __cinit__(self, int type, actor=None):
         global stores_made
         self.type = type
-        self.actor = None
-        if actor is not None:
-            if not isinstance(actor, str) or not actor:
-                raise UsageError(f"actor {actor!r} is none; an actor is a str, new at every start: name~incarnation")
-            self.actor = as_actor(actor)
+        self.actor = writing(actor)
         self.me = NOVA_WHO_NONE
         self.numbers, self.names = {}, []
         stores_made += 1
@@ -285,6 +357,8 @@ cdef class Store:
     def __dealloc__(self):
         nova_rows_free(self.rows)
         PyMem_Free(self.map)
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
 
     cdef uint32_t writer(self, str name) except? 0xFFFFFFFF:
         """The number of a writer, a new one if need be."""
@@ -314,16 +388,12 @@ cdef class Store:
     cdef uint64_t take_dot(self) except 0:
         """The next event of our actor, which is then known."""
         cdef nova_span span
-        if self.actor is None:
-            raise UsageError("this replica has no actor and only reads; write on one that was made with actor=")
+        settled(self)
         if self.broken:
             raise MemoryError("memory ran out while this replica joined another; make it again from bytes or a peer")
-        if self.me == NOVA_WHO_NONE:
+        if self.me == NOVA_WHO_NONE and self.actor is not None:
             self.writer(self.actor)
-        span.first = nova_rows_last(self.rows, self.me)
-        if span.first == UINT64_MAX:
-            raise UsageError(f"count of actor {self.actor!r} is 2**64 - 1, the last one; go on under a new actor")
-        span.first += 1
+        span.first = after(0 if self.me == NOVA_WHO_NONE else nova_rows_last(self.rows, self.me), self.actor)
         span.last = span.first
         self.learn(self.me, &span, 1)
         return span.first
@@ -379,7 +449,8 @@ cdef class Store:
         return True
 
     cdef int join(self, Store other, const nova_known *kept) except -1:
-        """Merge with a sender who knows and holds what `other` does, and the rows of the dots `kept`. All or nothing."""
+        """Merge with a sender who knows and holds what `other` does, and the rows of the dots `kept`. All or nothing.
+        Both are settled."""
         cdef nova_plan plan
         cdef uint64_t theirs, ours
         cdef int failed
@@ -394,7 +465,20 @@ cdef class Store:
                     raise CorruptionError(
                         f"actor {self.actor!r} wrote event {theirs} elsewhere, this replica is at {ours}: "
                         "two replicas share an actor; give each start, copy and restore its own")
-        failed = nova_rows_plan(self.rows, other.rows, self.map_from(other, False), kept, &plan)
+        cdef bint alone = nova_rows_size(other.rows) > ROWS_ALONE \
+            or (kept == NULL and nova_rows_size(self.rows) > CHUNKED_ALONE)
+        cdef const uint32_t *map = self.map_from(other, False)
+        if alone:
+            claim(self)
+            try:
+                claim(other)
+            except MemoryError:
+                release(self)
+                raise
+            with nogil:
+                failed = nova_rows_plan(self.rows, other.rows, map, kept, &plan)
+        else:
+            failed = nova_rows_plan(self.rows, other.rows, map, kept, &plan)
         try:
             if failed == NOVA_ROWS_TWICE:
                 raise CorruptionError(
@@ -405,13 +489,21 @@ cdef class Store:
                     f"actor {other.names[plan.who]!r} gave stamp {plan.stamp} to two values; stamps of one actor must rise")
             if failed:
                 raise failure(failed)
-            failed = nova_rows_join(self.rows, other.rows, self.map_from(other, True), &plan)
+            map = self.map_from(other, True)
+            if alone:
+                with nogil:
+                    failed = nova_rows_join(self.rows, other.rows, map, &plan)
+            else:
+                failed = nova_rows_join(self.rows, other.rows, map, &plan)
             self.version += 1
             if failed:
                 self.broken = failed == NOVA_ROWS_NOMEM
                 raise failure(failed)
         finally:
             nova_plan_free(&plan)
+            if alone:
+                release(other)
+                release(self)
         return 0
 
     def known(self):
@@ -420,6 +512,7 @@ cdef class Store:
         cdef nova_known known
         cdef Spans spans
         cdef uint32_t who
+        settled(self)
         for who in range(nova_rows_writers(self.rows)):
             known = nova_rows_known(self.rows, who)
             if known.size:
@@ -434,19 +527,353 @@ cdef class Store:
         cdef nova_rows *rows
         if self.broken:
             raise MemoryError("memory ran out while this replica joined another; make it again from bytes or a peer")
-        rows = nova_rows_copy(self.rows)
-        if rows == NULL:
-            raise MemoryError
-        nova_rows_free(out.rows)
-        out.rows = rows
-        out.names, out.numbers = list(self.names), dict(self.numbers)
+        settled(self)
+        claim(self)
+        try:
+            with nogil:
+                rows = nova_rows_copy(self.rows)
+            if rows == NULL:
+                raise MemoryError
+            nova_rows_free(out.rows)
+            out.rows = rows
+            out.names, out.numbers = list(self.names), dict(self.numbers)
+        finally:
+            release(self)
         return out
+
+
+# --- small registers -------------------------------------------------------------------------------------------------
+
+@cython.final
+@cython.no_gc                           # it holds nothing but names
+cdef class Cell:
+    def __cinit__(self, int type, actor=None):
+        self.type = type
+        self.actor = writing(actor)
+        self.state.nwriters = self.state.nrows = 0
+        self.state.me = NOVA_CELL_WRITERS
+        self.state.last_one = type == LWW_REGISTER
+        if self.actor is not None:
+            self.state.me = 0
+            self.writer(<str>self.actor, 0)
+
+    def __dealloc__(self):
+        cdef size_t i
+        for i in range(self.state.nwriters):
+            Py_DECREF(<object>self.state.writers[i].owner)
+
+    cdef int writer(self, str name, uint64_t last) except -1:
+        """One more writer; there is room."""
+        cdef nova_cell_writer *w = &self.state.writers[self.state.nwriters]
+        cdef Py_ssize_t size
+        w.name = PyUnicode_AsUTF8AndSize(name, &size)
+        w.nname, w.last, w.owner = size, last, <void *>name
+        Py_INCREF(name)
+        self.state.nwriters += 1
+        return 0
+
+    cdef uint64_t take_dot(self) except 0:
+        cdef nova_cell_writer *w = &self.state.writers[self.state.me] if self.actor is not None else NULL
+        cdef uint64_t count = after(0 if w == NULL else w.last, self.actor)
+        w.last = count
+        return count
+
+    cdef Store rows(self):
+        """The same as rows, in a store of its own."""
+        cdef Store out = Store(self.type, self.actor)
+        cdef nova_cell_writer *w
+        cdef nova_cell_row *from_
+        cdef nova_span span
+        cdef nova_row row
+        cdef uint32_t who
+        cdef size_t i, j
+        span.first = 1
+        for i in range(self.state.nwriters):
+            w = &self.state.writers[i]
+            span.last = w.last
+            if w.last:
+                who = out.writer(<str>w.owner)
+                out.learn(who, &span, 1)
+                for j in range(self.state.nrows):
+                    from_ = &self.state.rows[j]
+                    if from_.who == i:
+                        row.box, row.who, row.count, row.stamp = 0, who, from_.count, from_.stamp
+                        row.leaf, row.nleaf, row.value, row.nvalue = NULL, 0, from_.value, from_.size
+                        out.add(&row, BESIDE)
+        return out
+
+    cdef Cell copy(self, object actor):
+        """A cell of the same rows under another actor, None if that is one writer too many."""
+        cdef Cell out = Cell.__new__(Cell, self.type)
+        cdef str name = writing(actor)
+        cdef size_t i
+        out.state = self.state
+        for i in range(out.state.nwriters):
+            Py_INCREF(<object>out.state.writers[i].owner)
+        out.state.me = NOVA_CELL_WRITERS
+        return out if name is None or hire(out, name) else None
+
+
+cdef bint hire(Cell cell, str name) except -1:
+    """Let somebody write in a cell, if there is room."""
+    cdef size_t i
+    for i in range(cell.state.nwriters):
+        if <str>cell.state.writers[i].owner == name:
+            break
+    else:
+        if cell.state.nwriters == NOVA_CELL_WRITERS:
+            return False
+        i = cell.state.nwriters
+        cell.writer(name, 0)
+    cell.state.me = i
+    cell.actor = name
+    return True
+
+
+cdef Cell cell_of(Store store):
+    """The cell for a register that has all its rows in a store, None if it does not fit."""
+    cdef size_t n = nova_rows_writers(store.rows), i
+    cdef Cell out
+    cdef nova_known known
+    cdef nova_row row
+    cdef nova_cell_row *to
+    cdef uint32_t at
+    if n > NOVA_CELL_WRITERS or store.broken:
+        return None
+    out = Cell.__new__(Cell, store.type)
+    for i in range(n):
+        known = nova_rows_known(store.rows, i)
+        if known.size > 1 or (known.size and known.at[0].first != 1):
+            return None
+        out.writer(<str>store.names[i], known.at[0].last if known.size else 0)
+    at = nova_rows_find(store.rows, 0, NULL, 0)
+    while at:
+        nova_rows_view(store.rows, at, &row)
+        if out.state.nrows == NOVA_CELL_ROWS or row.nvalue > NOVA_CELL_VALUE:
+            return None
+        to = &out.state.rows[out.state.nrows]
+        to.who, to.count, to.stamp, to.size = row.who, row.count, row.stamp, row.nvalue
+        memcpy(to.value, row.value, row.nvalue)
+        out.state.nrows += 1
+        at = nova_rows_sibling(store.rows, at)
+    return out if store.actor is None or hire(out, <str>store.actor) else None
+
+
+# --- counters as columns ---------------------------------------------------------------------------------------------
+
+cdef dict IDS = {}                      # name -> number of a writer of a counter, as long as one counts it
+cdef list NAMES = []                    # and back
+
+
+cdef uint32_t id_of(str name) except? 0xFFFFFFFF:
+    """The number of a writer. The caller holds it before it calls `forget`."""
+    cdef Py_ssize_t size
+    cdef const char *text
+    cdef uint32_t id
+    found = IDS.get(name)
+    if found is not None:
+        return found
+    text = PyUnicode_AsUTF8AndSize(name, &size)
+    id = nova_ids_take(hash_bytes(text, size, 0).lo)
+    if id == NOVA_ID_NONE:
+        raise MemoryError
+    if id == <size_t>len(NAMES):
+        NAMES.append(name)
+    NAMES[id] = name
+    IDS[name] = id
+    return id
+
+
+cdef int forget() except -1:
+    """Give back the numbers that no counter names any more."""
+    cdef uint32_t id = nova_ids_idle()
+    while id != NOVA_ID_NONE:
+        IDS.pop(NAMES[id], None)
+        NAMES[id] = None
+        id = nova_ids_idle()
+    return 0
+
+
+@cython.final
+@cython.no_gc                           # it holds nothing but a name
+cdef class Totals:
+    def __cinit__(self):
+        self.me = NOVA_ID_NONE
+
+    def __dealloc__(self):
+        if self.me != NOVA_ID_NONE:
+            nova_ids_drop(self.me)
+        nova_totals_free(self.totals)
+        forget()
+
+    cdef int begin(self, int type, object actor) except -1:
+        """A counter under an actor; its totals are the caller's business."""
+        global stores_made
+        self.type, self.actor = type, writing(actor)
+        stores_made += 1
+        self.serial = stores_made
+        if self.actor is not None:
+            self.me = id_of(<str>self.actor)
+            nova_ids_hold(self.me)
+        return 0
+
+    cdef int count(self, uint64_t more, uint64_t less) except -1:
+        """One event that adds to our totals."""
+        cdef nova_total total
+        total.last = total.up = total.down = 0
+        if self.me != NOVA_ID_NONE:
+            total = nova_totals_get(self.totals, self.me)
+        total.up = plus(total.up, more, self.actor)
+        total.down = plus(total.down, less, self.actor)
+        total.last = after(total.last, self.actor)
+        if nova_totals_set(self.totals, self.me, total):
+            raise MemoryError
+        self.version += 1
+        return 0
+
+    cdef object value(self):
+        cdef uint64_t up[2]
+        cdef uint64_t down[2]
+        nova_totals_sum(self.totals, up, down)
+        if up[1] | down[1]:
+            return ((<object>up[1] << 64) | up[0]) - ((<object>down[1] << 64) | down[0])
+        return <object>up[0] - down[0] if down[0] else up[0]
+
+    cdef bint merge(self, Totals other) except -1:
+        """False: rows have to do it, because there is something to be told apart."""
+        cdef int done
+        if self.seen == other.serial and self.seen_version == other.version:
+            return True
+        done = nova_totals_merge(self.totals, other.totals, self.me)
+        if done == NOVA_TOTALS_TWICE or done == NOVA_TOTALS_OURS:
+            return False
+        if done < 0:
+            raise MemoryError
+        if done != NOVA_TOTALS_SAME:
+            self.version += 1
+        self.seen, self.seen_version = other.serial, other.version
+        return True
+
+    cdef Store rows(self):
+        """The same as rows, in a store of its own."""
+        cdef Store out = Store(self.type, self.actor)
+        cdef uint8_t raw[20]
+        cdef nova_total total
+        cdef nova_span span
+        cdef nova_row row
+        cdef uint32_t id = 0
+        row.box, row.stamp, row.leaf, row.nleaf, row.value = 0, 0, NULL, 0, raw
+        while nova_totals_next(self.totals, &id, &total):
+            span.first, span.last = 1, total.last
+            row.who, row.count = out.writer(<str>NAMES[id]), total.last
+            row.nvalue = nova_totals_value(self.totals, &total, raw)
+            out.learn(row.who, &span, 1)
+            out.add(&row, BESIDE)
+            id += 1
+        return out
+
+    cdef Totals copy(self, object actor):
+        cdef Totals out = Totals.__new__(Totals)
+        out.begin(self.type, actor)
+        out.totals = nova_totals_copy(self.totals)
+        if out.totals == NULL:
+            raise MemoryError
+        return out
+
+
+cdef Totals no_totals(int type, object actor):
+    cdef Totals out = Totals.__new__(Totals)
+    out.begin(type, actor)
+    out.totals = nova_totals_new(1 if type == G_COUNTER else 2)
+    if out.totals == NULL:
+        raise MemoryError
+    return out
+
+
+cdef Totals totals_of(Store store, const nova_known *kept):
+    """The columns of a counter that has all its rows in a store, None if it is not an honest one. Of the writers whose
+    row is kept by somebody else it tells nothing."""
+    cdef Totals out = no_totals(store.type, store.actor)
+    cdef uint32_t who, at
+    cdef size_t rows = 0
+    cdef nova_known known
+    cdef nova_total total
+    cdef nova_row row
+    for who in range(nova_rows_writers(store.rows)):
+        known = nova_rows_known(store.rows, who)
+        if not known.size:
+            continue
+        if known.size > 1 or known.at[0].first != 1:
+            return None
+        at = nova_rows_newest(store.rows, who)
+        if kept != NULL and kept[who].size:             # its row, which is not here
+            if at or kept[who].at[kept[who].size - 1].last != known.at[0].last:
+                return None
+            continue
+        if not at:
+            return None
+        nova_rows_view(store.rows, at, &row)
+        if row.count != known.at[0].last:
+            return None
+        total.last = row.count
+        totals(&row, store.type, &total.up, &total.down)
+        if nova_totals_set(out.totals, id_of(<str>store.names[who]), total):
+            raise MemoryError
+        rows += 1
+    return out if rows == nova_rows_size(store.rows) else None
+
+
+cdef CausalContext known_in(Totals counter):
+    cdef CausalContext out = CausalContext()
+    cdef nova_total total
+    cdef nova_span span
+    cdef uint32_t id = 0
+    cdef Spans spans
+    while nova_totals_next(counter.totals, &id, &total):
+        span.first, span.last = 1, total.last
+        spans = Spans.__new__(Spans)
+        spans.join(&span, 1)
+        out.actors[NAMES[id]] = spans
+        id += 1
+    return out
+
+
+cdef list total_parts(Totals counter, CausalContext context, CausalContext theirs, CausalContext gone):
+    """As wire_parts, of a counter that knows `context`. Of the dots that `theirs` knows, those without a row go to `gone`,
+    but for those of writers whose row it knows: it dropped them too."""
+    cdef bytearray out = bytearray()
+    cdef uint8_t raw[64]                # of one row: six numbers, of which three may be long, and its value
+    cdef size_t n, size
+    cdef uint64_t rows = 0, rank = 0
+    cdef nova_total total
+    cdef nova_span later
+    cdef Spans spans
+    cdef str name
+    for name in sorted(context.actors):
+        total = nova_totals_get(counter.totals, IDS[name])
+        if theirs is None or not theirs.has(name, total.last):
+            if theirs is not None and name in theirs.actors:
+                spans = (<Spans>theirs.actors[name]).copy()
+                later.first, later.last = total.last, UINT64_MAX
+                spans.cut(&later, 1)
+                if spans.size:
+                    gone.actors[name] = spans
+            raw[0] = raw[1] = 0                         # no maps, no leaf
+            n = 2 + nova_put_number(raw + 2, rank)
+            n += nova_put_number(raw + n, total.last)
+            raw[n] = 0                                  # no stamp
+            size = nova_totals_value(counter.totals, &total, raw + n + 2)
+            raw[n + 1] = <uint8_t>size
+            out += raw[:n + 2 + size]
+            rows += 1
+        rank += 1
+    return [number(rows), bytes(out)]
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 cdef list wire_parts(Store store, CausalContext context, const nova_known *known):
-    """How many rows, and the rows, that nobody who has `known` holds."""
+    """How many rows, and the rows, that nobody who has `known` holds. The store is claimed."""
     cdef size_t rows = 0, size = 0, n = len(store.names)
     cdef uint32_t *rank = <uint32_t *>PyMem_Malloc((n + 1) * sizeof(uint32_t))
     cdef uint8_t *raw
@@ -457,7 +884,8 @@ cdef list wire_parts(Store store, CausalContext context, const nova_known *known
         for actor in sorted(context.actors):
             rank[<uint32_t>store.numbers[actor]] = i
             i += 1
-        raw = nova_rows_wire(store.rows, known, rank, &rows, &size)
+        with nogil:
+            raw = nova_rows_wire(store.rows, known, rank, &rows, &size)
     finally:
         PyMem_Free(rank)
     if raw == NULL:
@@ -484,6 +912,52 @@ cdef nova_known *known_of(Store store, CausalContext context) except NULL:
     return out
 
 
+cdef CausalContext minus(CausalContext one, CausalContext other):
+    """The events of one context that another does not know."""
+    cdef CausalContext out = CausalContext()
+    cdef Spans spans, less
+    for actor, item in one.actors.items():
+        spans = <Spans>item
+        found = other.actors.get(actor)
+        if found is not None:
+            less = <Spans>found
+            spans = spans.copy()
+            spans.cut(less.at, less.size)
+        if spans.size:
+            out.actors[actor] = spans
+    return out
+
+
+cdef CausalContext gone_of(Store store, CausalContext base, const nova_known *known):
+    """Of the dots `base`, which somebody knows who knows `known`, those whose rows may have to go there."""
+    cdef CausalContext out
+    cdef nova_dropped *dropped
+    cdef Spans spans
+    cdef size_t since = 0, n = 0, i
+    if not nova_rows_since(store.rows, known, &since):
+        return minus(base, kept_of(store, known))
+    out = CausalContext()
+    dropped = nova_rows_dropped(store.rows, known, since, &n)
+    if dropped == NULL:
+        raise MemoryError
+    try:
+        for i in range(n):
+            if i == 0 or dropped[i].who != dropped[i - 1].who:
+                spans = Spans.__new__(Spans)
+                out.actors[store.names[dropped[i].who]] = spans
+            spans.join(&dropped[i].span, 1)
+    finally:
+        free(dropped)
+    return out
+
+
+cdef list news_parts(CausalContext context, CausalContext base, CausalContext gone):
+    """The events of a context beside `base`, and what may have to go of that; or in short that there is no base."""
+    if not base.actors:
+        return [b"\x00"]
+    return [b"\x01", *context_parts(minus(context, base)), *context_parts(gone)]
+
+
 cdef CausalContext kept_of(Store store, const nova_known *known):
     """The dots of our rows that somebody who has `known` holds."""
     cdef CausalContext out = CausalContext()
@@ -507,150 +981,261 @@ cdef CausalContext kept_of(Store store, const nova_known *known):
     return out
 
 
-cdef class Reading:
-    """What is known of the row read last, so that the next one can be checked against it."""
+cdef enum Fault:
+    FAULT_MEMORY = 1
+    FAULT_FULL
+    FAULT_CUT
+    FAULT_DEPTH
+    FAULT_KEY_SIZE
+    FAULT_KEY_TEXT
+    FAULT_INSIDE
+    FAULT_ROW
+    FAULT_FIT
+    FAULT_ORDER
+    FAULT_TWO_ROWS
+    FAULT_TWO_VALUES
+    FAULT_TOTAL
+    FAULT_TWO_TOTALS
+    FAULT_MAPPING
+    FAULT_VALUE
+    FAULT_ELEMENT
+    FAULT_FLAG
+    FAULT_ACCOUNT
+    FAULT_TWO_ACCOUNTS
+    FAULT_NO_TYPE
+    FAULT_KEYS
+    FAULT_STAMP
+    FAULT_STAMPS
 
-    cdef const uint8_t *path
-    cdef size_t npath
-    cdef nova_row row
-    cdef bint any
-    cdef object stamps                  # of the rows of one actor at one key, where they are more than one
+
+# How far the rows of a state or delta are read. It is done without the interpreter, so what is wrong is a number first.
+cdef struct Reading:
+    nova_reader *r
+    nova_rows *rows                     # its writers are numbered as on the wire
+    const nova_known *kept              # NULL: all is here
+    uint64_t writers
+    void *names                         # list[str]
+    void *stamps                        # set[int]: of the rows of one actor at one key, where they are more than one
+    bint stamped                        # it is not empty
+    bint any                            # a row was read; it is the one in `path`, `npath`, `row`
+    const uint8_t *path
+    size_t npath
+    nova_row row
+    nova_row next                       # the one that is being read
+    int outer                           # the type of its container,
+    int inner                           # and of that which is in there,
+    size_t nkey                         # and how long the key of that is
 
 
-cdef int compare(const uint8_t *a, size_t na, const uint8_t *b, size_t nb) noexcept:
+cdef object fault_of(Reading *reading, int fault):
+    """The error for a fault."""
+    cdef nova_row *row = &reading.next
+    cdef str actor = None
+    if fault == FAULT_MEMORY or fault == FAULT_FULL:
+        return failure(NOVA_ROWS_FULL if fault == FAULT_FULL else NOVA_ROWS_NOMEM)
+    if row.who < reading.writers:
+        actor = (<list>reading.names)[row.who]
+    return malformed(WHAT, {
+        FAULT_CUT: "it is cut",
+        FAULT_DEPTH: f"a row is cut or nested deeper than {DEPTH_MAX} maps",
+        FAULT_KEY_SIZE: f"a key of {reading.nkey} bytes, the limit is {KEY_BYTES_MAX}",
+        FAULT_KEY_TEXT: "a key is not UTF-8",
+        FAULT_INSIDE: f"type {reading.inner} inside type {reading.outer}",
+        FAULT_ROW: "a row is cut or names an unknown actor",
+        FAULT_FIT: f"its context and event {row.count} of actor {actor!r} do not fit",
+        FAULT_ORDER: "its rows are out of order",
+        FAULT_TWO_ROWS: f"event {row.count} of actor {actor!r} has two rows",
+        FAULT_TWO_VALUES: "a last-writer-wins register has two values",
+        FAULT_TOTAL: "the total of a counter is no total",
+        FAULT_TWO_TOTALS: f"actor {actor!r} has two totals in one counter",
+        FAULT_MAPPING: "an element of a set holds a mapping",
+        FAULT_VALUE: f"a value of {row.nvalue if row.nvalue else row.nleaf} bytes is not canonical MessagePack",
+        FAULT_ELEMENT: "an element of a set has a value",
+        FAULT_FLAG: "a flag has a value",
+        FAULT_ACCOUNT: f"the account of actor {actor!r} is no account",
+        FAULT_TWO_ACCOUNTS: f"actor {actor!r} has two accounts in one counter",
+        FAULT_NO_TYPE: "a map holds a value without a type",
+        FAULT_KEYS: f"type {reading.outer} has no keys",
+        FAULT_STAMP: f"actor {actor!r} gave stamp {row.stamp} to two values of one key",
+        FAULT_STAMPS: f"type {reading.outer} has no stamps",
+    }[fault])
+
+
+cdef int compare(const uint8_t *a, size_t na, const uint8_t *b, size_t nb) noexcept nogil:
     cdef size_t n = na if na < nb else nb
     cdef int order = memcmp(a, b, n) if n else 0
     return order if order else (1 if na > nb else 0) - (1 if na < nb else 0)
 
 
-cdef int take_field(nova_reader *r, const uint8_t **at, size_t *size) except -1:
-    cdef uint64_t n = nova_take_number(r)
-    at[0] = nova_take(r, n)
-    if at[0] == NULL:
-        raise malformed(WHAT, "it is cut")
-    size[0] = n
-    return 0
+cdef int take_field(nova_reader *r, const uint8_t **at, size_t *size) noexcept nogil:
+    size[0] = nova_take_number(r)
+    at[0] = nova_take(r, size[0])
+    return FAULT_CUT if at[0] == NULL else 0
 
 
-cdef int check_key(const uint8_t *at, size_t size) except -1:
+cdef int check_key(Reading *reading, const uint8_t *at, size_t size) noexcept nogil:
+    reading.nkey = size
     if size > KEY_BYTES_MAX:
-        raise malformed(WHAT, f"a key of {size} bytes, the limit is {KEY_BYTES_MAX}")
+        return FAULT_KEY_SIZE
+    return 0 if nova_is_utf8(at, size) else FAULT_KEY_TEXT
+
+
+cdef int check_value(const uint8_t *at, size_t size, bint element) noexcept nogil:
+    """Is this the one spelling of a value, or of an element of a set?"""
+    cdef int found = nova_value_check(<uint8_t *>at, size, False)
+    if found == NOVA_VALUE_MAPS and element:
+        return FAULT_MAPPING
+    return 0 if found == 0 or (found == NOVA_VALUE_MAPS and in_order(at, size)) else FAULT_VALUE
+
+
+cdef bint is_account(Reading *reading) noexcept with gil:
     try:
-        at[:size].decode("utf-8")
-    except UnicodeDecodeError:
-        raise malformed(WHAT, "a key is not UTF-8") from None
-    return 0
+        check_account(unpack(reading.next.value, reading.next.nvalue), (<list>reading.names)[reading.next.who])
+    except Exception:
+        return False
+    return True
 
 
-cdef int check_row(int type, nova_row *row, str actor, Reading before, bint same_key) except -1:
+cdef bint is_stamped(Reading *reading) noexcept with gil:
+    """Was the stamp of this row that of another one of the same key and actor? They are few, but for liars."""
+    cdef set stamps = <set>reading.stamps
+    try:
+        if not reading.stamped:
+            stamps.clear()
+            stamps.add(reading.row.stamp)
+            reading.stamped = True
+        if reading.next.stamp in stamps:
+            return True
+        stamps.add(reading.next.stamp)
+    except MemoryError:
+        return True
+    return False
+
+
+cdef int check_row(Reading *reading, int type, bint same_key) noexcept nogil:
     """What the type of the row's container allows. same_key: the row before is of the same key and actor."""
+    cdef nova_row *row = &reading.next
     cdef nova_reader r
-    cdef int numbers
+    cdef int numbers, fault = 0
     cdef uint64_t sum = 0
+    reading.outer = type
     if type == G_COUNTER or type == PN_COUNTER:
         r = nova_reader_of(row.value, row.nvalue)
         for numbers in range(type):                     # one number, or plus and minus
             sum |= nova_take_number(&r)
         if not r.ok or nova_left(&r) or not sum:
-            raise malformed(WHAT, "the total of a counter is no total")
+            return FAULT_TOTAL
         if same_key:
-            raise malformed(WHAT, f"actor {actor!r} has two totals in one counter")
+            return FAULT_TWO_TOTALS
     elif type == G_SET or type == OR_SET or type == TWO_P_SET:
-        check_value(row.leaf, row.nleaf, True)
-        if row.nvalue and (type != TWO_P_SET or row.nvalue != 1 or row.value[0] != REMOVED):
-            raise malformed(WHAT, "an element of a set has a value")
+        fault = check_value(row.leaf, row.nleaf, True)
+        if not fault and row.nvalue and (type != TWO_P_SET or row.nvalue != 1 or row.value[0] != REMOVED):
+            fault = FAULT_ELEMENT
     elif type == ENABLE_WINS_FLAG:
         if row.nvalue:
-            raise malformed(WHAT, "a flag has a value")
+            return FAULT_FLAG
     elif type == BOUNDED_COUNTER:
-        check_value(row.value, row.nvalue, False)
-        check_account(unpack(row.value, row.nvalue), actor)
-        if same_key:
-            raise malformed(WHAT, f"actor {actor!r} has two accounts in one counter")
+        fault = check_value(row.value, row.nvalue, False)
+        if not fault and not is_account(reading):
+            fault = FAULT_ACCOUNT
+        if not fault and same_key:
+            fault = FAULT_TWO_ACCOUNTS
     elif type == OR_MAP:
-        raise malformed(WHAT, "a map holds a value without a type")
+        return FAULT_NO_TYPE
     else:
-        check_value(row.value, row.nvalue, False)
+        fault = check_value(row.value, row.nvalue, False)
+    if fault:
+        return fault
     if type == LWW_MAP:
-        check_key(row.leaf, row.nleaf)
-    elif row.nleaf and type != G_SET and type != OR_SET and type != TWO_P_SET:
-        raise malformed(WHAT, f"type {type} has no keys")
-    if type == LWW_MAP:
+        fault = check_key(reading, row.leaf, row.nleaf)
+        if fault:
+            return fault
         if not same_key:
-            before.stamps = None
-        else:
-            if before.stamps is None:
-                before.stamps = {before.row.stamp}
-            if row.stamp in before.stamps:
-                raise malformed(WHAT, f"actor {actor!r} gave stamp {row.stamp} to two values of one key")
-            before.stamps.add(row.stamp)
-    elif row.stamp and type != LWW_REGISTER:
-        raise malformed(WHAT, f"type {type} has no stamps")
-    return 0
+            reading.stamped = False
+        elif is_stamped(reading):
+            return FAULT_STAMP
+        return 0
+    if row.nleaf and type != G_SET and type != OR_SET and type != TWO_P_SET:
+        return FAULT_KEYS
+    return FAULT_STAMPS if row.stamp and type != LWW_REGISTER else 0
 
 
-cdef int read_row(nova_reader *r, Store store, const nova_known *kept, Reading before) except -1:
-    """The next row. Writers of `store` are numbered as on the wire."""
-    cdef uint64_t depth = nova_take_number(r), j, who, i
-    cdef nova_row row
+cdef int read_row(Reading *reading, int type) noexcept nogil:
+    """The next row; 0 or a fault."""
+    cdef nova_reader *r = reading.r
+    cdef uint64_t depth = nova_take_number(r), j, who
+    cdef nova_row *row = &reading.next
+    cdef nova_row *before = &reading.row
     cdef const uint8_t *path
     cdef const uint8_t *key
     cdef size_t nkey = 0, npath
-    cdef int type = store.type, inner, order
-    cdef uint32_t box = 0
-    cdef nova_known known
-    cdef bint same_box
+    cdef int fault, order = -1
+    cdef bint same_box = False
+    row.box, row.who = 0, NOVA_WHO_NONE
     if not r.ok or depth > DEPTH_MAX:
-        raise malformed(WHAT, f"a row is cut or nested deeper than {DEPTH_MAX} maps")
+        return FAULT_DEPTH
     path = r.at
     for j in range(depth):
-        inner = nova_take_byte(r)
-        take_field(r, &key, &nkey)
-        check_key(key, nkey)
-        if type != OR_MAP or not G_COUNTER <= inner <= NESTED_MAX:
-            raise malformed(WHAT, f"type {inner} inside type {type}")
-        type = inner
-        box = nova_rows_box(store.rows, box, type, rule_of(type), key, nkey, True)
-        if box == NOVA_WHO_NONE:
-            raise MemoryError
+        reading.outer, reading.inner = type, nova_take_byte(r)
+        fault = take_field(r, &key, &nkey)
+        if not fault:
+            fault = check_key(reading, key, nkey)
+        if not fault and (type != OR_MAP or not G_COUNTER <= reading.inner <= NESTED_MAX):
+            fault = FAULT_INSIDE
+        if fault:
+            return fault
+        type = reading.inner
+        row.box = nova_rows_box(reading.rows, row.box, type, rule_of(type), key, nkey, True)
+        if row.box == NOVA_WHO_NONE:
+            return FAULT_MEMORY
     npath = r.at - path
-    row.box = box
-    take_field(r, &row.leaf, &row.nleaf)
+    if take_field(r, &row.leaf, &row.nleaf):
+        return FAULT_CUT
     who = nova_take_number(r)
     row.count = nova_take_number(r)
     row.stamp = nova_take_number(r)
-    take_field(r, &row.value, &row.nvalue)
-    if not r.ok or who >= <uint64_t>len(store.names):
-        raise malformed(WHAT, "a row is cut or names an unknown actor")
+    if take_field(r, &row.value, &row.nvalue):
+        return FAULT_CUT
+    if who >= reading.writers:
+        return FAULT_ROW
     row.who = who
-    known = nova_rows_known(store.rows, row.who)
-    if not has_count(known, row.count) or (kept != NULL and has_count(kept[row.who], row.count)):
-        raise malformed(WHAT, f"its context and event {row.count} of actor {store.names[who]!r} do not fit")
-    order = -1
-    same_box = False
-    if before.any:
-        order = compare(before.path, before.npath, path, npath)
+    if not has_count(nova_rows_known(reading.rows, row.who), row.count) \
+            or (reading.kept != NULL and has_count(reading.kept[row.who], row.count)):
+        return FAULT_FIT
+    if reading.any:
+        order = compare(reading.path, reading.npath, path, npath)
         same_box = order == 0
         if order == 0:
-            order = compare(before.row.leaf, before.row.nleaf, row.leaf, row.nleaf)
-        if order == 0 and before.row.who != row.who:
-            order = -1 if before.row.who < row.who else 1
-        elif order == 0:
-            if before.row.count >= row.count:
-                order = 1
+            order = compare(before.leaf, before.nleaf, row.leaf, row.nleaf)
+        if order == 0 and before.who != row.who:
+            order = -1 if before.who < row.who else 1
+        elif order == 0 and before.count >= row.count:
+            order = 1
     if order > 0:
-        raise malformed(WHAT, "its rows are out of order")
-    if nova_rows_has(store.rows, row.who, row.count):
-        raise malformed(WHAT, f"event {row.count} of actor {store.names[who]!r} has two rows")
+        return FAULT_ORDER
+    if nova_rows_has(reading.rows, row.who, row.count):
+        return FAULT_TWO_ROWS
     if same_box and type == LWW_REGISTER:
-        raise malformed(WHAT, "a last-writer-wins register has two values")
-    check_row(type, &row, <str>store.names[who], before, order == 0)
-    store.add(&row, BESIDE)
-    before.any, before.path, before.npath, before.row = True, path, npath, row
+        return FAULT_TWO_VALUES
+    fault = check_row(reading, type, order == 0)
+    if fault:
+        return fault
+    fault = nova_rows_put(reading.rows, row)
+    if fault:
+        return FAULT_FULL if fault == NOVA_ROWS_FULL else FAULT_MEMORY
+    reading.any, reading.path, reading.npath, reading.row = True, path, npath, row[0]
     return 0
 
 
-cdef bint has_count(nova_known known, uint64_t count) noexcept:
+cdef int read_all(Reading *reading, int type, uint64_t n) noexcept nogil:
+    cdef int fault = 0
+    while n and not fault:
+        fault = read_row(reading, type)
+        n -= 1
+    return fault
+
+
+cdef bint has_count(nova_known known, uint64_t count) noexcept nogil:
     cdef size_t i
     if known.size and known.at[0].first <= count <= known.at[0].last:
         return True
@@ -659,25 +1244,38 @@ cdef bint has_count(nova_known known, uint64_t count) noexcept:
 
 
 cdef Store read_rows(nova_reader *r, int type, CausalContext context, CausalContext kept, object actor):
-    """A store of a context and the rows that follow."""
-    cdef uint64_t n = nova_take_size(r, 6), i
+    """A store of a context and the rows that follow; with `kept`, of a delta, it is only good to be joined."""
+    cdef uint64_t n = nova_take_size(r, 6)
     cdef Store out = Store(type, actor)
     cdef nova_known *keeping = NULL
-    cdef Reading before = Reading()
+    cdef Reading reading
     cdef Spans spans
+    cdef set stamps = set()
     cdef str name
+    cdef int fault
     for name in sorted(context.actors):
         spans = <Spans>context.actors[name]
         out.learn(out.writer(name), spans.at, spans.size)
+    if nova_rows_expect(out.rows, n, kept is not None):
+        raise MemoryError
     try:
         if kept is not None:
             keeping = known_of(out, kept)
-        for i in range(n):
-            read_row(r, out, keeping, before)
+        reading.r, reading.rows, reading.kept, reading.writers = r, out.rows, keeping, len(out.names)
+        reading.names, reading.stamps, reading.stamped, reading.any = <void *>out.names, <void *>stamps, False, False
+        if n > ROWS_ALONE:              # nobody else knows of this store
+            with nogil:
+                fault = read_all(&reading, type, n)
+        else:
+            fault = read_all(&reading, type, n)
+        if fault:
+            raise fault_of(&reading, fault)
     finally:
         PyMem_Free(keeping)
     if not r.ok or nova_left(r):
         raise malformed(WHAT, "its length is wrong")
+    if kept is None:
+        nova_rows_begin_log(out.rows)
     return out
 
 
@@ -689,15 +1287,58 @@ cdef class Replica:
     """What all types share: merge, deltas, bytes, digest. A nested one writes through the map that holds it."""
 
     def __init__(self, actor=None):
-        if self.store is not None:
+        if self.steps is not None:
             raise UsageError(f"this {type(self).__name__} is made already; make a new one")
-        self.store = Store(type_of(type(self)), actor)
+        cdef int kind = type_of(type(self))
+        if kind == LWW_REGISTER or kind == MV_REGISTER:
+            self.cell = Cell(kind, actor)
+        elif kind == G_COUNTER or kind == PN_COUNTER:
+            self.totals = no_totals(kind, actor)
+        else:
+            self.store = Store(kind, actor)
+            nova_rows_begin_log(self.store.rows)
         self.steps = ()
 
+    cdef int kind(self) noexcept:
+        """The type of our root."""
+        return self.store.type if self.store is not None else self.cell.type if self.cell is not None else self.totals.type
+
+    cdef CausalContext known(self):
+        return known_in(self.totals) if self.totals is not None else self.rows().known()
+
+    cdef Store rows(self):
+        """Our rows, settled, to read."""
+        if self.store is not None:
+            settled(self.store)
+            return self.store
+        return self.cell.rows() if self.cell is not None else self.totals.rows()
+
+    cdef Store grow(self):
+        """From now on we are rows."""
+        if self.store is None:
+            self.store = self.rows()
+            nova_rows_begin_log(self.store.rows)
+            self.cell, self.totals = None, None
+        return self.store
+
+    cdef int shrink(self) except -1:
+        """From now on we are a cell or columns, if we can be."""
+        cdef Store store = self.store
+        if store is None or store.claims or store.waiting:
+            return 0
+        if store.type == LWW_REGISTER or store.type == MV_REGISTER:
+            self.cell = cell_of(store)
+        elif (store.type == G_COUNTER or store.type == PN_COUNTER) and not store.broken:
+            self.totals = totals_of(store, NULL)
+        if self.cell is not None or self.totals is not None:
+            self.store = None
+        return 0
+
     cdef uint32_t box(self, bint make) except? 0xFFFFFFFF:
-        """Our container, NOVA_WHO_NONE if it is not there."""
+        """Our container in the store, which is settled then; NOVA_WHO_NONE if it is not there."""
         cdef uint32_t out = 0
         cdef Packed key
+        settled(self.store)
         for kind, name in self.steps:
             pack_key(name, &key)
             out = nova_rows_box(self.store.rows, out, kind, rule_of(kind), key.at, key.size, make)
@@ -715,44 +1356,77 @@ cdef class Replica:
     @property
     def actor(self):
         """Who writes here; None: nobody, this replica reads and merges."""
-        return self.store.actor
+        if self.store is not None:
+            return self.store.actor
+        return self.cell.actor if self.cell is not None else self.totals.actor
 
     @property
     def context(self):
         """A copy of the events known here; `delta_since` on another replica takes it."""
-        return self.store.known()
+        return self.known()
 
     @property
     def nbytes(self):
         """Bytes of memory that the state takes, the names of its actors aside."""
-        return nova_rows_bytes(self.store.rows)
+        if self.store is not None:
+            return nova_rows_bytes(self.rows().rows)
+        return sizeof(nova_cell) if self.cell is not None else nova_totals_bytes(self.totals.totals)
 
     def merge(self, Replica other not None):
         """Learn all that `other` knows; returns self. Linear in what both hold, and at once if nothing is new.
 
         raises   UsageError for another type; CorruptionError if one event is two writes; the state is then as before
         """
-        cdef Store mine = self.store, theirs = other.store
+        cdef Store mine, theirs
+        if self.cell is not None and other.cell is not None and self.cell.type == other.cell.type:
+            if merge_cells(self.cell, other.cell):
+                return self
+        elif self.totals is not None and other.totals is not None and self.totals.type == other.totals.type:
+            if self is other or self.totals.merge(other.totals):
+                return self
         if self.steps or other.steps:
             self.check_root()
             other.check_root()
-        if mine.type != theirs.type:
+        if self.kind() != other.kind():
             raise UsageError(f"a {type(other).__name__} cannot merge into a {type(self).__name__}; merge equal types")
-        if mine is not theirs and not mine.covers(theirs):
-            mine.join(theirs, NULL)
+        theirs = other.rows()
+        mine = self.grow()
+        try:
+            both_settled(mine, theirs)
+            if mine is not theirs and not mine.covers(theirs):
+                mine.join(theirs, NULL)
+        finally:
+            self.shrink()
         return self
 
     def delta_since(self, context=None):
         """What somebody who knows `context` (a context, clock or mapping) lacks, as bytes for `apply_delta`."""
         self.check_root()
-        cdef CausalContext theirs = as_context(context), ours = self.store.known()
-        cdef nova_known *known = known_of(self.store, theirs)
-        try:
-            kept = kept_of(self.store, known)
-            rows = wire_parts(self.store, ours, known)
-        finally:
-            PyMem_Free(known)
-        return seal(DELTA_MAGIC, [bytes([self.store.type]), *context_parts(ours), *context_parts(kept), *rows])
+        cdef CausalContext theirs = as_context(context), ours, base, gone = CausalContext()
+        cdef Totals counter
+        cdef Store store
+        cdef nova_known *known
+        if self.totals is not None:
+            counter = self.totals.copy(None)            # which nobody counts on
+            ours = known_in(counter)
+            rows = total_parts(counter, ours, theirs, gone)
+            base = minus(ours, minus(ours, theirs))
+        else:
+            store = self.rows()
+            claim(store)
+            try:
+                known = known_of(store, theirs)
+                try:
+                    ours = store.known()
+                    base = minus(ours, minus(ours, theirs))
+                    if base.actors:
+                        gone = gone_of(store, base, known)
+                    rows = wire_parts(store, ours, known)
+                finally:
+                    PyMem_Free(known)
+            finally:
+                release(store)
+        return seal(DELTA_MAGIC, [bytes([self.kind()]), *context_parts(ours), *news_parts(ours, base, gone), *rows])
 
     def apply_delta(self, data):
         """Learn what a delta holds, exactly as by merging with its sender; twice or late does no harm. Returns self.
@@ -761,35 +1435,69 @@ cdef class Replica:
                  that knew more than this replica; the state is then as before
         """
         cdef nova_reader r
-        cdef CausalContext context, kept
+        cdef CausalContext context, news, gone, kept, base = CausalContext()
         cdef nova_known *keeping
-        cdef Store theirs
+        cdef Store theirs, mine
+        cdef Totals totals
+        cdef int kind, long_
         self.check_root()
+        kind = self.kind()
         unseal(data, DELTA_MAGIC, "CRDT delta", &r)
-        check_type(&r, self.store.type)
+        check_type(&r, kind)
         context = read_context(&r)
-        kept = read_context(&r)
-        if not context.covers_c(kept):
-            raise malformed("CRDT delta", "it keeps events that its context does not know")
-        theirs = read_rows(&r, self.store.type, context, kept, None)
-        for actor, spans in kept.actors.items():
-            found = self.store.numbers.get(actor)
-            if found is None or not covers_spans(nova_rows_known(self.store.rows, found), <Spans>spans):
-                raise UsageError("this delta was made for a replica that knew more; ask its sender for delta_since(ours.context)")
+        kept = base
+        long_ = nova_take_byte(&r)
+        if long_:
+            news = read_context(&r)
+            gone = read_context(&r)
+            base = minus(context, news)
+            kept = minus(base, gone)
+            if long_ != 1 or not base.actors or not context.covers_c(news) or not base.covers_c(gone):
+                raise malformed("CRDT delta", "its news, or what may have to go, do not fit its context")
+        theirs = read_rows(&r, kind, context, kept, None)
         keeping = known_of(theirs, kept)
         try:
-            if not self.store.covers(theirs):
-                self.store.join(theirs, keeping)
+            if self.totals is not None:
+                totals = totals_of(theirs, keeping)
+                check_base_in(self.totals, base)
+                if totals is not None and self.totals.merge(totals):
+                    return self
+            mine = self.grow()
+            settled(mine)
+            claim(mine)
+            try:
+                for actor, spans in base.actors.items():
+                    found = mine.numbers.get(actor)
+                    if found is None or not covers_spans(nova_rows_known(mine.rows, found), <Spans>spans):
+                        raise knew_more()
+                if not mine.covers(theirs):
+                    mine.join(theirs, keeping)
+            finally:
+                release(mine)
         finally:
             PyMem_Free(keeping)
+            self.shrink()
         return self
 
     def to_bytes(self):
         """The state in canonical bytes: replicas that know the same events give the same."""
         self.check_root()
-        cdef CausalContext context = self.store.known()
-        return seal(STATE_MAGIC, [bytes([self.store.type]), *context_parts(context),
-                                  *wire_parts(self.store, context, NULL)])
+        cdef CausalContext context
+        cdef Totals counter
+        cdef Store store
+        if self.totals is not None:
+            counter = self.totals.copy(None)
+            context = known_in(counter)
+            rows = total_parts(counter, context, None, None)
+        else:
+            store = self.rows()
+            claim(store)
+            try:
+                context = store.known()
+                rows = wire_parts(store, context, NULL)
+            finally:
+                release(store)
+        return seal(STATE_MAGIC, [bytes([self.kind()]), *context_parts(context), *rows])
 
     @classmethod
     def from_bytes(cls, data, *, actor=None):
@@ -802,19 +1510,29 @@ cdef class Replica:
         cdef nova_reader r
         cdef CausalContext context
         cdef Replica out = cls(actor)
+        cdef int kind = out.kind()
         unseal(data, STATE_MAGIC, WHAT, &r)
-        check_type(&r, out.store.type)
+        check_type(&r, kind)
         context = read_context(&r)
-        check_newcomer(out.store.actor, context.actors)
-        out.store = read_rows(&r, out.store.type, context, None, actor)
+        if out.actor is not None and out.actor in context.actors:
+            raise not_new(out.actor)
+        out.store = read_rows(&r, kind, context, None, actor)
+        out.cell, out.totals = None, None
+        out.shrink()
         return out
 
     def fork(self, actor):
         """A replica that goes its own way under a new actor (None: it only reads and merges)."""
         self.check_root()
         cdef Replica out = type(self)(actor)
-        check_newcomer(out.store.actor, (<CausalContext>self.store.known()).actors)
-        out.store = self.store.copy(actor)
+        check_newcomer(out.actor, self)
+        if self.cell is not None:
+            out.cell = self.cell.copy(actor)
+            out.store = self.cell.rows().copy(actor) if out.cell is None else None
+        elif self.totals is not None:
+            out.totals = self.totals.copy(actor)
+        else:
+            out.store, out.cell, out.totals = self.store.copy(actor), None, None
         return out
 
     def digest(self):
@@ -822,10 +1540,23 @@ cdef class Replica:
         cdef bytes body
         cdef char raw[16]
         cdef nova_digest d
+        cdef Totals counter
+        cdef Store store
         self.check_root()
-        body = b"".join(context_parts(self.store.known()))
-        d = nova_digest_add(nova_rows_digest(self.store.rows), hash_bytes(
-            PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), self.store.type))
+        if self.totals is not None:
+            counter = self.totals.copy(None)
+            body = b"".join(context_parts(known_in(counter)))
+            d = nova_totals_digest(counter.totals)
+        else:
+            store = self.rows()
+            claim(store)
+            try:
+                body = b"".join(context_parts(store.known()))
+                with nogil:
+                    d = nova_rows_digest(store.rows)
+            finally:
+                release(store)
+        d = nova_digest_add(d, hash_bytes(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), self.kind()))
         nova_store64le(raw, d.lo)
         nova_store64le(raw + 8, d.hi)
         return PyBytes_FromStringAndSize(raw, 16)
@@ -844,7 +1575,17 @@ cdef class Replica:
         return type(self).from_bytes, (self.to_bytes(),)
 
     def __repr__(self):
-        return f"{type(self).__name__}(actor={self.store.actor!r}, value={self.value!r})"
+        return f"{type(self).__name__}(actor={self.actor!r}, value={self.value!r})"
+
+
+cdef bint merge_cells(Cell mine, Cell theirs) noexcept:
+    """False: rows have to do it."""
+    cdef size_t n = mine.state.nwriters
+    cdef int done = nova_cell_merge(&mine.state, &theirs.state)
+    while n < mine.state.nwriters:
+        Py_INCREF(<object>mine.state.writers[n].owner)
+        n += 1
+    return done == NOVA_CELL_SAME or done == NOVA_CELL_CHANGED
 
 
 cdef int type_of(object cls) except -1:
@@ -862,9 +1603,44 @@ cdef int check_type(nova_reader *r, int type) except -1:
     return 0
 
 
-cdef int check_newcomer(object actor, object known) except -1:
-    if actor is not None and actor in known:
-        raise UsageError(f"actor {actor!r} already wrote here; restore and fork under a new one, as name~incarnation")
+cdef object not_new(object actor):
+    return UsageError(f"actor {actor!r} already wrote here; restore and fork under a new one, as name~incarnation")
+
+
+cdef bint knows_of(Replica self, str actor) except -1:
+    """Are events of an actor known here?"""
+    cdef size_t i
+    if self.cell is not None:
+        for i in range(self.cell.state.nwriters):
+            if self.cell.state.writers[i].last and <str>self.cell.state.writers[i].owner == actor:
+                return True
+        return False
+    if self.totals is not None:
+        found = IDS.get(actor)
+        return found is not None and nova_totals_get(self.totals.totals, found).last > 0
+    settled(self.store)
+    found = self.store.numbers.get(actor)
+    return found is not None and nova_rows_last(self.store.rows, found) > 0
+
+
+cdef int check_newcomer(object actor, Replica self) except -1:
+    if actor is not None and knows_of(self, actor):
+        raise not_new(actor)
+    return 0
+
+
+cdef object knew_more():
+    return UsageError("this delta was made for a replica that knew more; ask its sender for delta_since(ours.context)")
+
+
+cdef int check_base_in(Totals counter, CausalContext base) except -1:
+    """Does a counter know what its sender took it to know?"""
+    cdef Spans spans
+    for actor, item in base.actors.items():
+        spans = <Spans>item
+        found = IDS.get(actor)
+        if found is None or nova_totals_get(counter.totals, found).last < spans.at[spans.size - 1].last:
+            raise knew_more()
     return 0
 
 
@@ -954,14 +1730,15 @@ cdef int drop_all(Store store, Found *found) except -1:
 
 cdef object payloads(Replica self, Packed leaf):
     """(number of the actor, payload) of the rows at a leaf."""
+    cdef list who = [], values = []
     cdef uint32_t at = first_at(self, leaf)
     cdef nova_row row
-    cdef list out = []
     while at:
         nova_rows_view(self.store.rows, at, &row)
-        out.append((row.who, PyBytes_FromStringAndSize(<const char *>row.value, row.nvalue)))
+        who.append(row.who)
+        values.append(PyBytes_FromStringAndSize(<const char *>row.value, row.nvalue))
         at = nova_rows_sibling(self.store.rows, at)
-    return out
+    return list(zip(who, values))
 
 
 # --- counters --------------------------------------------------------------------------------------------------------
@@ -971,6 +1748,7 @@ cdef uint32_t own_row(Replica self) except? 0xFFFFFFFF:
     cdef Store store = self.store
     cdef uint32_t at
     cdef nova_row row
+    settled(store)
     if store.me == NOVA_WHO_NONE:
         return 0
     if not self.steps:
@@ -999,6 +1777,8 @@ cdef int totals(nova_row *row, int type, uint64_t *up, uint64_t *down) noexcept:
 
 cdef int count_on(Replica self, int type, uint64_t more, uint64_t less) except -1:
     """Replace our own total by a new one."""
+    if self.totals is not None:
+        return self.totals.count(more, less)
     cdef uint64_t up = 0, down = 0
     cdef uint32_t own = own_row(self)
     cdef nova_row row
@@ -1017,6 +1797,8 @@ cdef int count_on(Replica self, int type, uint64_t more, uint64_t less) except -
 
 
 cdef object sum_of(Replica self, int type):
+    if self.totals is not None:
+        return self.totals.value()
     cdef uint64_t up, down
     cdef uint32_t at = first_at(self, NO_LEAF)
     cdef nova_row row
@@ -1073,6 +1855,8 @@ cdef uint32_t winner(Store store, uint32_t at) noexcept:
 
 
 cdef object value_at(Replica self, Packed leaf, object default):
+    if self.cell is not None:
+        return unpack(self.cell.state.rows[0].value, self.cell.state.rows[0].size) if self.cell.state.nrows else default
     cdef uint32_t at = winner(self.store, first_at(self, leaf))
     cdef nova_row row
     if not at:
@@ -1082,6 +1866,8 @@ cdef object value_at(Replica self, Packed leaf, object default):
 
 
 cdef object stamp_at(Replica self, Packed leaf):
+    if self.cell is not None:
+        return self.cell.state.rows[0].stamp if self.cell.state.nrows else 0
     cdef uint32_t at = winner(self.store, first_at(self, leaf))
     cdef nova_row row
     if not at:
@@ -1090,13 +1876,47 @@ cdef object stamp_at(Replica self, Packed leaf):
     return row.stamp
 
 
+cdef object stamped_twice(uint64_t stamp, object actor):
+    return UsageError(f"stamp {stamp} of actor {actor!r} has another value already; take a new one from the clock")
+
+
+cdef int write_in(Cell cell, Packed packed, uint64_t stamp) except -1:
+    """One event that puts a row in the place of all."""
+    cdef nova_cell_row *row = &cell.state.rows[0]
+    row.count = cell.take_dot()
+    row.who, row.stamp, row.size = cell.state.me, stamp, packed.size
+    memcpy(row.value, packed.at, packed.size)
+    cell.state.nrows = 1
+    return 0
+
+
+cdef bint write_last_in(Cell cell, Packed packed, uint64_t stamp) except -1:
+    """As write_last, in a cell: it has one row at most."""
+    cdef const nova_cell_row *row = &cell.state.rows[0]
+    cdef bint wins = True
+    if cell.state.nrows:
+        if row.stamp != stamp:
+            wins = row.stamp < stamp
+        elif row.who != cell.state.me:
+            wins = <str>cell.state.writers[row.who].owner < (cell.actor or "")
+        elif compare(row.value, row.size, packed.at, packed.size):
+            raise stamped_twice(stamp, cell.actor)
+    if wins:
+        write_in(cell, packed, stamp)
+    else:
+        cell.take_dot()
+    return wins
+
+
 cdef bint write_last(Replica self, Packed leaf, object value, object stamp) except -1:
     """A last-writer-wins write: it drops the rows it outranks, and is itself dropped if one outranks it."""
     cdef Packed packed
-    hold = pack_value(value, &packed, False)
     cdef uint64_t at_stamp = as_stamp(stamp)
+    hold = pack_value(self, value, &packed, False)
+    if self.cell is not None and packed.size <= NOVA_CELL_VALUE:
+        return write_last_in(self.cell, packed, at_stamp)
+    cdef Store store = self.grow()
     cdef uint32_t at = first_at(self, leaf)
-    cdef Store store = self.store
     cdef nova_row row
     cdef Found beaten = Found(NULL, 0, 0)
     cdef bint wins = True
@@ -1110,8 +1930,7 @@ cdef bint write_last(Replica self, Packed leaf, object value, object stamp) exce
             elif row.who != store.me:
                 order = -1 if store.names[row.who] < (store.actor or "") else 1
             elif compare(row.value, row.nvalue, packed.at, packed.size):
-                raise UsageError(
-                    f"stamp {at_stamp} of actor {store.actor!r} has another value already; take a new one from the clock")
+                raise stamped_twice(at_stamp, store.actor)
             if order > 0:
                 wins = False
             else:
@@ -1152,14 +1971,27 @@ cdef class MVRegister(Replica):
     def set(self, value):
         """Write a value over all that are here now."""
         cdef Packed packed
-        hold = pack_value(value, &packed, False)
+        hold = pack_value(self, value, &packed, False)
+        if self.cell is not None and packed.size <= NOVA_CELL_VALUE:
+            write_in(self.cell, packed, 0)
+            return
+        self.grow()
         write_row(self, NO_LEAF, 0, packed, INSTEAD)
         tidy(self)
 
     @property
     def value(self):
         """The concurrent values, equal ones once, in order of their bytes."""
-        return [decode(packed) for packed in sorted({packed for _, packed in payloads(self, NO_LEAF)})]
+        cdef const nova_cell_row *row
+        cdef size_t i
+        cdef list found = []
+        if self.cell is None:
+            found = [packed for _, packed in payloads(self, NO_LEAF)]
+        else:
+            for i in range(self.cell.state.nrows):
+                row = &self.cell.state.rows[i]
+                found.append(PyBytes_FromStringAndSize(<const char *>row.value, row.size))
+        return [decode(packed) for packed in sorted(set(found))]
 
 
 # --- sets ------------------------------------------------------------------------------------------------------------
@@ -1170,11 +2002,11 @@ cdef enum:
 
 cdef list elements(Replica self, bint removed):
     """What is in a set, in order of its bytes; of a two-phase set, if `removed`, without what was removed."""
+    cdef list out = []
     cdef uint32_t box = self.box(False)
     cdef size_t n = 0, i
     cdef uint32_t *sorted_
     cdef nova_row row, before
-    cdef list out = []
     cdef bint gone = False
     if box == NOVA_WHO_NONE:
         return out
@@ -1182,7 +2014,6 @@ cdef list elements(Replica self, bint removed):
     if sorted_ == NULL:
         raise MemoryError
     try:
-        # Decoding runs no code of others, so the rows stay where they are.
         for i in range(n):
             nova_rows_view(self.store.rows, sorted_[i], &row)
             if i and not compare(before.leaf, before.nleaf, row.leaf, row.nleaf):
@@ -1193,10 +2024,10 @@ cdef list elements(Replica self, bint removed):
             before = row
             gone = removed and row.nvalue
             if not gone:
-                out.append(frozen(unpack(row.leaf, row.nleaf)))
+                out.append(PyBytes_FromStringAndSize(<const char *>row.leaf, row.nleaf))
     finally:
         free(sorted_)
-    return out
+    return [frozen(decode(packed)) for packed in out]
 
 
 cdef class SetReplica(Replica):
@@ -1204,9 +2035,10 @@ cdef class SetReplica(Replica):
 
     def __contains__(self, element):
         cdef Packed leaf
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         if self.steps:
             return first_at(self, leaf) != 0
+        settled(self.store)
         return nova_rows_find(self.store.rows, 0, leaf.at, leaf.size) != 0
 
     def contains_many(self, elements):
@@ -1215,7 +2047,7 @@ cdef class SetReplica(Replica):
         elements   an iterable, or a one-dimensional array of integers of 64 bits
         """
         cdef Packed leaf
-        cdef uint32_t box = self.box(False)
+        cdef uint32_t box
         cdef bytes out
         cdef char *flags
         cdef Py_ssize_t i, n
@@ -1226,6 +2058,7 @@ cdef class SetReplica(Replica):
             n = view.shape[0]
             out = PyBytes_FromStringAndSize(NULL, n)
             flags = PyBytes_AS_STRING(out)
+            box = self.box(False)
             if box == NOVA_WHO_NONE:
                 return numpy.zeros(n, bool)
             need_scratch(16)
@@ -1239,7 +2072,7 @@ cdef class SetReplica(Replica):
             out = PyBytes_FromStringAndSize(NULL, n)
             flags = PyBytes_AS_STRING(out)
             for i in range(n):
-                hold = pack_element(elements[i], &leaf)
+                hold = pack_element(self, elements[i], &leaf)
                 # Packing may run code of others, which may write here.
                 box = self.box(False)
                 flags[i] = box != NOVA_WHO_NONE and self.holds(nova_rows_find(self.store.rows, box, leaf.at, leaf.size))
@@ -1282,11 +2115,12 @@ cdef int add_all(Replica self, object elements, bint again) except -1:
     cdef const int64_t[:] view = as_integers(elements)
     if view is None:
         for element in elements:
-            hold = pack_element(element, &leaf)
+            hold = pack_element(self, element, &leaf)
             if again or not first_at(self, leaf):
                 write_row(self, leaf, 0, NO_LEAF, INSTEAD if again else BESIDE)
                 tidy(self)
         return 0
+    settled(self.store)                 # it stays so to the end: nothing here lets others run
     need_scratch(16)
     leaf.at = scratch
     for i in range(view.shape[0]):
@@ -1303,7 +2137,7 @@ cdef class GSet(SetReplica):
     def add(self, element):
         """Add an element; nothing happens if it is here."""
         cdef Packed leaf
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         if not first_at(self, leaf):
             write_row(self, leaf, 0, NO_LEAF, BESIDE)
             tidy(self)
@@ -1319,7 +2153,7 @@ cdef class ORSet(SetReplica):
     def add(self, element):
         """Add an element, again if it is here: so it outlives a concurrent remove."""
         cdef Packed leaf
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         write_row(self, leaf, 0, NO_LEAF, INSTEAD)
         tidy(self)
 
@@ -1330,7 +2164,7 @@ cdef class ORSet(SetReplica):
     def remove(self, element):
         """Remove an element. False: it is not here, nothing happened."""
         cdef Packed leaf
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         return remove_leaf(self, leaf)
 
     def remove_many(self, elements):
@@ -1341,7 +2175,7 @@ cdef class ORSet(SetReplica):
         cdef size_t removed = 0
         cdef list packed = []
         for element in elements:
-            hold = pack_element(element, &leaf)
+            hold = pack_element(self, element, &leaf)
             packed.append(PyBytes_FromStringAndSize(<const char *>leaf.at, leaf.size))
         cdef uint32_t box = self.box(False)
         if box == NOVA_WHO_NONE:
@@ -1391,7 +2225,7 @@ cdef class TwoPSet(SetReplica):
     def add(self, element):
         """Add an element; nothing happens if it is here. False: it was removed, and stays so."""
         cdef Packed leaf
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         cdef uint32_t at = first_at(self, leaf)
         if not at:
             write_row(self, leaf, 0, NO_LEAF, BESIDE)
@@ -1403,7 +2237,7 @@ cdef class TwoPSet(SetReplica):
         """Remove an element for good. False: it is not here, nothing happened."""
         cdef Packed leaf, mark
         cdef uint8_t raw = REMOVED
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         if not self.holds(first_at(self, leaf)):
             return False
         mark.at, mark.size = &raw, 1
@@ -1413,7 +2247,7 @@ cdef class TwoPSet(SetReplica):
 
     def __contains__(self, element):
         cdef Packed leaf
-        hold = pack_element(element, &leaf)
+        hold = pack_element(self, element, &leaf)
         return self.holds(first_at(self, leaf))
 
     def __len__(self):
@@ -1527,11 +2361,11 @@ cdef class BoundedCounter(Replica):
 
 cdef list keys_of(Replica self):
     """The keys of a map of values, sorted by their bytes."""
+    cdef list out = []
     cdef uint32_t box = self.box(False)
     cdef size_t n = 0, i
     cdef uint32_t *sorted_
     cdef nova_row row, before
-    cdef list out = []
     if box == NOVA_WHO_NONE:
         return out
     sorted_ = nova_rows_sorted(self.store.rows, box, &n)
@@ -1625,33 +2459,35 @@ cdef class ORMap(Replica):
         return out
 
     cdef list boxes(self, object key):
-        """(type, box) of the non-empty containers under a key, in the order of their types."""
+        """The non-empty containers under a key in the order of their types: a type, its box, and so on."""
+        cdef list out = []
         cdef Packed packed
         cdef uint32_t here = self.box(False), box
         cdef int type
-        cdef list out = []
         pack_key(key, &packed)
         if here != NOVA_WHO_NONE:
             for type in range(1, NESTED_MAX + 1):
                 box = nova_rows_box(self.store.rows, here, type, 0, packed.at, packed.size, False)
                 if box != NOVA_WHO_NONE and nova_rows_box_size(self.store.rows, box):
-                    out.append((type, box))
+                    out.append(type)
+                    out.append(box)
         return out
 
     def types(self, key):
         """The classes that live under a key, in their fixed order."""
-        return [CLASSES[type] for type, _ in self.boxes(key)]
+        return [CLASSES[type] for type in self.boxes(key)[::2]]
 
     def remove(self, key):
         """Remove what is seen under a key, of all types. False: there is nothing."""
         cdef Found found = Found(NULL, 0, 0)
         cdef list boxes = self.boxes(key)
+        cdef size_t i
         if not boxes:
             return False
         self.store.take_dot()
         try:
-            for _, box in boxes:
-                below(self.store, box, &found)
+            for i in range(1, len(boxes), 2):
+                below(self.store, boxes[i], &found)
             drop_all(self.store, &found)
         finally:
             PyMem_Free(found.at)
@@ -1659,10 +2495,10 @@ cdef class ORMap(Replica):
         return True
 
     cdef list keys(self):
+        cdef set out = set()
         cdef uint32_t here = self.box(False), at, box
         cdef size_t n
         cdef const uint8_t *key
-        cdef set out = set()
         if here == NOVA_WHO_NONE:
             return []
         at = nova_rows_first(self.store.rows, here)

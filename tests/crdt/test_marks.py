@@ -103,6 +103,15 @@ def test_the_later_mark_counts_and_of_two_at_once_that_of_the_greater_actor():
     assert b.spans == [("t", {"color": "green"}), ("ex", {}), ("t", {"color": "green"})]
 
 
+def test_a_mark_counts_over_all_that_its_writer_knew():
+    a = typed("b", "text")
+    for color in ("red", "blue", "green"):
+        a.mark(0, 4, "color", color)
+    b = a.fork("a")  # the smaller actor, and its first mark
+    b.unmark(0, 4, "color")
+    assert a.merge(b).spans == b.spans == [("text", {})]
+
+
 def test_marks_of_different_names_stand_beside_each_other():
     a = typed("a", "abcdef")
     a.mark(0, 4, "bold")

@@ -259,3 +259,82 @@ def test_a_two_phase_set_answers_batches_by_its_marks():
     s.remove(2)
     assert s.contains_many([1, 2, 3]).tolist() == [True, False, False]
     assert PNCounter(actor="a").nbytes > 0
+
+
+def test_what_is_read_from_bytes_is_found_by_its_keys():
+    s, m = ORSet(actor="a"), LWWMap(actor="a")
+    for i in range(300):
+        s.add(i)
+        m.set(f"k{i}", i, i + 1)
+    again, map_again = ORSet.from_bytes(s.to_bytes(), actor="b"), LWWMap.from_bytes(m.to_bytes(), actor="b")
+    assert len(again) == len(map_again) == 300
+    assert 299 in again
+    assert map_again.get("k299") == 299
+    assert again.remove(7) is map_again.remove("k7") is True
+    assert s.apply_delta(again.delta_since(s.context)).value == again.value == set(range(300)) - {7}
+    assert len(m.apply_delta(map_again.delta_since(m.context))) == 299
+
+
+def scattered(size: int) -> ORSet:
+    """A set whose living dots have a hole at every second place."""
+    out = ORSet(actor="a")
+    out.add_many(range(size))
+    out.remove_many(range(0, size, 2))
+    return out
+
+
+def test_a_delta_is_as_large_as_the_news_however_scattered_the_living_dots_are():
+    s = scattered(4000)
+    peer, reader = s.fork("b"), s.fork(None)
+    s.add("news")
+    s.remove(1)
+    delta = s.delta_since(peer.context)
+    assert len(delta) < 100
+    assert peer.apply_delta(delta) == s
+    peer.remove(3)
+    assert len(peer.delta_since(s.context)) < 100
+    assert s.apply_delta(peer.delta_since(s.context)) == peer
+    assert len(peer.delta_since(reader.context)) < 150
+    assert reader.apply_delta(peer.delta_since(reader.context)) == peer
+
+
+def test_a_delta_from_before_the_log_names_all_that_is_gone():
+    """Who was read from bytes does not know when its rows went."""
+    s = scattered(400)
+    asker = ORSet(actor="c")
+    asker.apply_delta(s.delta_since())
+    again = ORSet.from_bytes(s.to_bytes(), actor="d")
+    again.add("news")
+    assert len(again.delta_since(asker.context)) < 100
+    assert asker.apply_delta(again.delta_since(asker.context)) == again
+    behind = ORSet(actor="a")
+    behind.add_many(range(400))
+    behind = behind.fork(None)
+    assert len(again.delta_since(behind.context)) > 400
+    assert behind.apply_delta(again.delta_since(behind.context)) == again
+
+
+def test_what_was_learned_without_a_row_goes_where_it_still_has_one():
+    """The middle never saw the row that the writer dropped: it must still tell whoever has it."""
+    first, second, middle, last = (ORSet(actor=name) for name in "abcd")
+    first.add("x")
+    last.merge(first)
+    second.merge(first)
+    second.remove("x")
+    middle.apply_delta(second.delta_since(middle.context))
+    middle.add("y")
+    assert last.apply_delta(middle.delta_since(last.context)).value == {"y"}
+    assert last == middle
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_logs_that_overflow_make_larger_deltas_and_no_other(seed):
+    rng = random.Random(seed)
+    replicas = [ORSet(actor=name) for name in "abcd"]
+    for _ in range(400):
+        one, other = rng.sample(replicas, 2)
+        for _ in range(rng.choice((1, 1, 5, 150))):
+            one.add(rng.randrange(30))
+            one.remove(rng.randrange(30))
+        merged = other.fork(None).merge(one)
+        assert other.apply_delta(one.delta_since(other.context)) == merged

@@ -139,7 +139,8 @@ def test_a_stranger_cannot_leave_two_totals_of_one_actor():
     before = reader.to_bytes()
     # Each knows event 3 of b: one neither of the two before, the other says that the reader is to keep event 1.
     state = sealed(b"NVR\1\1\1\2\1b\1\3\0" + STRANGE_TOTAL)
-    delta = sealed(b"NVD\1\1\1\2\1b\1\1\2\1\2\1b\1\1\0" + STRANGE_TOTAL)
+    news = b"\1\2\1b\1\2\1"
+    delta = sealed(b"NVD\2\1\1\2\1b\1\1\2\1" + news + b"\0" + STRANGE_TOTAL)
     with pytest.raises(CorruptionError, match="event 3 of actor 'b' is two different writes"):
         reader.merge(GCounter.from_bytes(state))
     with pytest.raises(CorruptionError, match="event 3 of actor 'b' is two different writes"):

@@ -462,7 +462,7 @@ MAGICS = [
     b"NVC\1",
     b"NVO\1",
     b"NVX\1",
-    b"NVD\1",
+    b"NVD\2",
     b"NVR\1",
     b"NVT\2",
     b"NVU\2",
