@@ -35,6 +35,12 @@ FIGURES = [
         for n, target in ((16, 12), (64, 20), (256, 50), (1024, 140))
     ),
     *(
+        Figure(f"`a < b`, {n:,} actors, clocks that never met", target, "ns",
+               f"test_before_when_one_actor_differs[nova-unshared-{n}]",
+               peers=(f"test_before_when_one_actor_differs[dict-{n}]",), bound="the column of actors is read as well")
+        for n, target in ((16, 12), (64, 20), (256, 50), (1024, 140))
+    ),
+    *(
         Figure(f"one clock against many, 16 actors, {size}, each", target, "ns",
                f"test_one_clock_against_many[nova-{size}]", peers=(f"test_one_clock_against_many[numpy-{size}]",))
         for size, target in (("in cache", 3), ("64 MiB", 6))
@@ -132,7 +138,8 @@ GROWTH = [
     Growth("delta applied", "test_delta_into[{n}]", ("nova",), y="time a dot"),
     Growth(
         "reconcile, a million ids of 64 bits", "test_decode[{n}]", ("nova",), (1, 10, 100, 1_000),
-        x="ids that differ", y="bytes sent", key="bytes", targets=((10, 100.0), (1_000, 19e3)), bound=("the ids", 8.0),
+        x="ids that differ", y="bytes sent", key="bytes", targets=((10, 100.0), (1_000, 19e3)),
+        bound=("the ids, bare", 8.0),
     ),
 ]  # fmt: skip
 
@@ -222,6 +229,7 @@ def plot(of: Growth, lines: dict[str, list[tuple[int, float]]]) -> str:
     for size in of.sizes:
         x, _ = spot(size, 1.0)
         out.append(f'<text x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{size:,}</text>')
+    ends = []
     for colour, (who, points) in zip((*COLOURS[: len(of.whose)], BOUND), lines.items(), strict=False):
         spots = [spot(*point) for point in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
@@ -229,8 +237,11 @@ def plot(of: Growth, lines: dict[str, list[tuple[int, float]]]) -> str:
         out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
         if colour != BOUND:
             out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in spots]
-        x, y = spots[-1]
-        out.append(f'<text x="{x + 8:.1f}" y="{y + 4:.1f}" fill="{colour}">{who}</text>')
+        ends.append((spots[-1][1] + 4, who, colour))
+    lowest = 0.0
+    for y, who, colour in sorted(ends):  # names do not lie on each other
+        lowest = max(y, lowest + 13)
+        out.append(f'<text x="{width - right + 8}" y="{lowest:.1f}" fill="{colour}">{who}</text>')
     for x, y in (spot(*target) for target in of.targets):
         out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="none" stroke="{TARGET}" stroke-width="2"/>')
         out.append(f'<text x="{x - 10:.1f}" y="{y - 6:.1f}" text-anchor="end" fill="{TARGET}">target</text>')

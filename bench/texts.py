@@ -176,7 +176,7 @@ def versions(names: Iterable[str] = ("loro", "pycrdt", "xxhash", *NODE)) -> dict
     for name in names:
         package = FOLDER / "node_modules" / NODE.get(name, "-") / "package.json"
         if package.exists():
-            out[name] = str(json.loads(package.read_text())["version"])
+            out[NODE[name].rpartition("/")[2]] = str(json.loads(package.read_text())["version"])
         elif name not in NODE:
             try:
                 out[name] = importlib.metadata.version(name)

@@ -124,6 +124,15 @@ def test_both_axes_of_a_plot_have_titles_and_every_point_is_inside(of: Growth) -
         assert 0 < float(circle.attrib["cy"]) < height
 
 
+def test_the_names_of_lines_that_end_together_do_not_lie_on_each_other() -> None:
+    of = GROWTH[0]
+    drawn = ElementTree.fromstring(plot(of, {who: [(n, 1e-6) for n in of.sizes] for who in of.whose}))
+    texts = drawn.iter("{http://www.w3.org/2000/svg}text")
+    heights = [float(text.attrib["y"]) for text in texts if text.text in of.whose]
+    assert len(heights) == 2
+    assert abs(heights[0] - heights[1]) >= 12
+
+
 def test_plots_have_files_and_colours_of_their_own() -> None:
     assert len({each.file for each in GROWTH}) == len(GROWTH)
     assert all(len(each.whose) <= len(COLOURS) for each in GROWTH)
