@@ -63,6 +63,33 @@ class DictLWWMap:
         return self
 
 
+class DictMVRegister:
+    """The values of writes that nobody has overwritten, by dot, and what was seen."""
+
+    def __init__(self, actor: str | None, rows: dict[Any, Any] | None = None, seen: dict[Any, int] | None = None):
+        self.actor, self.rows, self.seen = actor, rows or {}, seen or {}
+
+    @property
+    def value(self) -> list[Any]:
+        return sorted(self.rows.values())
+
+    def set(self, value: Any) -> None:
+        self.seen[self.actor] = count = self.seen.get(self.actor, 0) + 1
+        self.rows = {(self.actor, count): value}
+
+    def fork(self, actor: str | None) -> DictMVRegister:
+        return DictMVRegister(actor, dict(self.rows), dict(self.seen))
+
+    def merge(self, other: DictMVRegister) -> DictMVRegister:
+        mine, theirs = self.rows, other.rows
+        kept = {dot: value for dot, value in mine.items() if dot in theirs or other.seen.get(dot[0], 0) < dot[1]}
+        kept.update((dot, value) for dot, value in theirs.items() if self.seen.get(dot[0], 0) < dot[1])
+        self.rows = kept
+        for actor, count in other.seen.items():
+            self.seen[actor] = max(count, self.seen.get(actor, 0))
+        return self
+
+
 SETS: dict[str, Any] = {"nova": ORSet, "dict": DictORSet}
 
 
@@ -238,6 +265,29 @@ def test_or_set_add(benchmark: Any, peer: str) -> None:
     assert benchmark(loop)
 
 
+def some_of(size: int) -> list[str]:
+    """Up to a hundred thousand different elements of a set of so many, in no order."""
+    return [f"element-{i}" for i in random.Random(3).sample(range(size), min(size, 100_000))]
+
+
+@pytest.mark.parametrize("size", GROWTH)
+@pytest.mark.parametrize("peer", SETS)
+def test_or_set_add_at_random(benchmark: Any, best_of: Any, size: int, peer: str) -> None:
+    """Elements that are there are added again, each once, in no order."""
+    benchmark.group = f"crdt.add again to a set of {size:,}, at random"
+    names = some_of(size)
+    benchmark.extra_info["operations"] = len(names)
+    elements = large(SETS[peer], size)
+
+    def adds(one: Any) -> Any:
+        add = one.add
+        for name in names:
+            add(name)
+        return one
+
+    assert len(best_of(adds, lambda: (elements.fork("b"),))) == size
+
+
 @pytest.mark.parametrize("size", GROWTH)
 @pytest.mark.parametrize("peer", ["nova", "dict"])
 def test_contains(benchmark: Any, size: int, peer: str) -> None:
@@ -259,13 +309,12 @@ def test_contains(benchmark: Any, size: int, peer: str) -> None:
 @pytest.mark.parametrize("size", GROWTH)
 @pytest.mark.parametrize("peer", ["nova", "dict"])
 def test_contains_at_random(benchmark: Any, size: int, peer: str) -> None:
-    """Up to a hundred thousand different elements, in no order: in a large set the table, the row and the text asked
-    for miss the cache."""
+    """In a large set the table, the row and the text asked for miss the cache."""
     benchmark.group = f"crdt.contains, {size:,} elements, at random"
     elements = large(SETS[peer], size)
     if peer == "dict":
         elements = elements.rows
-    names = [f"element-{i}" for i in random.Random(3).sample(range(size), min(size, 100_000))]
+    names = some_of(size)
     benchmark.extra_info["operations"] = len(names)
 
     def loop() -> bool:
@@ -313,10 +362,12 @@ def test_register_of_the_last_writer_merges(benchmark: Any, best_of: Any, peer: 
     best_of(merges, lambda: ([a.fork(None) for _ in range(REGISTERS)],))
 
 
-def test_registers_of_two_siblings_each_merge(benchmark: Any, best_of: Any) -> None:
+@pytest.mark.parametrize("peer", ["nova", "dict"])
+def test_registers_of_two_siblings_each_merge(benchmark: Any, best_of: Any, peer: str) -> None:
     benchmark.group = "crdt.MV-Register, 2 x 2 siblings merged"
     benchmark.extra_info["operations"] = REGISTERS
-    a, b, c, d = (MVRegister(actor) for actor in "abcd")
+    kind: Any = MVRegister if peer == "nova" else DictMVRegister
+    a, b, c, d = (kind(actor) for actor in "abcd")
     for one in (a, b, c, d):
         one.set(one.actor)
     a.merge(b)

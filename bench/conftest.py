@@ -29,12 +29,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     All that waits, for a disk, a socket or another thread, is timed by the clock on the wall. Reading the CPU clock is
     a system call, 0.7 us where the wall's takes 0.1 us, so a round lasts a millisecond at least: that is under 0.1% of
-    it. Rounds that cannot be repeated without setting up anew have to be long enough by themselves.
+    it. Rounds that cannot be repeated without setting up anew have to be long enough by themselves. Python's collector
+    is off, as in timeit: a million sets that it walks through are in memory because a peer in dicts was made before.
     """
     for item in items:
         if item.path.parent == HERE and item.path.name in COMPUTE:
             given = item.get_closest_marker("benchmark")
-            options = {"timer": time.process_time, "min_time": 0.001, **(given.kwargs if given else {})}
+            options = {
+                "timer": time.process_time,
+                "min_time": 0.001,
+                "disable_gc": True,
+                **(given.kwargs if given else {}),
+            }
             item.add_marker(pytest.mark.benchmark(**options), append=False)
 
 

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bench import texts
 from bench.figures import COLOURS, FIGURES, GROWTH, Figure, Growth, best, growth, judged, plot, tick
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +92,17 @@ def test_bytes_are_judged_beside_the_bytes_of_peers_and_not_their_time() -> None
     size = Figure("a text", 100, "KB", "ours", key="bytes", peers=("theirs",))
     by_name = {"ours": result("ours", 1.0, 1.0, bytes=50_000), "theirs": result("t", 1.0, 1.0, "loro", bytes=200_000)}
     assert judged(size, by_name, {}) == ["a text", "100 KB", "**50.0 KB**", "loro 200 KB (4.0 x)", ""]
+
+
+def test_a_text_peer_that_is_not_here_says_what_it_would_take(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(texts, "FOLDER", tmp_path)
+    monkeypatch.setattr(texts.shutil, "which", lambda name: "/bin/true")
+    assert "is not installed: `make bench` takes diamond-types-node" in texts.lacks("diamond-types")
+    monkeypatch.setattr(texts.shutil, "which", lambda name: None)
+    assert texts.lacks("automerge") == "peer automerge needs Node, which is not installed"
+    monkeypatch.setitem(sys.modules, "loro", None)
+    assert texts.lacks("loro") == "peer loro is not installed"
+    assert texts.lacks("nova-batch") == ""
 
 
 def test_a_figure_whose_benchmark_did_not_run_has_no_row() -> None:
