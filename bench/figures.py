@@ -35,7 +35,7 @@ FIGURES = [
         for n, target in ((16, 12), (64, 20), (256, 50), (1024, 140))
     ),
     *(
-        Figure(f"`a < b`, {n:,} actors, clocks that never met", target, "ns",
+        Figure(f"`a < b`, {n:,} actors, clocks made apart", target, "ns",
                f"test_before_when_one_actor_differs[nova-unshared-{n}]",
                peers=(f"test_before_when_one_actor_differs[dict-{n}]",), bound="the column of actors is read as well")
         for n, target in ((16, 12), (64, 20), (256, 50), (1024, 140))

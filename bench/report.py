@@ -89,9 +89,10 @@ says how many times as much the peer takes.
 `dict` is a dozen lines of plain Python that do the same merge without deltas, bytes or digests. Both sides of a full
 merge had told their digest before it, where the row does not say otherwise; then the rows written since are hashed in
 it, too. The text peers: loro and pycrdt are compiled for Python. diamond-types and automerge have no text in a package
-for Python, so they run through Node, compiled to WebAssembly, and automerge without the proxies of its documents. When
-documents are merged, peers apply what the other wrote, encoded beforehand, while ours find that for themselves. The
-peer of the digest is one call of XXH3, the hash alone. The plots are of an OR-Set, but for the last.
+for Python, so they run through Node, compiled to WebAssembly, and automerge without the proxies of its documents;
+Node's threads that compile and collect are counted. When documents are merged, peers apply what the other wrote,
+encoded beforehand, while ours find that for themselves. The peer of the digest is one call of XXH3, the hash alone. The
+plots are of an OR-Set, but for the last.
 """
 
 
