@@ -149,7 +149,7 @@ def lacks(peer: str) -> str:
         if shutil.which("node") is None:
             return f"peer {peer} needs Node, which is not installed"
         if not (FOLDER / "node_modules" / NODE[peer]).is_dir():
-            return f"peer {peer} is not installed: `make bench` takes {NODE[peer]} from the npm registry, where npm is"
+            return f"peer {peer} is not installed; `make bench` installs it, where npm is"
     elif not peer.startswith("nova"):
         try:
             importlib.import_module(peer)
