@@ -82,9 +82,11 @@ what they lack of ours is said with each table.
 
 HELD = """\
 The next table holds the clocks, CRDTs and digests to what they promised, reached or not. Each figure is the best of its
-rounds, ours and the peers' alike, in CPU time of the process that does the work; a round that takes under a millisecond
-is repeated until it takes one, because the CPU clock is read by a system call. Python's garbage collector is off. *x*
-says how many times as much the peer takes.
+rounds, ours and the peers' alike, in CPU time of the process that does the work. Rounds go on for as long for one as
+for the other, so slow work has fewer to be best of: a merge of dicts that takes seconds has three, ours up to thirty;
+Node has ten. Work of less than a millisecond is repeated until a round takes one, because the CPU clock is read by a
+system call, but for what needs new inputs each time. Python's garbage collector is off. *x* says how many times as much
+the peer takes.
 
 `dict` is a dozen lines of plain Python that do the same merge without deltas, bytes or digests. Both sides of a full
 merge had told their digest before it, where the row does not say otherwise; then the rows written since are hashed in
