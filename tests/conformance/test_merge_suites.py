@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from nova.conflict.merge import apply_json_patch, apply_merge_patch, diff, merge_text, same, to_json_patch
+from nova.conflict.merge import (
+    MISSING,
+    apply_json_patch,
+    apply_merge_patch,
+    diff,
+    merge,
+    merge_text,
+    same,
+    to_json_patch,
+)
 from nova.errors import UsageError
 
 DATA = Path(os.environ.get("NOVA_TEST_DATA", "../shared/data")) / "merge"
@@ -74,3 +83,102 @@ def test_texts_merge_as_git_merges_them(case: dict[str, Any]) -> None:
         forced = merge_text(*texts, favor=favor)
         assert forced.text == joined(case[word])
         assert len(forced.conflicts) == case["git_conflicts"]
+
+
+# ------------------------------------------------------------------------------------------------ scenarios
+
+
+def scenarios(*kinds: str) -> list[Any]:
+    return [each for each in suite("scenarios") if not each.values[0] or each.values[0]["kind"] in kinds]
+
+
+def as_sets(value: Any) -> Any:
+    """A value in which the order of lists counts for nothing."""
+    if isinstance(value, dict):
+        return {key: as_sets(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return sorted((as_sets(item) for item in value), key=repr)
+    return value
+
+
+def told(conflicts: Any) -> list[tuple[str, str, str]]:
+    return sorted((conflict.path, conflict.type, conflict.kind) for conflict in conflicts)
+
+
+@pytest.mark.parametrize("case", scenarios("three_way"))
+def test_a_scenario_merges_by_the_rules(case: dict[str, Any]) -> None:
+    expected = case["expected"]
+
+    def merged(local: Any, remote: Any) -> Any:
+        return merge(
+            case.get("base", MISSING),
+            local,
+            remote,
+            case.get("schema"),
+            case.get("strategy"),
+            invariants=case.get("invariants", ()),
+        )
+
+    found = merged(case["local"], case["remote"])
+    assert told(found.conflicts) == sorted((c["path"], c["type"], c["kind"]) for c in expected["conflicts"])
+    assert found.committed == expected.get("committed", True)
+    if found.committed:
+        assert same(found.value, expected["merged"])
+    else:
+        assert same(found.value, case["base"])
+        assert expected["merged"] is None
+    assert list(found.preexisting) == expected.get("preexisting_violations", [])
+    assert found.clean == (not expected["conflicts"])
+    if expected.get("audited"):
+        assert found.lost
+    if expected.get("resolved"):
+        assert not found.unresolved
+    swapped = merged(case["remote"], case["local"])
+    assert told(swapped.conflicts) == told(found.conflicts)
+    if case.get("symmetric"):
+        view = as_sets if case.get("symmetric_as") == "set" else lambda value: value
+        assert same(view(swapped.value), view(found.value))
+        assert same(view(swapped.proposal), view(found.proposal))
+
+
+def moved(tree: Any, operation: str) -> Any:
+    """A tree after "move A into B"."""
+    _, name, _, target = operation.split()
+    out = copy.deepcopy(tree)
+    out[target][name] = out.pop(name)
+    return out
+
+
+@pytest.mark.parametrize("case", scenarios("three_way_tree"))
+def test_concurrent_moves_leave_a_tree(case: dict[str, Any]) -> None:
+    base = case["given"]["base"]
+    sides = [moved(base, case["given"][f"{side}_op"]) for side in ("local", "remote")]
+    schema = {"": {"track_moves": True}}
+    found, swapped = merge(base, *sides, schema), merge(base, *sides[::-1], schema)
+    assert [(c.type, c.kind) for c in found.conflicts] == [tuple(case["expected"]["conflict"].values())]
+    assert same(found.value, swapped.value)
+    nodes, stack = set(), [found.value]
+    while stack:
+        here = stack.pop()
+        nodes |= here.keys()
+        stack += here.values()
+    assert nodes == base.keys()
+
+
+MIGRATION = {
+    "/migration": {
+        "type": "atomic",
+        "exclusive": "target",
+        "state": "status",
+        "ended": ["completed", "cancelled", "failed"],
+    }
+}
+
+
+@pytest.mark.parametrize("case", scenarios("vm_migration"))
+def test_a_migration_is_one_group_and_has_one_target(case: dict[str, Any]) -> None:
+    given, expected = case["given"], case["expected"]
+    found = merge(given["base"], given["local"], given["remote"], MIGRATION)
+    assert told(found.conflicts) == [(c["path"], c["type"], c["kind"]) for c in expected["conflicts"]]
+    assert found.committed == expected.get("committed", True)
+    assert found.value in (given["base"], given["local"], given["remote"])

@@ -1,10 +1,15 @@
 """Merging: two descendants of a value become one, and nothing is lost in silence.
 
-patches    what turned one value into another; JSON Patch and JSON Merge Patch
-text       three texts, by line or by character
-sequences  the algorithms below them
+engine      the merge of values, by rule; `schema` says which rules there are, `model` what a merge tells
+patches     what turned one value into another; JSON Patch and JSON Merge Patch
+text        three texts, by line or by character; `sequences` has the algorithms
+moves       what moved in a tree of maps
+invariants  truths about the whole
 """
 
+from nova.conflict.detect import MISSING
+from nova.conflict.merge.engine import merge
+from nova.conflict.merge.model import Change, Lost, MergeConflict, MergeResult
 from nova.conflict.merge.patches import (
     Edit,
     Patch,
@@ -15,18 +20,52 @@ from nova.conflict.merge.patches import (
     to_json_patch,
     to_merge_patch,
 )
+from nova.conflict.merge.schema import (
+    Atomic,
+    Counter,
+    Custom,
+    Group,
+    Keyed,
+    Max,
+    Min,
+    Moves,
+    Precedence,
+    Sequence,
+    SetOf,
+    Sum,
+    Text,
+)
 from nova.conflict.merge.text import TextConflict, TextMerge, merge_text
 from nova.conflict.merge.values import equal, same
 
 __all__ = [
+    "MISSING",
+    "Atomic",
+    "Change",
+    "Counter",
+    "Custom",
     "Edit",
+    "Group",
+    "Keyed",
+    "Lost",
+    "Max",
+    "MergeConflict",
+    "MergeResult",
+    "Min",
+    "Moves",
     "Patch",
+    "Precedence",
+    "Sequence",
+    "SetOf",
+    "Sum",
+    "Text",
     "TextConflict",
     "TextMerge",
     "apply_json_patch",
     "apply_merge_patch",
     "diff",
     "equal",
+    "merge",
     "merge_text",
     "patch",
     "same",

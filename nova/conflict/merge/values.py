@@ -103,7 +103,10 @@ def same(a: Any, b: Any) -> bool:
 
 def prefer(a: Any, b: Any) -> Any:
     """One of two values that are EQUAL in different form: the same one whichever comes first."""
-    return a if _exact(a) <= _exact(b) else b
+    one, other = _exact(a), _exact(b)
+    if one == other:  # a list and a tuple, a StrEnum and its text
+        one, other = repr(a).encode(), repr(b).encode()
+    return a if one <= other else b
 
 
 def too_deep() -> LimitError:
