@@ -15,15 +15,23 @@ import pytest
 
 from nova.conflict.merge import (
     MISSING,
+    ObjectSchema,
+    Owned,
     apply_json_patch,
     apply_merge_patch,
+    conflicting_revisions,
     diff,
     merge,
+    merge_revisions,
     merge_text,
+    merge_trees,
+    path_of,
+    revision_leaves,
     same,
     to_json_patch,
+    winning_revision,
 )
-from nova.errors import UsageError
+from nova.errors import StaleContextError, UsageError
 
 DATA = Path(os.environ.get("NOVA_TEST_DATA", "../shared/data")) / "merge"
 
@@ -182,3 +190,115 @@ def test_a_migration_is_one_group_and_has_one_target(case: dict[str, Any]) -> No
     assert told(found.conflicts) == [(c["path"], c["type"], c["kind"]) for c in expected["conflicts"]]
     assert found.committed == expected.get("committed", True)
     assert found.value in (given["base"], given["local"], given["remote"])
+
+
+# ------------------------------------------------------------------------------------------------ trees
+
+
+@pytest.mark.parametrize("case", suite("couch_revtree_published"))
+def test_revision_trees_merge_as_in_couchdb(case: dict[str, Any]) -> None:
+    if case["fn"] == "winning_rev":
+        assert winning_revision(case["tree"]) == case["result"]
+        return
+    before = copy.deepcopy(case["tree"])
+    found = merge_revisions(case["tree"], case["path"], case["depth"])
+    expected = case["result"]
+    assert (found.tree, list(found.stemmed), found.kind) == (
+        expected["tree"],
+        expected["stemmedRevs"],
+        expected["conflicts"],
+    )
+    assert case["tree"] == before
+
+
+@pytest.mark.parametrize("case", suite("couch_revtree_vectors"))
+def test_all_replicas_show_the_revision_that_couchdb_shows(case: dict[str, Any]) -> None:
+    for branches in (case["branches"], case["branches"][::-1]):
+        tree: list[Any] = []
+        for branch in branches:
+            tree = merge_revisions(tree, path_of(branch["revs"], deleted=branch["deleted"])).tree
+        leaves = [{"rev": revision, "deleted": deleted} for revision, deleted in revision_leaves(tree)]
+        assert leaves == sorted(case["leaves"], key=lambda leaf: (int(leaf["rev"].split("-")[0]), leaf["rev"]))
+        assert winning_revision(tree) == case["winner"]
+        assert sorted(conflicting_revisions(tree)) == sorted(case["conflicts"])
+
+
+GIT_KINDS = {
+    "content": {"content", "contents"},
+    "add/add": {"add/add", "contents"},
+    "file location": {"directory rename suggested", "file location"},
+}
+
+
+@pytest.mark.parametrize("case", suite("tree_merge_vectors"))
+def test_trees_merge_as_git_merges_them(case: dict[str, Any]) -> None:
+    for sides in ((case["local"], case["remote"]), (case["remote"], case["local"])):
+        found = merge_trees(case["base"], *sides)
+        kinds = set().union(*(GIT_KINDS.get(conflict.kind, {conflict.kind}) for conflict in found.conflicts))
+        assert kinds == set(case["conflict_kinds"])
+        assert found.clean == case["clean"]
+        if found.clean:
+            assert found.files == case["merged"]
+
+
+# ------------------------------------------------------------------------------------------------ server-side apply
+
+
+def ownership_cases() -> list[Any]:
+    cases = suite("server_side_apply_cases")
+    if cases[0].values[0] is None:
+        return cases
+    schemas = json.loads((DATA / "server_side_apply_cases.json").read_text())["schemas"]
+    return [pytest.param(each.values[0], schemas.get(each.values[0]["parser"]), id=each.id) for each in cases]
+
+
+def repeated(value: Any, origin: str, version: str) -> Any:
+    """The conversion of the suite's "real conversion" cases: at version v3 the field a is called aaa."""
+    times = [int(each[1:]) for each in (origin, version)]
+    if not isinstance(value, dict):
+        return value
+    return {field: renamed(item, *times) if isinstance(item, dict | list) else item for field, item in value.items()}
+
+
+def renamed(value: Any, old: int, new: int) -> Any:
+    if isinstance(value, dict):
+        return {key[: len(key) // old] * new: renamed(item, old, new) for key, item in value.items()}
+    return value
+
+
+@pytest.mark.parametrize(("case", "types"), ownership_cases())
+def test_managers_own_what_they_apply(case: dict[str, Any], types: Any) -> None:
+    schema = ObjectSchema() if types is None else ObjectSchema(types["types"], types["root"])
+    state = Owned(schema, convert=repeated) if "RealConversion" in case["name"] else Owned(schema)
+    failed = False
+    for step in case["ops"]:
+        arguments = step["manager"], step["object"], step["version"]
+        force = {"force": True} if step["op"].startswith("Force") else {}
+        call = {"Update": state.update, "ExtractApply": state.extract_apply}.get(
+            step["op"].removeprefix("Force"), state.apply
+        )
+        if step.get("conflicts"):
+            with pytest.raises(StaleContextError) as caught:
+                call(*arguments, **force)
+            expected = {(each["manager"], tuple(each["path"])) for each in step["conflicts"]}
+            assert set(caught.value.current) == expected
+            continue
+        try:
+            state = call(*arguments, **force)
+        except UsageError:
+            failed = True
+            break
+    assert failed == bool(case.get("expect_error"))
+    if "expect_object" in case:
+        found = (
+            state.value
+            if state.version == case["expect_version"]
+            else state.convert(state.value, state.version, case["expect_version"])
+        )
+        assert same(found, case["expect_object"])
+    if "expect_managed" in case:
+        found = {name: (owner.version, owner.fields) for name, owner in state.managers.items()}
+        assert found == {
+            name: (owner["version"], frozenset(map(tuple, owner["fields"])))
+            for name, owner in case["expect_managed"].items()
+        }

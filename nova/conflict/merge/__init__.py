@@ -10,6 +10,7 @@ invariants  truths about the whole
 from nova.conflict.detect import MISSING
 from nova.conflict.merge.engine import merge
 from nova.conflict.merge.model import Change, Lost, MergeConflict, MergeResult
+from nova.conflict.merge.ownership import ObjectSchema, Owned, Owner
 from nova.conflict.merge.patches import (
     Edit,
     Patch,
@@ -19,6 +20,14 @@ from nova.conflict.merge.patches import (
     patch,
     to_json_patch,
     to_merge_patch,
+)
+from nova.conflict.merge.revisions import (
+    Revisions,
+    conflicting_revisions,
+    merge_revisions,
+    path_of,
+    revision_leaves,
+    winning_revision,
 )
 from nova.conflict.merge.schema import (
     Atomic,
@@ -36,6 +45,7 @@ from nova.conflict.merge.schema import (
     Text,
 )
 from nova.conflict.merge.text import TextConflict, TextMerge, merge_text
+from nova.conflict.merge.trees import TreeConflict, TreeMerge, merge_trees
 from nova.conflict.merge.values import equal, same
 
 __all__ = [
@@ -53,22 +63,34 @@ __all__ = [
     "MergeResult",
     "Min",
     "Moves",
+    "ObjectSchema",
+    "Owned",
+    "Owner",
     "Patch",
     "Precedence",
+    "Revisions",
     "Sequence",
     "SetOf",
     "Sum",
     "Text",
     "TextConflict",
     "TextMerge",
+    "TreeConflict",
+    "TreeMerge",
     "apply_json_patch",
     "apply_merge_patch",
+    "conflicting_revisions",
     "diff",
     "equal",
     "merge",
+    "merge_revisions",
     "merge_text",
+    "merge_trees",
     "patch",
+    "path_of",
+    "revision_leaves",
     "same",
     "to_json_patch",
     "to_merge_patch",
+    "winning_revision",
 ]
