@@ -25,6 +25,7 @@ KERNELS = {
     "log": ["csrc/log.c"],
     "frame": ["csrc/frame.c"],
     "meter": ["csrc/meter.c"],
+    "merge": [],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Final, TypeAlias
 
+from nova._native.merge import MapMerge
 from nova.conflict.detect import MISSING, canonical, escape, matches
 from nova.conflict.merge import schema as rules
 from nova.conflict.merge.invariants import check, item_name
@@ -23,10 +24,11 @@ from nova.conflict.merge.model import (
     CONCURRENT_UPDATE,
     RESOURCE_CONTENTION,
     SEMANTIC,
-    Change,
     Lost,
     MergeConflict,
     MergeResult,
+    Path,
+    pointer,
 )
 from nova.conflict.merge.moves import in_common_terms
 from nova.conflict.merge.patches import pointer_of
@@ -48,9 +50,6 @@ from nova.conflict.merge.values import (
 )
 from nova.conflict.strategies import show
 from nova.errors import UsageError
-
-Path: TypeAlias = tuple[Any, ...]
-"""() is the top, (parent, segment) a member of it: pointers are only made for what is reported."""
 
 POLICIES: Final = ("base", "local", "remote", "union", "operational_transform")
 
@@ -77,21 +76,25 @@ def merge(
     raises      UsageError for a bad schema, policy or map key; LimitError below DEPTH_MAX levels
     cost        O(size); lists and texts that are declared to merge cost what `sequences` says
     """
-    work = _Merge(_checked(policy))
-    node = compiled(schema, local)
-    merged = work.value(base, local, remote, node, (), 0)
+    work = _Merge(NOTHING, MISSING, None if policy is None else _checked(policy))
+    if schema is None and type(base) is type(local) is type(remote) is dict:
+        node = NOTHING
+        merged: Any = work.maps(base, local, remote, {}, (), 0)
+    else:
+        node = compiled(schema, local)
+        merged = work.value(base, local, remote, node, (), 0)
     preexisting: tuple[str, ...] = ()
     if invariants:
         broken, preexisting = check(invariants, base, merged, node)
-        work.conflicts += broken
-    result = MergeResult(
-        merged, tuple(work.conflicts), tuple(work.lost), tuple(work.changes), preexisting, proposal=merged
-    )
-    return result if result.committed else _held_back(result, base)
-
-
-def _held_back(result: MergeResult, base: Any) -> MergeResult:
-    return MergeResult(base, result.conflicts, result.lost, result.changes, result.preexisting, result.proposal)
+        work.conflicts.extend(broken)
+    result = MergeResult(merged, (), (), work.changes, preexisting, merged)
+    if work.lost:
+        result.lost = tuple(work.lost)
+    if work.conflicts:
+        result.conflicts = tuple(work.conflicts)
+        if not result.committed:
+            result.value = base
+    return result
 
 
 def _checked(policy: Any) -> Policy | None:
@@ -104,25 +107,10 @@ def _checked(policy: Any) -> Policy | None:
     raise UsageError(f"policy is {show(policy)}; it is one of {', '.join(POLICIES)}, a map of them, or a function")
 
 
-def pointer(path: Path) -> str:
-    """The pointer of a linked path."""
-    parts = []
-    while path:
-        path, part = path
-        parts.append(part)
-    return "".join(["/" + part for part in reversed(parts)])
+class _Merge(MapMerge):
+    """One merge under way. `conflicts`, `lost` and `changes` are what it has to tell so far."""
 
-
-class _Merge:
-    """One merge under way."""
-
-    __slots__ = ("changes", "conflicts", "lost", "policy")
-
-    def __init__(self, policy: Policy | None) -> None:
-        self.policy = policy
-        self.conflicts: list[MergeConflict] = []
-        self.lost: list[Lost] = []
-        self.changes: list[Change] = []
+    __slots__ = ()
 
     # -------------------------------------------------------------------------------------------- one value
 
@@ -132,6 +120,8 @@ class _Merge:
             return base
         if depth > DEPTH_MAX:
             raise too_deep()
+        if type(local) is type(remote) is type(base) is dict and node.plain and local is not base is not remote:
+            return self.maps(base, local, remote, node.children, path, depth)
         if node is NOTHING and is_record(local):
             node = of_type(type(local))
         kept, stayed = unchanged(base, local, node), unchanged(base, remote, node)
@@ -193,7 +183,7 @@ class _Merge:
         return base if base is not MISSING else local
 
     def _took(self, path: Path, side: str, base: Any, value: Any, note: str = "") -> Any:
-        self.changes.append(Change(pointer(path), side, base, value, note))
+        self.changes.append((path, side, base, value, note))
         return value
 
     # -------------------------------------------------------------------------------------------- conflicts
@@ -221,7 +211,7 @@ class _Merge:
         self.conflicts.append(found)
         reason = f"the policy decided the {kind} conflict" if decided else f"a {kind} conflict keeps the base"
         if decided and not same(value, base):
-            self.changes.append(Change(at, "rule", base, value, f"{kind} conflict"))
+            self.changes.append((at, "rule", base, value, f"{kind} conflict"))
         for side, lost in (("local", local), ("remote", remote)):
             if lost is not MISSING and not same(lost, value) and not same(lost, base):
                 self.lost.append(Lost(at, lost, side, reason))
@@ -282,7 +272,7 @@ class _Merge:
     def _won(self, path: Path, base: Any, local: Any, remote: Any, best: Any, reason: str) -> Any:
         if base is MISSING or not same(base, best):
             side = "both" if same(local, remote) else "local" if same(best, local) else "remote"
-            self.changes.append(Change(pointer(path), side, base, best))
+            self.changes.append((path, side, base, best, ""))
         for side, value in (("local", local), ("remote", remote)):
             if not same(value, best) and (base is MISSING or not same(value, base)):
                 self.lost.append(Lost(pointer(path), value, side, f"{show(best)} {reason}"))
@@ -309,8 +299,11 @@ class _Merge:
     # -------------------------------------------------------------------------------------------- maps and records
 
     def _maps(self, base: Any, local: Any, remote: Any, node: Node, path: Path, depth: int) -> Any:
-        record = local if is_record(local) else None
-        if record is not None:
+        record = None
+        if type(local) is type(remote) is dict and node.every is None and not node.groups:
+            return self.maps(base if type(base) is dict else {}, local, remote, node.children, path, depth)
+        if is_record(local):
+            record = local
             base = fields_of(base) if type(base) is type(local) else {}
             local, remote = fields_of(local), fields_of(remote)
         elif not isinstance(base, Mapping):
@@ -365,7 +358,7 @@ class _Merge:
             )
         for origin, to, side in moved.made:
             note = f"moved to {above}{pointer_of(to)}"
-            self.changes.append(Change(above + pointer_of(origin), side, MISSING, MISSING, note))
+            self.changes.append((above + pointer_of(origin), side, MISSING, MISSING, note))
         return self._maps(moved.base, moved.local, moved.remote, node, path, depth)
 
     # -------------------------------------------------------------------------------------------- lists, sets, texts
@@ -468,7 +461,7 @@ class _Merge:
             self.conflicts.append(
                 MergeConflict(pointer(path), CONCURRENT_UPDATE, kind, before, mine, yours, True, f"settled by {word}")
             )
-            self.changes.append(Change(pointer(path), "rule", before, value, word))
+            self.changes.append((path, "rule", before, value, word))
             return value
         found = self.conflict(path, CONCURRENT_UPDATE, kind, before, mine, yours)
         return list(found) if isinstance(found, list | tuple) else before

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -13,6 +14,22 @@ CONCURRENT_UPDATE: Final = "concurrent_update"
 SEMANTIC: Final = "semantic"
 INVARIANT_VIOLATION: Final = "invariant_violation"
 RESOURCE_CONTENTION: Final = "resource_contention"
+
+
+Path: TypeAlias = tuple[Any, ...]
+"""() is the top, (parent, segment) a member of it: pointers are only made for what somebody looks at."""
+
+
+def pointer(path: Path | str) -> str:
+    """The pointer of a linked path; one that is a pointer already stays."""
+    if isinstance(path, str):
+        return path
+    parts = []
+    here: Any = path
+    while here:
+        here, part = here
+        parts.append(part)
+    return "".join(["/" + part for part in reversed(parts)])
 
 
 class MergeConflict(msgspec.Struct, frozen=True):
@@ -54,21 +71,33 @@ class Change(msgspec.Struct, frozen=True):
     note: str = ""
 
 
-class MergeResult(msgspec.Struct, frozen=True):
+class MergeResult(msgspec.Struct, eq=False):
     """The outcome of a three-way merge.
 
     value        where there is a conflict that no policy settled, what the base has; the base itself if the merge must
                  not be committed
-    proposal     the merged value, even if it must not be committed
+    conflicts    every place at which the sides could not both have their way, settled or not
+    lost         every value that a side wrote and the result does not hold
+    noted        `changes` as they were noted on the way
     preexisting  names of invariants that the base broke already
+    proposal     the merged value, even if it must not be committed
     """
 
     value: Any
     conflicts: tuple[MergeConflict, ...] = ()
     lost: tuple[Lost, ...] = ()
-    changes: tuple[Change, ...] = ()
+    noted: Sequence[Any] = ()
     preexisting: tuple[str, ...] = ()
     proposal: Any = MISSING
+
+    def __repr__(self) -> str:
+        parts = f"value={self.value!r}, conflicts={self.conflicts!r}, lost={self.lost!r}"
+        return f"MergeResult({parts}, changes={self.changes!r}, preexisting={self.preexisting!r})"
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """What the result has otherwise than the base, and from whom; made each time it is asked for."""
+        return tuple([Change(pointer(path), *rest) for path, *rest in self.noted])
 
     @property
     def clean(self) -> bool:

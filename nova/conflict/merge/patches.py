@@ -12,13 +12,11 @@ from typing import Any, Final
 
 import msgspec
 
+from nova._native.merge import differences, differences_below
 from nova.conflict.detect import MISSING, canonical, escape
 from nova.conflict.merge.sequences import hunks, numbered
 from nova.conflict.merge.values import (
     DEPTH_MAX,
-    DIFFERENT,
-    check_key,
-    equal,
     fields_of,
     is_record,
     kind_of,
@@ -86,53 +84,21 @@ def diff(a: Any, b: Any) -> Patch:
     raises  LimitError for values deeper than DEPTH_MAX levels
     cost    O(size), and for lists that of `sequences`
     """
-    edits: list[Edit] = []
-    _diff(a, b, (), edits)
-    return Patch(tuple(edits))
+    return Patch(tuple([Edit(*each) for each in differences(a, b, MISSING, _diff_lists)]))
 
 
-def _diff(a: Any, b: Any, path: Path, edits: list[Edit]) -> None:
-    if a is b:
-        return
-    if len(path) > DEPTH_MAX:
-        raise too_deep()
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        _diff_maps(a, b, path, edits)
-    elif type(a) is list and type(b) is list:
-        _diff_lists(a, b, path, edits)
-    elif is_record(a) and type(a) is type(b):
-        _diff_maps(fields_of(a), fields_of(b), path, edits)
-    elif equal(a, b, len(path)) == DIFFERENT:
-        edits.append(Edit(path, a, b))
-
-
-def _diff_maps(a: Mapping[Any, Any], b: Mapping[Any, Any], path: Path, edits: list[Edit]) -> None:
-    for key, value in a.items():
-        other = b.get(key, MISSING)
-        if other is value:
-            continue
-        check_key(key)
-        if other is MISSING:
-            edits.append(Edit((*path, key), value, MISSING))
-        else:
-            _diff(value, other, (*path, key), edits)
-    for key, value in b.items():
-        if key not in a:
-            check_key(key)
-            edits.append(Edit((*path, key), MISSING, value))
-
-
-def _diff_lists(a: list[Any], b: list[Any], path: Path, edits: list[Edit]) -> None:
+def _diff_lists(a: list[Any], b: list[Any], path: Path, found: list[tuple[Path, Any, Any]]) -> None:
     shift = 0
     for hunk in hunks(*numbered(canonical, a, b)):
         at = hunk.a_start + shift
         paired = min(hunk.a_count, hunk.b_count)
         for i in range(paired):
-            _diff(a[hunk.a_start + i], b[hunk.b_start + i], (*path, at + i), edits)
+            one, other = a[hunk.a_start + i], b[hunk.b_start + i]
+            differences_below(one, other, (*path, at + i), MISSING, _diff_lists, found)
         for i in range(hunk.a_start + paired, hunk.a_start + hunk.a_count):
-            edits.append(Edit((*path, at + paired), a[i], MISSING))
+            found.append(((*path, at + paired), a[i], MISSING))
         for i in range(paired, hunk.b_count):
-            edits.append(Edit((*path, at + i), MISSING, b[hunk.b_start + i]))
+            found.append(((*path, at + i), MISSING, b[hunk.b_start + i]))
         shift += hunk.b_count - hunk.a_count
 
 

@@ -148,6 +148,11 @@ class Node:
         self.groups: tuple[tuple[str, ...], ...] = ()
         self.adds = self.monotone = self.unordered = False
 
+    @property
+    def plain(self) -> bool:
+        """Whether a map here merges by key, and all that is declared below it has a name."""
+        return self.rule is None and self.every is None and not self.groups
+
     def child(self, key: str) -> Node:
         """What is declared for the member `key`, or for every member, or nothing."""
         return self.children.get(key) or self.every or NOTHING
