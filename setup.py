@@ -25,7 +25,7 @@ KERNELS = {
     "log": ["csrc/log.c"],
     "frame": ["csrc/frame.c"],
     "meter": ["csrc/meter.c"],
-    "merge": [],
+    "merge": ["csrc/digest.c"],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")

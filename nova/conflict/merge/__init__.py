@@ -7,6 +7,7 @@ moves       what moved in a tree of maps
 invariants  truths about the whole
 """
 
+from nova._native.merge import Document
 from nova.conflict.detect import MISSING
 from nova.conflict.merge.engine import merge
 from nova.conflict.merge.model import Change, Lost, MergeConflict, MergeResult
@@ -54,6 +55,7 @@ __all__ = [
     "Change",
     "Counter",
     "Custom",
+    "Document",
     "Edit",
     "Group",
     "Keyed",

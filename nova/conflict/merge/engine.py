@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Final, TypeAlias
 
-from nova._native.merge import MapMerge
+from nova._native.merge import Document, MapMerge
 from nova.conflict.detect import MISSING, canonical, escape, matches
 from nova.conflict.merge import schema as rules
 from nova.conflict.merge.invariants import check, item_name
@@ -28,6 +28,7 @@ from nova.conflict.merge.model import (
     MergeConflict,
     MergeResult,
     Path,
+    plain,
     pointer,
 )
 from nova.conflict.merge.moves import in_common_terms
@@ -67,7 +68,8 @@ def merge(
 ) -> MergeResult:
     """What two descendants of `base` make together. Arguments are not changed; the result shares parts with them.
 
-    base        MISSING if there is no common ancestor: what both have is then merged as added by both
+    base        MISSING if there is no common ancestor: what both have is then merged as added by both. Three Documents
+                make one, at a cost that follows the edits and not the size
     schema      a dataclass or Struct, {JSON pointer: declaration}, or None: the type of the value says
     policy      what becomes of conflicts: a word of POLICIES, {path pattern: word}, or a function of the conflict that
                 returns a value (MISSING removes) or the conflict itself to leave it open. One that raises leaves it
@@ -80,12 +82,18 @@ def merge(
     if schema is None and type(base) is type(local) is type(remote) is dict:
         node = NOTHING
         merged: Any = work.maps(base, local, remote, {}, (), 0)
+    elif type(base) is type(local) is type(remote) is Document:
+        node = NOTHING if schema is None else compiled(schema, None)
+        if node is NOTHING or node.plain:
+            merged = work.documents(base, local, remote, node.children, (), 0)
+        else:
+            merged = Document(work.value(base.value, local.value, remote.value, node, (), 0))
     else:
         node = compiled(schema, local)
         merged = work.value(base, local, remote, node, (), 0)
     preexisting: tuple[str, ...] = ()
     if invariants:
-        broken, preexisting = check(invariants, base, merged, node)
+        broken, preexisting = check(invariants, plain(base), plain(merged), node)
         work.conflicts.extend(broken)
     result = MergeResult(merged, (), (), work.changes, preexisting, merged)
     if work.lost:

@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from nova._native.merge import Document
 from nova.conflict.detect import MISSING
 from nova.conflict.strategies import show
 
@@ -30,6 +31,11 @@ def pointer(path: Path | str) -> str:
         here, part = here
         parts.append(part)
     return "".join(["/" + part for part in reversed(parts)])
+
+
+def plain(value: Any) -> Any:
+    """A document as maps and lists; anything else as it is."""
+    return value.value if type(value) is Document else value
 
 
 class MergeConflict(msgspec.Struct, frozen=True):
@@ -97,7 +103,12 @@ class MergeResult(msgspec.Struct, eq=False):
     @property
     def changes(self) -> tuple[Change, ...]:
         """What the result has otherwise than the base, and from whom; made each time it is asked for."""
-        return tuple([Change(pointer(path), *rest) for path, *rest in self.noted])
+        return tuple(
+            [
+                Change(pointer(path), side, plain(before), plain(after), note)
+                for path, side, before, after, note in self.noted
+            ]
+        )
 
     @property
     def clean(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from nova._native.merge import differences, differences_below
+from nova._native.merge import Document, differences, differences_below
 from nova.conflict.detect import MISSING, canonical, escape
 from nova.conflict.merge.sequences import hunks, numbered
 from nova.conflict.merge.values import (
@@ -84,7 +84,23 @@ def diff(a: Any, b: Any) -> Patch:
     raises  LimitError for values deeper than DEPTH_MAX levels
     cost    O(size), and for lists that of `sequences`
     """
+    if type(a) is Document and type(b) is Document:
+        return Patch(tuple([Edit(*each) for each in _diff_documents(a, b)]))
     return Patch(tuple([Edit(*each) for each in differences(a, b, MISSING, _diff_lists)]))
+
+
+def _diff_documents(a: Document, b: Document) -> list[tuple[Path, Any, Any]]:
+    found: list[tuple[Path, Any, Any]] = []
+    for path, before, after in sorted(a.differences(b, MISSING), key=lambda each: each[0]):
+        if before is MISSING or after is MISSING:
+            found.append((path, _plain(before), _plain(after)))
+        else:
+            differences_below(_plain(before), _plain(after), path, MISSING, _diff_lists, found)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return value.value if type(value) is Document else value
 
 
 def _diff_lists(a: list[Any], b: list[Any], path: Path, found: list[tuple[Path, Any, Any]]) -> None:
@@ -107,10 +123,29 @@ def patch(a: Any, changes: Patch) -> Any:
 
     raises  StaleContextError, with `current`, where `a` does not hold what the patch says was there before
     """
+    if type(a) is Document:
+        for edit in changes.edits:
+            a = _patch_document(a, edit)
+        return a
     workshop = _Workshop(a)
     for edit in changes.edits:
         workshop.change(edit)
     return workshop.root
+
+
+def _patch_document(a: Document, edit: Edit) -> Document:
+    """One edit, made on the leaf that it is at or in."""
+    for n in range(len(edit.path)):
+        keys = edit.path[: n + 1]
+        here = a.get(keys, MISSING)  # type: ignore[arg-type]
+        if type(here) is Document and n < len(edit.path) - 1:
+            continue
+        workshop = _Workshop(_plain(here))
+        workshop.change(Edit(edit.path[n + 1 :], edit.before, edit.after))
+        return a.remove(keys) if workshop.root is MISSING else a.set(keys, workshop.root)  # type: ignore[arg-type]
+    workshop = _Workshop(a.value)
+    workshop.change(edit)
+    return Document(workshop.root)
 
 
 # ------------------------------------------------------------------------------------------------ JSON Patch
