@@ -176,6 +176,7 @@ def fields_of(record):
 # --- plain maps ------------------------------------------------------------------------------------------------------
 
 cdef dict NONE_SPECIAL = {}
+cdef frozenset PLAIN = frozenset((str, int, float, bool, NONE, dict, list))
 
 
 cdef class MapMerge:
@@ -249,19 +250,20 @@ cdef class MapMerge:
             check_key(key)
         if declared and (found := declared.get(key)) is not None:
             return self.put(out, key, base, self.value(base, local, remote, found, (path, escaped(key)), depth + 1))
-        cdef int kept = compare(base, local, depth) != _DIFFERENT, stayed = compare(base, remote, depth) != _DIFFERENT
-        if kept and stayed:
-            return 0
-        if kept or stayed:
-            found = remote if kept else local
-            self.changes.append(((path, escaped(key)), "remote" if kept else "local", base, found, ""))
-            return self.put(out, key, base, found)
-        # The test for a dict keeps records away: one may hold a counter, to which equal changes add up.
+        # Maps are entered even if one side kept them: a record in them may have a monotone field. The test for a dict
+        # keeps records themselves away: one may hold a counter, to which equal changes add up.
         if type(local) is dict and type(remote) is dict and (base is self.missing or type(base) is dict):
             out[key] = self.merged(
                 {} if base is self.missing else base, local, remote, {}, (path, escaped(key)), depth + 1
             )
             return 0
+        cdef int kept = compare(base, local, depth) != _DIFFERENT, stayed = compare(base, remote, depth) != _DIFFERENT
+        if kept and stayed:
+            return 0
+        if (kept or stayed) and (type(local) in PLAIN or not is_record(local) or not is_record(remote)):
+            found = remote if kept else local
+            self.changes.append(((path, escaped(key)), "remote" if kept else "local", base, found, ""))
+            return self.put(out, key, base, found)
         found = self.value(base, local, remote, self.nothing, (path, escaped(key)), depth + 1)
         return self.put(out, key, base, found)
 

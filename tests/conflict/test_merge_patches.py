@@ -100,6 +100,16 @@ def test_records_are_patched_field_by_field():
     assert patch(b, changes.invert()) == a
 
 
+def test_records_sets_and_tuples_are_said_in_the_containers_of_json():
+    made = to_json_patch(diff({}, {"vm": Vm("x", [Nic("m1")]), "s": {3, 1, 2}, "t": (1, 2)}))
+    assert [operation["value"] for operation in made] == [
+        {"name": "x", "nics": [{"mac": "m1", "mtu": 1500}]},
+        [1, 2, 3],
+        [1, 2],
+    ]
+    assert json.dumps(made)
+
+
 # ------------------------------------------------------------------------------------------------ hostile patches
 
 

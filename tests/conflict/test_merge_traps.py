@@ -248,6 +248,17 @@ def test_a_counter_inside_a_record_inside_a_plain_map_still_adds():
     assert merge(base, side, {"n": Nic("n0", errors=2)}).value["n"].errors == 4
 
 
+class Fence(msgspec.Struct):
+    epoch: Annotated[int, Max(monotone=True)]
+
+
+def test_a_monotone_field_inside_a_record_inside_a_plain_map_still_holds():
+    for wrap in (dict, lambda found: {"x": found}):
+        base, lowered = wrap({"f": Fence(5)}), wrap({"f": Fence(4)})
+        assert repr(merge(base, lowered, base).value) == repr(base)
+        assert repr(merge(base, wrap({"f": Fence(5)}), lowered).value) == repr(base)
+
+
 def test_fields_of_a_group_come_from_one_side():
     base = [Nic("n0", "ip0", "m0")]
     result = merge(Vm("v", base), Vm("v", [Nic("n0", "ip1", "m0")]), Vm("v", [Nic("n0", "ip0", "m2")]))

@@ -6,6 +6,7 @@ A file may be replaced by another of the same format: nothing here knows a case 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from nova.clock import VectorClock
+from nova.conflict import strategy_named
+from nova.conflict.detect import ConflictDetector, Version, complexity_of, prune
 from nova.conflict.merge import (
     MISSING,
     ObjectSchema,
@@ -32,6 +36,7 @@ from nova.conflict.merge import (
     winning_revision,
 )
 from nova.errors import StaleContextError, UsageError
+from nova.types import Order
 
 DATA = Path(os.environ.get("NOVA_TEST_DATA", "../shared/data")) / "merge"
 
@@ -190,6 +195,75 @@ def test_a_migration_is_one_group_and_has_one_target(case: dict[str, Any]) -> No
     assert told(found.conflicts) == [(c["path"], c["type"], c["kind"]) for c in expected["conflicts"]]
     assert found.committed == expected.get("committed", True)
     assert found.value in (given["base"], given["local"], given["remote"])
+
+
+def version(given: dict[str, Any], name: str) -> Version:
+    clock = VectorClock({actor: count for actor, count in given.get("clock", {name: 1}).items() if count})
+    wall, logical, origin = given.get("hlc", [given.get("wall_ms", 0), 0, name])
+    return Version(given["value"], clock, (wall << 16) + logical, origin)
+
+
+@pytest.mark.parametrize("case", scenarios("detect"))
+def test_causality_decides_what_a_conflict_is(case: dict[str, Any]) -> None:
+    given, expected = case["given"], case["expected"]
+    if "conflicts" in given:
+        scores = [
+            complexity_of(c["fields"], c["fields"] * (c["siblings"] - 2), c["depth"], 1, 0) for c in given["conflicts"]
+        ]
+        assert scores == sorted(set(scores))
+        assert all(0 <= score <= 1 for score in scores)
+        return
+    if "local" not in given or expected.get("type") == "causal_violation":
+        pytest.skip("a replica that reuses its event numbers is found by the store, which tracks what it has seen")
+    local, remote = version(given["local"], "local"), version(given["remote"], "remote")
+    found = ConflictDetector().detect("x", local, remote)
+    if "winner" in expected:
+        assert found is None
+        winner = local if local.clock.compare(remote.clock) is Order.AFTER else remote
+        assert winner.value == given[expected["winner"]]["value"]
+    elif expected["conflict"]:
+        assert found is not None
+        assert found.types[0] == expected["type"]
+    else:
+        assert found is None or not found.paths
+        assert local.clock.merge(remote.clock) == VectorClock(expected["merged_clock"])
+
+
+@pytest.mark.parametrize("case", scenarios("strategy"))
+def test_a_strategy_settles_and_lists_what_it_dropped(case: dict[str, Any]) -> None:
+    given, expected = case["given"], case["expected"]
+    name = given["strategy"]
+    if "siblings" in given:
+        siblings = [version(each, str(i)) for i, each in enumerate(given["siblings"])]
+        assert sorted(each.value for each in prune(siblings)) == expected["values"]
+        return
+    if name not in ("lww", "multi_value") or "local" not in given:
+        pytest.skip(f"strategy {name} as this case has it is not a merge; it has tests of its own once it is there")
+    sides = version(given["local"], "a"), version(given["remote"], "b")
+    for pair in (sides, sides[::-1]):
+        conflict = ConflictDetector().detect("x", *pair)
+        assert conflict is not None
+        found = strategy_named(name).resolve(conflict)
+        assert found.value == expected["value"]
+        if "lost" in expected:
+            assert [{"value": each.value, "by": each.origin} for each in found.discarded] == expected["lost"]
+
+
+@pytest.mark.parametrize("case", scenarios("property"))
+def test_the_example_of_a_property_shows_its_conflict(case: dict[str, Any]) -> None:
+    """The properties themselves are laws, which test_merge_laws.py and test_merge_patches.py hold for drawn values."""
+    example = case["given"].get("example")
+    if not example:
+        pytest.skip("this property is a law for drawn values: see tests/conflict/test_merge_laws.py")
+    base, *writers = example.values()
+    for order in itertools.permutations(writers):
+        value, contended = base, []
+        for writer in order:
+            found = merge(base, value, writer)
+            contended += [c.path for c in found.conflicts]
+            contended += [item.path for item in found.lost]
+            value = found.value
+        assert set(contended) == {"/x"}
 
 
 # ------------------------------------------------------------------------------------------------ trees

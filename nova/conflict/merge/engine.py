@@ -128,7 +128,7 @@ class _Merge(MapMerge):
             return base
         if depth > DEPTH_MAX:
             raise too_deep()
-        if type(local) is type(remote) is type(base) is dict and node.plain and local is not base is not remote:
+        if type(local) is type(remote) is type(base) is dict and node.plain:
             return self.maps(base, local, remote, node.children, path, depth)
         if node is NOTHING and is_record(local):
             node = of_type(type(local))

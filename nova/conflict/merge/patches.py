@@ -7,7 +7,7 @@ share what did not change with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
 import msgspec
@@ -152,15 +152,37 @@ def _patch_document(a: Document, edit: Edit) -> Document:
 
 
 def to_json_patch(changes: Patch) -> list[dict[str, Any]]:
-    """The patch as operations of RFC 6902. Records become maps; the receiver does not check what was there before."""
+    """The patch as operations of RFC 6902, whose receiver does not check what was there before.
+
+    Records and documents in it become maps, sets and tuples lists. Bytes, dates and NaN stay: JSON has none.
+    """
     out = []
     for edit in changes.edits:
         if edit.after is MISSING:
             out.append({"op": "remove", "path": edit.pointer})
         else:
             op = "add" if edit.before is MISSING else "replace"
-            out.append({"op": op, "path": edit.pointer, "value": edit.after})
+            out.append({"op": op, "path": edit.pointer, "value": _json(edit.after)})
     return out
+
+
+def _json(value: Any, depth: int = 0) -> Any:
+    """A value in the containers that JSON has."""
+    if isinstance(value, str) or type(value) in (int, float, bool, type(None)):
+        return value
+    if depth > DEPTH_MAX:
+        raise too_deep()
+    if type(value) is Document:
+        return value.value
+    if is_record(value):
+        value = fields_of(value)
+    if isinstance(value, Mapping):
+        return {key: _json(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, Set):
+        return [_json(item, depth + 1) for item in sorted(value, key=canonical)]
+    if isinstance(value, list | tuple):
+        return [_json(item, depth + 1) for item in value]
+    return value
 
 
 def apply_json_patch(document: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
