@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 __test__: dict[str, object]
@@ -24,6 +24,7 @@ def differences_below(
     lists: Callable[[Any, Any, Any, list[Any]], None],
     found: list[Any],
 ) -> None: ...
+def hunks(a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int, int, int]]: ...
 
 class MapMerge:
     @property

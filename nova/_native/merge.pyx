@@ -10,7 +10,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy, PyDict_GetItem, PyDict_Next, PyDict_Size
 from cpython.object cimport Py_EQ, PyObject, PyObject_RichCompareBool
 
-from libc.stdint cimport uint32_t, uint64_t
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef extern from "Python.h":
     PyObject *PyTuple_GET_ITEM(object, Py_ssize_t)      # borrowed
@@ -1045,3 +1046,64 @@ cdef bint same_value(object a, object b) except -1:
     if type(a) is Document or type(b) is Document:
         return type(a) is type(b) and a == b
     return compare(a, b, 0) != _DIFFERENT
+
+
+# --- sequences -------------------------------------------------------------------------------------------------------
+
+cdef extern from "text.h" nogil:
+    size_t nova_text_scratch_bytes(size_t na, size_t nb, size_t distinct)
+    void nova_text_diff(const uint32_t *a, size_t na, const uint32_t *b, size_t nb, size_t distinct, uint8_t *gone,
+                        uint8_t *come, void *scratch)
+
+cdef enum:
+    SEQUENCE_MAX = 1 << 28
+
+
+def hunks(a not None, b not None):
+    """(a start, a count, b start, b count) of what has to change in a list of numbers to make another, in ascending
+    order; no two touch. See csrc/text.h."""
+    cdef Py_ssize_t na = len(a), nb = len(b), i, j, i0, j0
+    cdef dict numbers = {}
+    cdef size_t distinct, size
+    cdef uint8_t *room
+    cdef uint32_t *left
+    cdef uint32_t *right
+    cdef uint8_t *gone
+    cdef uint8_t *come
+    cdef list found = []
+    if na > SEQUENCE_MAX or nb > SEQUENCE_MAX:
+        raise LimitError(f"sequences have {na} and {nb} elements; the limit is {SEQUENCE_MAX}")
+    # Numbers of our own: those of the caller may be far apart, and tables are as long as the greatest is great.
+    ours = [numbers.setdefault(item, len(numbers)) for item in a]
+    theirs = [numbers.setdefault(item, len(numbers)) for item in b]
+    distinct = len(numbers)
+    size = nova_text_scratch_bytes(na, nb, distinct)
+    room = <uint8_t *>PyMem_Malloc(size + 4 * (na + nb) + na + nb + 2)
+    if room == NULL:
+        raise MemoryError
+    try:
+        left = <uint32_t *>(room + size)
+        right = left + na
+        gone = <uint8_t *>(right + nb)
+        come = gone + na + 1
+        for i in range(na):
+            left[i] = ours[i]
+        for j in range(nb):
+            right[j] = theirs[j]
+        with nogil:
+            nova_text_diff(left, na, right, nb, distinct, gone, come, room)
+        i = j = 0
+        while i < na or j < nb:
+            if not gone[i] and not come[j]:
+                i += 1
+                j += 1
+                continue
+            i0, j0 = i, j
+            while gone[i]:
+                i += 1
+            while come[j]:
+                j += 1
+            found.append((i0, i - i0, j0, j - j0))
+    finally:
+        PyMem_Free(room)
+    return found

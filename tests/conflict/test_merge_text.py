@@ -7,12 +7,13 @@ import shutil
 import subprocess
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nova.conflict.merge import merge_text
 from nova.conflict.merge.sequences import hunks
 from nova.errors import LimitError, UsageError
+from tests.models import diff as diff_model
 
 numbers = st.lists(st.integers(0, 4), max_size=20)
 texts = st.lists(st.sampled_from("abc"), max_size=12).map(lambda found: "".join(line + "\n" for line in found))
@@ -26,6 +27,27 @@ def test_hunks_turn_one_sequence_into_the_other(a, b):
         made += a[at : hunk.a_start] + b[hunk.b_start : hunk.b_start + hunk.b_count]
         at = hunk.a_start + hunk.a_count
     assert made + a[at:] == b
+
+
+@given(numbers, numbers)
+@settings(max_examples=500)
+def test_compiled_hunks_are_those_of_the_model(a, b):
+    assert hunks(a, b) == diff_model.hunks(a, b)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_compiled_hunks_are_those_of_the_model_for_long_sequences(seed):
+    chance = random.Random(seed)
+    kinds = chance.choice([2, 10, 100, 10_000])
+    a = chance.choices(range(kinds), k=chance.choice([50, 400, 1500]))
+    if seed % 3:
+        b = list(a)
+        for _ in range(chance.randrange(200)):
+            i = chance.randrange(len(b))
+            b[i : i + chance.randrange(3)] = chance.choices(range(kinds), k=chance.randrange(3))
+    else:
+        b = chance.choices(range(kinds), k=len(a))  # past the limit of cost
+    assert hunks(a, b) == diff_model.hunks(a, b)
 
 
 @given(texts, texts)

@@ -108,6 +108,10 @@ def test_true_is_not_one():
     assert merge({"a": 1}, {"a": True}, {"a": 1}).value["a"] is True
 
 
+def test_true_is_not_false():
+    assert merge({"a": True}, {"a": False}, {"a": True}).value["a"] is False
+
+
 def test_nan_is_no_change_from_nan():
     nan = float("nan")
     assert merge({"a": nan}, {"a": float("nan")}, {"a": 2}).value == {"a": 2}
