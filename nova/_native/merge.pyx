@@ -279,10 +279,10 @@ cdef class MapMerge:
             raise too_deep()
         cdef dict special = NONE_SPECIAL
         if declared:
-            special = {key: node for key, node in declared.items() if node.adds or node.monotone}
+            special = {key: node for key, node in declared.items() if node.monotone}
         cdef object root = self.nodes(base.root, local.root, remote.root, declared, special, path, 0, depth)
         cdef Leaf before, mine, yours, found
-        for key, node in special.items():       # equal subtrees settle nothing here
+        for key, node in special.items():       # that one side kept it settles nothing here
             before, mine, yours = sought(base.root, key), sought(local.root, key), sought(remote.root, key)
             found = self.asked(key, before, mine, yours, node, path, depth)
             if found is not None:

@@ -36,6 +36,14 @@ def test_compiled_hunks_are_those_of_the_model(a, b):
 
 
 @pytest.mark.parametrize("seed", range(20))
+def test_frequent_elements_among_lone_ones_pair_as_in_the_model(seed):
+    chance = random.Random(seed)
+    a = [i if chance.random() < 0.7 else chance.randrange(3) for i in range(1000, 1200)]
+    b = [-i if chance.random() < 0.7 else chance.randrange(3) for i in range(1000, 1200)]
+    assert hunks(a, b) == diff_model.hunks(a, b)
+
+
+@pytest.mark.parametrize("seed", range(20))
 def test_compiled_hunks_are_those_of_the_model_for_long_sequences(seed):
     chance = random.Random(seed)
     kinds = chance.choice([2, 10, 100, 10_000])
