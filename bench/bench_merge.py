@@ -82,7 +82,7 @@ MERGES = {
 }
 
 
-@pytest.mark.benchmark(group="merge.three versions of a record")
+@pytest.mark.benchmark(group="conflict.merge: three versions of a record")
 @pytest.mark.parametrize("who", MERGES)
 @pytest.mark.parametrize("fields", [20, 500])
 def test_merge_records(benchmark, who, fields):
@@ -99,7 +99,7 @@ def test_merge_records(benchmark, who, fields):
 SCHEMA = {"/cpu": Max, "/power_state": Precedence("stopped", "paused", "running"), "/nics": Keyed("id")}
 
 
-@pytest.mark.benchmark(group="merge.by a schema, with conflicts")
+@pytest.mark.benchmark(group="conflict.merge: by a schema, with conflicts")
 @pytest.mark.parametrize("fields", [20, 500])
 def test_merge_by_a_schema(benchmark, fields):
     base, local, remote = versions(fields)
@@ -111,7 +111,7 @@ def test_merge_by_a_schema(benchmark, fields):
     assert result.value["power_state"] == "paused"
 
 
-@pytest.mark.benchmark(group="merge.documents that share parts")
+@pytest.mark.benchmark(group="conflict.merge: documents that share parts")
 @pytest.mark.parametrize(("fields", "edits"), [(500, 1), (50_000, 10)])
 def test_merge_documents(benchmark, fields, edits):
     benchmark.extra_info["operations"] = 100
@@ -125,7 +125,7 @@ def test_merge_documents(benchmark, fields, edits):
     assert len(result.changes) == 2 * edits
 
 
-@pytest.mark.benchmark(group="merge.JSON Patch of 500 fields")
+@pytest.mark.benchmark(group="conflict.merge: JSON Patch of 500 fields")
 @pytest.mark.parametrize("who", ["nova", "jsonpatch", "deepdiff"])
 @pytest.mark.parametrize("what", ["make", "apply"])
 def test_json_patch(benchmark, who, what):
@@ -154,7 +154,7 @@ def test_json_patch(benchmark, who, what):
     assert found == local
 
 
-@pytest.mark.benchmark(group="merge.texts of 2,000 lines, 20 edits a side")
+@pytest.mark.benchmark(group="conflict.merge: texts of 2,000 lines, 20 edits a side")
 @pytest.mark.parametrize("who", ["nova", "git merge-file, with its start"])
 def test_merge_texts(benchmark, who, tmp_path):
     chance = random.Random(7)
