@@ -1056,7 +1056,7 @@ cdef extern from "text.h" nogil:
                         uint8_t *come, void *scratch)
 
 cdef enum:
-    SEQUENCE_MAX = 1 << 28
+    SEQUENCE_MAX = 1 << 20
 
 
 def hunks(a not None, b not None):
@@ -1072,7 +1072,7 @@ def hunks(a not None, b not None):
     cdef uint8_t *come
     cdef list found = []
     if na > SEQUENCE_MAX or nb > SEQUENCE_MAX:
-        raise LimitError(f"sequences have {na} and {nb} elements; the limit is {SEQUENCE_MAX}")
+        raise LimitError(f"sequences have {na} and {nb} elements; the limit is {SEQUENCE_MAX}: take them in parts")
     # Numbers of our own: those of the caller may be far apart, and tables are as long as the greatest is great.
     ours = [numbers.setdefault(item, len(numbers)) for item in a]
     theirs = [numbers.setdefault(item, len(numbers)) for item in b]

@@ -127,6 +127,11 @@ def test_texts_without_a_common_line_are_merged_in_time():
     assert not merge_text("".join(base), "".join(local), "".join(remote)).clean
 
 
+def test_sequences_too_long_are_refused():
+    with pytest.raises(LimitError, match="take them in parts"):
+        hunks([1] * ((1 << 20) + 1), [])
+
+
 def test_unknown_words_and_texts_too_long_are_refused():
     with pytest.raises(UsageError, match="unit is 'word'"):
         merge_text("", "", "", unit="word")

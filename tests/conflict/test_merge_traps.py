@@ -198,6 +198,22 @@ def test_nothing_vanishes_in_a_folder_that_the_other_side_removed():
         assert result.value == base
 
 
+def test_thousands_of_moves_and_a_chain_over_both_sides_end():
+    base = {"from": {str(i): [i] for i in range(3000)}, "to": {}}
+    local = {"from": {}, "to": base["from"]}
+    remote = {"from": {**base["from"], "7": [8]}, "to": {}}
+    result = merge(base, local, remote, TREE)
+    assert len(result.value["to"]) == 3000
+    base = {f"n{i:03}": {"id": i} for i in range(300)}
+    sides = [dict(base), dict(base)]
+    for i in range(299):
+        name, into = f"n{i:03}", f"n{i + 1:03}"
+        side = sides[i % 2]
+        side[into] = {**side[into], name: side.pop(name)}
+    with pytest.raises(LimitError):
+        merge(base, *sides, TREE)
+
+
 def test_a_move_of_what_the_other_side_removed_is_a_conflict():
     base = {"a": {"x": [1]}, "b": {}}
     for sides in (({"a": {}, "b": {"x": [1]}}, {"a": {}, "b": {}}), ({"a": {}, "b": {}}, {"a": {}, "b": {"x": [1]}})):

@@ -52,7 +52,7 @@ from nova.conflict.merge.values import (
 from nova.conflict.strategies import show
 from nova.errors import UsageError
 
-POLICIES: Final = ("base", "local", "remote", "union", "operational_transform")
+POLICIES: Final = ("manual", "base", "local", "remote", "union", "operational_transform")
 
 Policy: TypeAlias = str | Mapping[str, str] | Callable[[MergeConflict], Any]
 
@@ -73,7 +73,7 @@ def merge(
     schema      a dataclass or Struct, {JSON pointer: declaration}, or None: the type of the value says
     policy      what becomes of conflicts: a word of POLICIES, {path pattern: word}, or a function of the conflict that
                 returns a value (MISSING removes) or the conflict itself to leave it open. One that raises leaves it
-                open. `union` and `operational_transform` are for sequences and texts; elsewhere they decide nothing
+                open, as `manual` does. `union` and `operational_transform` are for sequences and texts
     invariants  see `invariants`; if the outcome breaks one, the base stays and `committed` is False
     raises      UsageError for a bad schema, policy or map key; LimitError below DEPTH_MAX levels
     cost        O(size); lists and texts that are declared to merge cost what `sequences` says

@@ -2,7 +2,8 @@
 
     unique     {"kind": "unique", "path": "/nics/*/ip"}: no value twice; null does not count
     sum_le     {"kind": "sum_le", "path": "/vms/*", "limit": "/capacity"}: the numbers add up to at most the limit
-    ge, le     {"kind": "ge", "path": "/free", "limit": 0}: every number at the path is at least / at most the limit
+    ge, le     {"kind": "ge", "path": "/free", "limit": 0}: every number at the path is at least / at most the limit;
+               gt and lt are the same without equality
     reference  {"kind": "reference", "from": "/s/*/parent", "to": "/s/*/id", "nullable": true}: names what is there
 
 In a path, * is every member of a map or item of a list; a limit is a number or the pointer of one. A number that is
@@ -11,7 +12,8 @@ missing adds nothing and breaks nothing. A `detect.Invariant` is taken too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from nova.conflict.detect import Invariant, canonical, escape
@@ -22,7 +24,13 @@ from nova.conflict.merge.values import fields_of, is_record
 from nova.conflict.strategies import show
 from nova.errors import UsageError
 
-KINDS: Final = ("unique", "sum_le", "ge", "le", "reference")
+HOLDS: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "ge": operator.ge,
+    "le": operator.le,
+    "gt": operator.gt,
+    "lt": operator.lt,
+}
+KINDS: Final = ("unique", "sum_le", "reference", *HOLDS)
 
 
 class Violation(NamedTuple):
@@ -55,7 +63,7 @@ def check(
             if violation.identity in known or violation.path in reported:
                 continue
             reported.add(violation.path)
-            bound = kind in ("ge", "le") and _counts(schema, violation.path)
+            bound = kind in HOLDS and _counts(schema, violation.path)
             conflicts.append(
                 MergeConflict(
                     violation.path,
@@ -74,7 +82,7 @@ def _name(invariant: Any) -> tuple[str, str]:
         raise UsageError(f"invariant is {show(invariant)}; it is an Invariant or a map of kind {', '.join(KINDS)}")
     for member in ("from", "to") if invariant["kind"] == "reference" else ("path",):
         tokens_of(invariant.get(member))
-    if invariant["kind"] in ("sum_le", "ge", "le") and "limit" not in invariant:
+    if invariant["kind"] in ("sum_le", *HOLDS) and "limit" not in invariant:
         raise UsageError(f"invariant {show(invariant)} has no `limit`; give a number or the pointer of one")
     return str(invariant.get("name", invariant["kind"])), invariant["kind"]
 
@@ -117,8 +125,8 @@ def _violations(invariant: Any, value: Any, schema: Node) -> Iterator[Violation]
             yield Violation(above, "", f"the sum is {show(total)}, over the limit of {show(limit)}")
         return
     for path, item in numbers:
-        if item < limit if kind == "ge" else item > limit:
-            yield Violation(path, path, f"{show(item)} is {'under' if kind == 'ge' else 'over'} {show(limit)}")
+        if not HOLDS[kind](item, limit):
+            yield Violation(path, path, f"{show(item)} is not {kind} {show(limit)}")
 
 
 def _dangling(invariant: Mapping[str, Any], value: Any, schema: Node) -> Iterator[Violation]:

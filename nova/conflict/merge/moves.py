@@ -11,7 +11,7 @@ the other side removed (it would vanish with it), and a move of what the other s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nova.conflict.detect import MISSING, canonical
@@ -59,16 +59,18 @@ def found_moves(base: Mapping[str, Any], side: Mapping[str, Any]) -> dict[Path, 
     come: dict[Path, Any] = {}
     _collect(base, side, (), gone, come)
     moves: dict[Path, Path] = {}
+    targets: set[Path] = set()
     places = [(_by_value(gone, with_key), _by_value(come, with_key)) for with_key in (True, False)]
     for path in sorted(gone, key=lambda path: (len(path), path)):  # a whole before its parts
         if _covered(path, moves):
             continue
         for with_key, (old, new) in zip((True, False), places, strict=True):
             identity = _identity(path, gone[path], with_key)
-            targets = new.get(identity, [])
-            if len(old[identity]) == len(targets) == 1 and (with_key or _container(gone[path])):
-                if not _covered(targets[0], moves.values()):
-                    moves[path] = targets[0]
+            fitting = new.get(identity, [])
+            if len(old[identity]) == len(fitting) == 1 and (with_key or _container(gone[path])):
+                if not _covered(fitting[0], targets):
+                    moves[path] = fitting[0]
+                    targets.add(fitting[0])
                 break
     return moves
 
@@ -77,8 +79,9 @@ def _container(value: Any) -> bool:
     return isinstance(value, Mapping | list) and len(value) > 0
 
 
-def _covered(path: Path, others: Iterable[Path]) -> bool:
-    return any(path[: len(other)] == other for other in others)
+def _covered(path: Path, others: Container[Path]) -> bool:
+    """Whether a path, or one above it, is among others."""
+    return any(path[:n] in others for n in range(1, len(path) + 1))
 
 
 def _identity(path: Path, value: Any, with_key: bool) -> tuple[str, bytes]:
@@ -150,6 +153,8 @@ def _place(path: Path, moves: Mapping[Path, Path]) -> Path:
     while (carrier := _carrier(path, moves)) is not None:
         rest = (moves[carrier][-1], *path[len(carrier) :], *rest)
         path = moves[carrier][:-1]
+        if len(rest) > DEPTH_MAX:
+            raise too_deep()
     return (*path, *rest)
 
 
@@ -194,21 +199,29 @@ class _Moves:
 
     def _circles(self) -> bool:
         moves = self.agreed()
+        open_ended: set[Path] = set()
+        found = False
         for start in sorted(moves):
-            circle, here = [start], _carrier(moves[start][:-1], moves)
-            while here is not None and here not in circle:
-                circle.append(here)
+            way: dict[Path, None] = {}
+            here: Path | None = start
+            while here is not None and here in moves and here not in open_ended and here not in way:
+                way[here] = None
                 here = _carrier(moves[here][:-1], moves)
-            if here == start:
-                names = " and ".join(pointer_of(path) for path in sorted(circle))
-                note = f"the moves of {names} would close a circle"
-                self._tell(min(circle), "cycle", MISSING, MISSING, note, SEMANTIC)
+            if here is not None and here in way:
+                names = list(way)
+                circle = sorted(names[names.index(here) :])
+                note = f"the moves of {' and '.join(map(pointer_of, circle))} would close a circle"
+                self._tell(circle[0], "cycle", MISSING, MISSING, note, SEMANTIC)
                 self._drop(*circle)
-                return True
-        return False
+                for path in circle:
+                    del moves[path]
+                found = True
+            open_ended |= way.keys()
+        return found
 
     def _holes(self) -> bool:
         """Moves of, or into, what the other side removed: it is kept, and the thing stays where it was."""
+        found = False
         for mine, other in ((0, 1), (1, 0)):
             tree = self.trees[other]
             for path, to in sorted(self.moves[mine].items()):
@@ -217,16 +230,17 @@ class _Moves:
                 hole = self._first_hole(tree, path) or self._first_hole(tree, to[:-1])
                 if hole is None:
                     continue
+                found = True
                 values = [MISSING, MISSING]
                 values[mine] = self.trees[mine].at(hole)
                 values[other] = tree.at(hole)
                 kind = "delete/move" if hole == path else "delete/update" if values[other] is MISSING else "type_change"
-                self._tell(hole, kind, values[0], values[1], f"{pointer_of(path)} was moved to {pointer_of(to)}")
+                note = f"{pointer_of(path)} was moved to {pointer_of(to)}"
+                self._tell(hole, kind, values[0], values[1], note)
                 self._drop(path)
                 if values[other] is MISSING:
                     tree.put(hole, self.base.at(hole))
-                return True
-        return False
+        return found
 
     def _first_hole(self, tree: _Tree, path: Path) -> Path | None:
         for n in range(1, len(path) + 1):
@@ -242,21 +256,21 @@ class _Moves:
         targets: dict[Path, list[Path]] = {}
         for path, to in moves.items():
             targets.setdefault(to, []).append(path)
+        found = False
         for to, paths in sorted(targets.items()):
-            parent_stays = all(
-                tree.at(to[:-1]) is MISSING or isinstance(tree.at(to[:-1]), Mapping) for tree in self.all
-            )
+            parents = [tree.at(to[:-1]) for tree in self.all]
+            stays = all(parent is MISSING or isinstance(parent, Mapping) for parent in parents)
             taken = to not in moves and any(tree.at(to) is not MISSING for tree in self.all)
-            if len(paths) > 1 or taken or not parent_stays:
-                sides = [[p for p in paths if p in moves_of] for moves_of in self.moves]
+            if len(paths) > 1 or taken or not stays:
+                found = True
+                sides = [[path for path in paths if path in each] for each in self.moves]
                 values = [
-                    self.base.at(side[0]) if side else tree.at(to) for side, tree in zip(sides, self.trees, strict=True)
+                    self.base.at(own[0]) if own else tree.at(to) for own, tree in zip(sides, self.trees, strict=True)
                 ]
-                note = f"{' and '.join(pointer_of(path) for path in sorted(paths))} moved there"
+                note = f"{' and '.join(map(pointer_of, sorted(paths)))} moved there"
                 self._tell(to, "add/add", values[0], values[1], note)
                 self._drop(*paths)
-                return True
-        return False
+        return found
 
     @property
     def all(self) -> tuple[_Tree, ...]:

@@ -12,6 +12,7 @@ unless associative, which makes them sets, or maps if they have keys.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -283,8 +284,9 @@ class ObjectSchema:
                     found.add(below)
         elif word == "list" and isinstance(value, list | tuple):
             names = [self.element(here, item) for item in value]
+            times = Counter(names)
             for name, item in zip(names, value, strict=True):
-                if names.count(name) == 1:
+                if times[name] == 1:
                     self._fields(item, here["elementType"], (*path, name), found)
                 found.add((*path, name))
 

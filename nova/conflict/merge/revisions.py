@@ -39,7 +39,7 @@ class _Node:
     def __init__(self, id_: str, options: dict[str, Any]) -> None:
         self.id = id_
         self.options = options
-        self.children: list[_Node] = []
+        self.children: dict[str, _Node] = {}
 
 
 _Root = tuple[int, _Node]
@@ -49,7 +49,7 @@ def merge_revisions(tree: Sequence[Any], path: Mapping[str, Any], depth: int = 1
     """A tree with a path merged into it, and every branch cut to its last `depth` revisions.
 
     raises  UsageError for a tree or path of another form; LimitError above REVISIONS_MAX revisions
-    cost    O(revisions), times the leaves where branches have to be cut
+    cost    O(revisions), and O(depth) for each leaf where branches have to be cut
     """
     if type(depth) is not int or depth < 1:
         raise UsageError(f"depth is {show(depth)}; keep at least 1 revision of a branch")
@@ -128,17 +128,13 @@ def _graft(into: _Node, other: _Node) -> str:
         if "status" in here.options or "status" in there.options:
             states = here.options.get("status"), there.options.get("status")
             here.options["status"] = "available" if "available" in states else "missing"
-        for child in there.children:
-            known = next((each for each in here.children if each.id == child.id), None)
+        for id_, child in there.children.items():
+            known = here.children.get(id_)
             if known is not None:
                 pairs.append((known, child))
-            elif not here.children:
-                kind = NEW_LEAF
-                here.children.append(child)
             else:
-                kind = NEW_BRANCH
-                here.children.append(child)
-                here.children.sort(key=lambda each: each.id)
+                kind = NEW_BRANCH if here.children else NEW_LEAF
+                here.children[id_] = child
     return kind
 
 
@@ -150,41 +146,37 @@ def _descendant(node: _Node, levels: int, id_: str) -> _Node | None:
             if here.id == id_:
                 return here
         else:
-            stack += [(child, left - 1) for child in here.children]
+            stack += [(child, left - 1) for child in here.children.values()]
     return None
 
 
 def _stemmed(roots: list[_Root], depth: int) -> tuple[list[_Root], tuple[str, ...]]:
-    out: list[_Root] = []
-    cut: dict[str, None] = {}
-    for pos, history in _branches(roots):
-        first = max(0, len(history) - depth)
-        for n in range(first):
-            cut[f"{pos + n}-{history[n].id}"] = None
-        top = bottom = _Node(history[first].id, dict(history[first].options))
-        for each in history[first + 1 :]:
-            below = _Node(each.id, dict(each.options))
-            bottom.children.append(below)
-            bottom = below
-        out, _ = _joined(out, (pos + first, top), expand=False)
-    stack = list(out)
+    """The trees that the last `depth` revisions of every branch make, and the revisions that are in none of them."""
+    above: dict[_Node, _Node | None] = {}
+    order: list[_Root] = []
+    stack: list[tuple[int, _Node, _Node | None]] = [(pos, node, None) for pos, node in reversed(roots)]
     while stack:
-        pos, node = stack.pop()
-        cut.pop(f"{pos}-{node.id}", None)
-        stack += [(pos + 1, child) for child in node.children]
-    return out, tuple(cut)
-
-
-def _branches(roots: list[_Root]) -> list[tuple[int, list[_Node]]]:
-    """Every way from a root to a leaf, first to last."""
-    found = []
-    stack: list[tuple[int, _Node, list[_Node]]] = [(pos, node, [node]) for pos, node in roots]
-    while stack:
-        pos, node, history = stack.pop()
-        if not node.children:
-            found.append((pos, history))
-        stack += [(pos, child, [*history, child]) for child in node.children]
-    return found[::-1]
+        pos, node, parent = stack.pop()
+        above[node] = parent
+        order.append((pos, node))
+        stack += [(pos + 1, child, node) for child in reversed(node.children.values())]
+    tops: dict[tuple[int, str], _Node] = {}
+    kept: set[tuple[int, str]] = set()
+    for pos, node in order:
+        if node.children:
+            continue
+        branch = [node]
+        while len(branch) < depth and (parent := above[branch[-1]]) is not None:
+            branch.append(parent)
+        pos -= len(branch) - 1
+        here = tops.setdefault((pos, branch[-1].id), _Node(branch[-1].id, branch[-1].options))
+        kept.add((pos, here.id))
+        for each in reversed(branch[:-1]):
+            pos += 1
+            kept.add((pos, each.id))
+            here = here.children.setdefault(each.id, _Node(each.id, each.options))
+    cut = {f"{pos}-{node.id}": None for pos, node in order if (pos, node.id) not in kept}
+    return sorted([(pos, node) for (pos, _), node in tops.items()], key=lambda root: root[0]), tuple(cut)
 
 
 def _leaves(roots: list[_Root]) -> Iterator[_Root]:
@@ -193,7 +185,7 @@ def _leaves(roots: list[_Root]) -> Iterator[_Root]:
         pos, node = stack.pop()
         if not node.children:
             yield pos, node
-        stack += [(pos + 1, child) for child in node.children]
+        stack += [(pos + 1, child) for child in node.children.values()]
 
 
 # ------------------------------------------------------------------------------------------------ form
@@ -208,13 +200,12 @@ def _read(tree: Sequence[Any]) -> list[_Root]:
             stack = [(top, root["ids"])]
             while stack:
                 parent, (id_, options, children) = stack.pop()
-                node = _Node(id_, dict(options))
-                parent.children.append(node)
+                node = parent.children.setdefault(id_, _Node(id_, dict(options)))
                 stack += [(node, child) for child in reversed(children)]
                 count += 1
                 if count > REVISIONS_MAX:
                     raise LimitError(f"tree has more than {REVISIONS_MAX} revisions; cut its branches shorter")
-            roots.append((root["pos"] + 0, top.children[0]))
+            roots.append((root["pos"] + 0, next(iter(top.children.values()))))
     except (TypeError, KeyError, ValueError) as error:
         if isinstance(error, LimitError):
             raise
@@ -228,7 +219,7 @@ def _written(node: _Node) -> list[Any]:
     stack = [(node, out)]
     while stack:
         here, said = stack.pop()
-        for child in here.children:
+        for _, child in sorted(here.children.items()):
             below: list[Any] = [child.id, child.options, []]
             said[2].append(below)
             stack.append((child, below))
