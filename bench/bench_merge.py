@@ -20,6 +20,7 @@ from nova.conflict.merge import (
     Max,
     Precedence,
     apply_json_patch,
+    compile_schema,
     diff,
     merge,
     merge_text,
@@ -96,7 +97,7 @@ def test_merge_records(benchmark, who, fields):
     assert found == [8, "stopped", "local", "remote"]
 
 
-SCHEMA = {"/cpu": Max, "/power_state": Precedence("stopped", "paused", "running"), "/nics": Keyed("id")}
+SCHEMA = compile_schema({"/cpu": Max, "/power_state": Precedence("stopped", "paused", "running"), "/nics": Keyed("id")})
 
 
 @pytest.mark.benchmark(group="conflict.merge: by a schema, with conflicts")

@@ -24,6 +24,7 @@ from nova.conflict.merge import (
     Sequence,
     SetOf,
     Text,
+    compile_schema,
     merge,
     same,
 )
@@ -464,3 +465,16 @@ def test_arguments_are_never_changed_and_parts_are_shared():
     result = merge(base, local, remote)
     assert result.value["a"] is base["a"]
     assert same(base, {"a": {"b": [1]}, "c": {"d": 1}})
+
+
+def test_a_compiled_schema_does_what_its_declarations_do():
+    base, local, remote = {"power": "running"}, {"power": "stopped"}, {"power": "paused"}
+    assert merge(base, local, remote, compile_schema(POWER)).value == merge(base, local, remote, POWER).value
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same_item"), [(1, 1.0, True), (1, True, False), (0.0, -0.0, True), ("1", 1, False)]
+)
+def test_items_are_one_exactly_when_their_keys_are_equal(one, two, same_item):
+    result = merge({"l": []}, {"l": [{"id": one, "v": 1}]}, {"l": [{"id": two, "v": 1}]}, {"/l": Keyed("id")})
+    assert len(result.value["l"]) == (1 if same_item else 2)

@@ -44,6 +44,7 @@ from nova.conflict.merge.schema import (
     SetOf,
     Sum,
     Text,
+    compile_schema,
 )
 from nova.conflict.merge.text import TextConflict, TextMerge, merge_text
 from nova.conflict.merge.trees import TreeConflict, TreeMerge, merge_trees
@@ -81,6 +82,7 @@ __all__ = [
     "TreeMerge",
     "apply_json_patch",
     "apply_merge_patch",
+    "compile_schema",
     "conflicting_revisions",
     "diff",
     "equal",

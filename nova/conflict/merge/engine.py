@@ -13,7 +13,7 @@ above one is skipped because it is equal.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from typing import Any, Final, TypeAlias
 
 from nova._native.merge import Document, MapMerge
@@ -380,46 +380,51 @@ class _Merge(MapMerge):
             return None
         before, mine, yours = (side or {} for side in sides)
         items = node.every or NOTHING
-        out: dict[bytes, Any] = {}
+        out: dict[Hashable, Any] = {}
         for key in _all_keys(before, mine, yours):
-            values = before.get(key, MISSING), mine.get(key, MISSING), yours.get(key, MISSING)
-            shown = next(value for value in values if value is not MISSING)
-            merged = self.value(*values, items, (path, item_name(shown, rule.keys)), depth + 1)
+            base, local, remote = before.get(key, MISSING), mine.get(key, MISSING), yours.get(key, MISSING)
+            if equal(base, local) == IDENTICAL and equal(base, remote) == IDENTICAL:
+                out[key] = base
+                continue
+            shown = next(value for value in (local, remote, base) if value is not MISSING)
+            merged = self.value(base, local, remote, items, (path, item_name(shown, rule.keys)), depth + 1)
             if merged is not MISSING:
                 out[key] = merged
-        ranks = {key: _rank_of(item, rule.keys, key) for key, item in out.items()}
-        names = {key: item_name(item, rule.keys) for key, item in out.items()}
-        order = self._order(list(before), list(mine), list(yours), ranks, names, path)
-        return ([out[key] for key in order],)
+        orders = [list(side) for side in (before, mine, yours)]
+        if orders[0] == orders[1] == orders[2]:
+            return (list(out.values()),)
+        return ([out[key] for key in self._order(orders[0], orders[1], orders[2], out, rule.keys, path)],)
 
     def _order(
         self,
-        before: list[bytes],
-        mine: list[bytes],
-        yours: list[bytes],
-        ranks: Mapping[bytes, Any],
-        names: Mapping[bytes, str],
+        before: list[Hashable],
+        mine: list[Hashable],
+        yours: list[Hashable],
+        out: Mapping[Hashable, Any],
+        keys: Sequence[str],
         path: Path,
-    ) -> list[bytes]:
+    ) -> list[Hashable]:
         """The order of a keyed list: that of the side which changed it; additions stay behind what they followed."""
-        skeleton = [key for key in before if key in ranks]
+        skeleton = [key for key in before if key in out]
         ways = [_in_order(side, before) for side in (mine, yours)]
         moved = [way != _in_order(before, side) for way, side in zip(ways, (mine, yours), strict=True)]
         if all(moved):
             ways = [_in_order(ways[0], ways[1]), _in_order(ways[1], ways[0])]
             if ways[0] != ways[1]:
+                names = {key: item_name(item, keys) for key, item in out.items()}
                 skeleton = self._two_orders([skeleton, *ways], names, path)
             else:
-                skeleton = [key for key in ways[0] if key in ranks]
+                skeleton = [key for key in ways[0] if key in out]
         elif any(moved):
-            skeleton = [key for key in ways[0 if moved[0] else 1] if key in ranks]
-        added = set(ranks) - set(before)
-        sources = [[key for key in side if key in ranks] for side in (mine, yours)]
+            skeleton = [key for key in ways[0 if moved[0] else 1] if key in out]
+        ranks = {key: _rank_of(item, keys) for key, item in out.items()}
+        added = set(out) - set(before)
+        sources = [[key for key in side if key in out] for side in (mine, yours)]
         for batch in (added & set(mine) & set(yours), added):
             skeleton = _placed(skeleton, sources, batch, ranks)
-        return _placed(skeleton, [[key for key in before if key in ranks]], set(ranks), ranks)
+        return _placed(skeleton, [[key for key in before if key in out]], set(out), ranks)
 
-    def _two_orders(self, orders: list[list[bytes]], names: Mapping[bytes, str], path: Path) -> list[bytes]:
+    def _two_orders(self, orders: list[list[Hashable]], names: Mapping[Hashable, str], path: Path) -> list[Hashable]:
         said = [[names[key] for key in order if key in names] for order in orders]
         note = "both sides changed the order"
         decided = self.conflict(path, CONCURRENT_UPDATE, "move/move", said[0], said[1], said[2], note)
@@ -565,37 +570,52 @@ def _rank(order: Sequence[Any], value: Any) -> int:
     return -1
 
 
-def _by_key(keys: Sequence[str], side: Sequence[Any]) -> dict[bytes, Any] | None:
+def _by_key(keys: Sequence[str], side: Sequence[Any]) -> dict[Hashable, Any] | None:
     """Items by identity; None if one has none, or two have the same."""
-    found: dict[bytes, Any] = {}
+    found: dict[Hashable, Any] = {}
     for item in side:
-        fields = fields_of(item) if is_record(item) else item
-        if not isinstance(fields, Mapping) or not all(key in fields for key in keys):
+        fields = item if type(item) is dict else fields_of(item) if is_record(item) else item
+        if not isinstance(fields, Mapping):
             return None
-        identity = canonical([fields[key] for key in keys])
+        parts = []
+        for key in keys:
+            if key not in fields:
+                return None
+            parts.append(_identity(fields[key]))
+        identity = parts[0] if len(parts) == 1 else tuple(parts)
         if identity in found:
             return None
         found[identity] = item
     return found
 
 
-def _in_order(side: Iterable[bytes], others: Iterable[bytes]) -> list[bytes]:
+def _identity(value: Any) -> Hashable:
+    """Equal for equal values only: an int for a whole number, canonical bytes for what Python takes for one."""
+    kind = type(value)
+    if kind is str or kind is int:
+        return value  # type: ignore[no-any-return]
+    if kind is float and value.is_integer():
+        return int(value)
+    return canonical(value)
+
+
+def _in_order(side: Iterable[Hashable], others: Iterable[Hashable]) -> list[Hashable]:
     known = set(others)
     return [key for key in side if key in known]
 
 
 def _placed(
-    skeleton: list[bytes], sources: Sequence[Sequence[bytes]], batch: Set[bytes], ranks: Mapping[bytes, Any]
-) -> list[bytes]:
+    skeleton: list[Hashable], sources: Sequence[Sequence[Hashable]], batch: Set[Hashable], ranks: Mapping[Hashable, Any]
+) -> list[Hashable]:
     """The skeleton with the keys of a batch put in, each behind what it follows in its source.
 
     Runs that follow the same key stand in the order of their first keys, so that swapped sources give the same list.
     """
     placed = set(skeleton)
-    runs: dict[bytes | None, list[list[bytes]]] = {}
+    runs: dict[Hashable | None, list[list[Hashable]]] = {}
     for source in sources:
-        anchor: bytes | None = None
-        run: list[bytes] | None = None
+        anchor: Hashable | None = None
+        run: list[Hashable] | None = None
         for key in source:
             if key in placed:
                 anchor, run = key, None
@@ -604,7 +624,7 @@ def _placed(
                     run = []
                     runs.setdefault(anchor, []).append(run)
                 run.append(key)
-    out: list[bytes] = []
+    out: list[Hashable] = []
     for here in (None, *skeleton):
         if here is not None:
             out.append(here)
@@ -616,12 +636,13 @@ def _placed(
     return out
 
 
-def _rank_of(item: Any, keys: Sequence[str], identity: bytes) -> Any:
+def _rank_of(item: Any, keys: Sequence[str]) -> Any:
     fields = fields_of(item) if is_record(item) else item
-    return [_sort_key(identity, fields[key]) for key in keys]
+    return [_sort_key(canonical(fields[key]), fields[key]) for key in keys]
 
 
 def _sort_key(key: bytes, value: Any) -> tuple[int, Any, bytes]:
+    """Numbers by size, then texts by code point, then the rest by canonical bytes."""
     if isinstance(value, str):
         return 1, value, key
     if type(value) in (int, float) and value == value:
