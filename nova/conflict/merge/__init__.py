@@ -7,11 +7,13 @@ moves       what moved in a tree of maps
 invariants  truths about the whole
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
 from nova._native.merge import Document
 from nova.conflict.detect import MISSING
 from nova.conflict.merge.engine import merge
 from nova.conflict.merge.model import Change, Lost, MergeConflict, MergeResult
-from nova.conflict.merge.ownership import ObjectSchema, Owned, Owner
 from nova.conflict.merge.patches import (
     Edit,
     Patch,
@@ -21,14 +23,6 @@ from nova.conflict.merge.patches import (
     patch,
     to_json_patch,
     to_merge_patch,
-)
-from nova.conflict.merge.revisions import (
-    Revisions,
-    conflicting_revisions,
-    merge_revisions,
-    path_of,
-    revision_leaves,
-    winning_revision,
 )
 from nova.conflict.merge.schema import (
     Atomic,
@@ -47,8 +41,44 @@ from nova.conflict.merge.schema import (
     compile_schema,
 )
 from nova.conflict.merge.text import TextConflict, TextMerge, merge_text
-from nova.conflict.merge.trees import TreeConflict, TreeMerge, merge_trees
 from nova.conflict.merge.values import equal, same
+
+if TYPE_CHECKING:
+    from nova.conflict.merge.ownership import ObjectSchema, Owned, Owner
+    from nova.conflict.merge.revisions import (
+        Revisions,
+        conflicting_revisions,
+        merge_revisions,
+        path_of,
+        revision_leaves,
+        winning_revision,
+    )
+    from nova.conflict.merge.trees import TreeConflict, TreeMerge, merge_trees
+
+_LATER: Final = {
+    "ObjectSchema": "ownership",
+    "Owned": "ownership",
+    "Owner": "ownership",
+    "Revisions": "revisions",
+    "TreeConflict": "trees",
+    "TreeMerge": "trees",
+    "conflicting_revisions": "revisions",
+    "merge_revisions": "revisions",
+    "merge_trees": "trees",
+    "path_of": "revisions",
+    "revision_leaves": "revisions",
+    "winning_revision": "revisions",
+}
+"""What is loaded when it is first asked for: most processes merge values only."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__} has no {name}")
+    found = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    globals()[name] = found
+    return found
+
 
 __all__ = [
     "MISSING",
