@@ -35,6 +35,7 @@ KERNELS = {
     "log": ["csrc/log.c"],
     "frame": ["csrc/frame.c"],
     "meter": ["csrc/meter.c"],
+    "merge": ["csrc/digest.c", "csrc/text.c"],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")

@@ -1,8 +1,37 @@
-"""Conflicts: found by causality, settled by strategies, explained and recorded."""
+"""Conflicts: found by causality, merged and settled by rules, explained and recorded.
 
-from nova.conflict import audit, detect, strategies, vm
+`merge` is the module; its function is `nova.conflict.merge.merge`.
+"""
+
+from nova.conflict import audit, detect, merge, strategies, vm
 from nova.conflict.audit import AuditChain, AuditEvent
 from nova.conflict.detect import MISSING, Conflict, ConflictDetector, ConflictType, Invariant, Severity, Version
+from nova.conflict.merge import (
+    Atomic,
+    Counter,
+    Custom,
+    Document,
+    Group,
+    Keyed,
+    Max,
+    MergeConflict,
+    MergeResult,
+    Min,
+    Moves,
+    Patch,
+    Precedence,
+    Sequence,
+    SetOf,
+    Sum,
+    Text,
+    apply_json_patch,
+    apply_merge_patch,
+    diff,
+    merge_text,
+    patch,
+    to_json_patch,
+    to_merge_patch,
+)
 from nova.conflict.strategies import (
     LastWriteWins,
     MultiValue,
@@ -16,24 +45,49 @@ from nova.conflict.vm import VMState
 
 __all__ = [
     "MISSING",
+    "Atomic",
     "AuditChain",
     "AuditEvent",
     "Conflict",
     "ConflictDetector",
     "ConflictType",
+    "Counter",
+    "Custom",
+    "Document",
+    "Group",
     "Invariant",
+    "Keyed",
     "LastWriteWins",
+    "Max",
+    "MergeConflict",
+    "MergeResult",
+    "Min",
+    "Moves",
     "MultiValue",
+    "Patch",
+    "Precedence",
     "Resolution",
     "ResolveContext",
     "SemanticMerge",
+    "Sequence",
+    "SetOf",
     "Severity",
     "Strategy",
+    "Sum",
+    "Text",
     "VMState",
     "Version",
+    "apply_json_patch",
+    "apply_merge_patch",
     "audit",
     "detect",
+    "diff",
+    "merge",
+    "merge_text",
+    "patch",
     "strategies",
     "strategy_named",
+    "to_json_patch",
+    "to_merge_patch",
     "vm",
 ]

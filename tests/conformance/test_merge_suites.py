@@ -1,0 +1,378 @@
+"""Public suites and the project's own scenarios, for the merge engine. NOVA_TEST_DATA names their folder.
+
+A file may be replaced by another of the same format: nothing here knows a case by its name.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nova.clock import VectorClock
+from nova.conflict import strategy_named
+from nova.conflict.detect import ConflictDetector, Version, complexity_of, prune
+from nova.conflict.merge import (
+    MISSING,
+    ObjectSchema,
+    Owned,
+    apply_json_patch,
+    apply_merge_patch,
+    conflicting_revisions,
+    diff,
+    merge,
+    merge_revisions,
+    merge_text,
+    merge_trees,
+    path_of,
+    revision_leaves,
+    same,
+    to_json_patch,
+    winning_revision,
+)
+from nova.errors import StaleContextError, UsageError
+from nova.types import Order
+
+DATA = Path(os.environ.get("NOVA_TEST_DATA", "../shared/data")) / "merge"
+
+
+def suite(name: str) -> list[Any]:
+    """The cases of a file as parameters; one that skips, with the reason, where the file is not."""
+    path = DATA / f"{name}.json"
+    if not path.exists():
+        reason = f"{path} is not here; NOVA_TEST_DATA names the folder of the public data"
+        return [pytest.param(None, id="absent", marks=pytest.mark.skip(reason=reason))]
+    cases = json.loads(path.read_text())["cases"]
+    names = [str(case.get("id") or case.get("comment") or case.get("name") or "case") for case in cases]
+    return [
+        pytest.param(case, id=f"{name}-{i}-{named}") for i, (case, named) in enumerate(zip(cases, names, strict=True))
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ patches
+
+
+@pytest.mark.parametrize("case", suite("json_patch_rfc6902_spec") + suite("json_patch_rfc6902_tests"))
+def test_json_patch_does_what_rfc_6902_says(case: dict[str, Any]) -> None:
+    if case.get("disabled"):
+        pytest.skip("the suite has this record disabled: JSON parsers do not agree about it")
+    before = copy.deepcopy(case["doc"])
+    if "error" in case:
+        with pytest.raises(UsageError):
+            apply_json_patch(case["doc"], case["patch"])
+    else:
+        found = apply_json_patch(case["doc"], case["patch"])
+        assert same(found, case.get("expected", found))
+        made = to_json_patch(diff(case["doc"], found))
+        assert same(apply_json_patch(case["doc"], json.loads(json.dumps(made))), found)
+    assert same(case["doc"], before)
+
+
+@pytest.mark.parametrize("case", suite("json_merge_patch_rfc7396"))
+def test_merge_patch_does_what_rfc_7396_says(case: dict[str, Any]) -> None:
+    assert same(apply_merge_patch(case["original"], case["patch"]), case["result"])
+
+
+# ------------------------------------------------------------------------------------------------ texts
+
+
+def joined(lines: list[str]) -> str:
+    return "".join(line + "\n" for line in lines)
+
+
+@pytest.mark.parametrize("case", suite("text_merge_vectors"))
+def test_texts_merge_as_git_merges_them(case: dict[str, Any]) -> None:
+    texts = [joined(case[side]) for side in ("base", "local", "remote")]
+    found = merge_text(*texts)
+    assert found.clean == (case["git_conflicts"] == 0)
+    if found.clean:
+        assert found.text == joined(case["git_merged"])
+    for favor, word in (("local", "git_ours"), ("remote", "git_theirs"), ("union", "git_union")):
+        forced = merge_text(*texts, favor=favor)
+        assert forced.text == joined(case[word])
+        assert len(forced.conflicts) == case["git_conflicts"]
+
+
+# ------------------------------------------------------------------------------------------------ scenarios
+
+
+def scenarios(*kinds: str) -> list[Any]:
+    return [each for each in suite("scenarios") if not each.values[0] or each.values[0]["kind"] in kinds]
+
+
+def as_sets(value: Any) -> Any:
+    """A value in which the order of lists counts for nothing."""
+    if isinstance(value, dict):
+        return {key: as_sets(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return sorted((as_sets(item) for item in value), key=repr)
+    return value
+
+
+def told(conflicts: Any) -> list[tuple[str, str, str]]:
+    return sorted((conflict.path, conflict.type, conflict.kind) for conflict in conflicts)
+
+
+@pytest.mark.parametrize("case", scenarios("three_way"))
+def test_a_scenario_merges_by_the_rules(case: dict[str, Any]) -> None:
+    expected = case["expected"]
+
+    def merged(local: Any, remote: Any) -> Any:
+        return merge(
+            case.get("base", MISSING),
+            local,
+            remote,
+            case.get("schema"),
+            case.get("strategy"),
+            invariants=case.get("invariants", ()),
+        )
+
+    found = merged(case["local"], case["remote"])
+    assert told(found.conflicts) == sorted((c["path"], c["type"], c["kind"]) for c in expected["conflicts"])
+    assert found.committed == expected.get("committed", True)
+    if found.committed:
+        assert same(found.value, expected["merged"])
+    else:
+        assert same(found.value, case["base"])
+        assert expected["merged"] is None
+    assert list(found.preexisting) == expected.get("preexisting_violations", [])
+    assert found.clean == (not expected["conflicts"])
+    if expected.get("audited"):
+        assert found.lost
+    if expected.get("resolved"):
+        assert not found.unresolved
+    swapped = merged(case["remote"], case["local"])
+    assert told(swapped.conflicts) == told(found.conflicts)
+    if case.get("symmetric"):
+        view = as_sets if case.get("symmetric_as") == "set" else lambda value: value
+        assert same(view(swapped.value), view(found.value))
+        assert same(view(swapped.proposal), view(found.proposal))
+
+
+def moved(tree: Any, operation: str) -> Any:
+    """A tree after "move A into B"."""
+    _, name, _, target = operation.split()
+    out = copy.deepcopy(tree)
+    out[target][name] = out.pop(name)
+    return out
+
+
+@pytest.mark.parametrize("case", scenarios("three_way_tree"))
+def test_concurrent_moves_leave_a_tree(case: dict[str, Any]) -> None:
+    base = case["given"]["base"]
+    sides = [moved(base, case["given"][f"{side}_op"]) for side in ("local", "remote")]
+    schema = {"": {"track_moves": True}}
+    found, swapped = merge(base, *sides, schema), merge(base, *sides[::-1], schema)
+    assert [(c.type, c.kind) for c in found.conflicts] == [tuple(case["expected"]["conflict"].values())]
+    assert same(found.value, swapped.value)
+    nodes, stack = set(), [found.value]
+    while stack:
+        here = stack.pop()
+        nodes |= here.keys()
+        stack += here.values()
+    assert nodes == base.keys()
+
+
+MIGRATION = {
+    "/migration": {
+        "type": "atomic",
+        "exclusive": "target",
+        "state": "status",
+        "ended": ["completed", "cancelled", "failed"],
+    }
+}
+
+
+@pytest.mark.parametrize("case", scenarios("vm_migration"))
+def test_a_migration_is_one_group_and_has_one_target(case: dict[str, Any]) -> None:
+    given, expected = case["given"], case["expected"]
+    found = merge(given["base"], given["local"], given["remote"], MIGRATION)
+    assert told(found.conflicts) == [(c["path"], c["type"], c["kind"]) for c in expected["conflicts"]]
+    assert found.committed == expected.get("committed", True)
+    assert found.value in (given["base"], given["local"], given["remote"])
+
+
+def version(given: dict[str, Any], name: str) -> Version:
+    clock = VectorClock({actor: count for actor, count in given.get("clock", {name: 1}).items() if count})
+    wall, logical, origin = given.get("hlc", [given.get("wall_ms", 0), 0, name])
+    return Version(given["value"], clock, (wall << 16) + logical, origin)
+
+
+@pytest.mark.parametrize("case", scenarios("detect"))
+def test_causality_decides_what_a_conflict_is(case: dict[str, Any]) -> None:
+    given, expected = case["given"], case["expected"]
+    if "conflicts" in given:
+        scores = [
+            complexity_of(c["fields"], c["fields"] * (c["siblings"] - 2), c["depth"], 1, 0) for c in given["conflicts"]
+        ]
+        assert scores == sorted(set(scores))
+        assert all(0 <= score <= 1 for score in scores)
+        return
+    if "local" not in given or expected.get("type") == "causal_violation":
+        pytest.skip("a replica that reuses its event numbers is found by the store, which tracks what it has seen")
+    local, remote = version(given["local"], "local"), version(given["remote"], "remote")
+    found = ConflictDetector().detect("x", local, remote)
+    if "winner" in expected:
+        assert found is None
+        winner = local if local.clock.compare(remote.clock) is Order.AFTER else remote
+        assert winner.value == given[expected["winner"]]["value"]
+    elif expected["conflict"]:
+        assert found is not None
+        assert found.types[0] == expected["type"]
+    else:
+        assert found is None or not found.paths
+        assert local.clock.merge(remote.clock) == VectorClock(expected["merged_clock"])
+
+
+@pytest.mark.parametrize("case", scenarios("strategy"))
+def test_a_strategy_settles_and_lists_what_it_dropped(case: dict[str, Any]) -> None:
+    given, expected = case["given"], case["expected"]
+    name = given["strategy"]
+    if "siblings" in given:
+        siblings = [version(each, str(i)) for i, each in enumerate(given["siblings"])]
+        assert sorted(each.value for each in prune(siblings)) == expected["values"]
+        return
+    if name not in ("lww", "multi_value") or "local" not in given:
+        pytest.skip(f"strategy {name} as this case has it is not a merge; it has tests of its own once it is there")
+    sides = version(given["local"], "a"), version(given["remote"], "b")
+    for pair in (sides, sides[::-1]):
+        conflict = ConflictDetector().detect("x", *pair)
+        assert conflict is not None
+        found = strategy_named(name).resolve(conflict)
+        assert found.value == expected["value"]
+        if "lost" in expected:
+            assert [{"value": each.value, "by": each.origin} for each in found.discarded] == expected["lost"]
+
+
+@pytest.mark.parametrize("case", scenarios("property"))
+def test_the_example_of_a_property_shows_its_conflict(case: dict[str, Any]) -> None:
+    """The properties themselves are laws, which test_merge_laws.py and test_merge_patches.py hold for drawn values."""
+    example = case["given"].get("example")
+    if not example:
+        pytest.skip("this property is a law for drawn values: see tests/conflict/test_merge_laws.py")
+    base, *writers = example.values()
+    for order in itertools.permutations(writers):
+        value, contended = base, []
+        for writer in order:
+            found = merge(base, value, writer)
+            contended += [c.path for c in found.conflicts]
+            contended += [item.path for item in found.lost]
+            value = found.value
+        assert set(contended) == {"/x"}
+
+
+# ------------------------------------------------------------------------------------------------ trees
+
+
+@pytest.mark.parametrize("case", suite("couch_revtree_published"))
+def test_revision_trees_merge_as_in_couchdb(case: dict[str, Any]) -> None:
+    if case["fn"] == "winning_rev":
+        assert winning_revision(case["tree"]) == case["result"]
+        return
+    before = copy.deepcopy(case["tree"])
+    found = merge_revisions(case["tree"], case["path"], case["depth"])
+    expected = case["result"]
+    assert (found.tree, list(found.stemmed), found.kind) == (
+        expected["tree"],
+        expected["stemmedRevs"],
+        expected["conflicts"],
+    )
+    assert case["tree"] == before
+
+
+@pytest.mark.parametrize("case", suite("couch_revtree_vectors"))
+def test_all_replicas_show_the_revision_that_couchdb_shows(case: dict[str, Any]) -> None:
+    for branches in (case["branches"], case["branches"][::-1]):
+        tree: list[Any] = []
+        for branch in branches:
+            tree = merge_revisions(tree, path_of(branch["revs"], deleted=branch["deleted"])).tree
+        leaves = [{"rev": revision, "deleted": deleted} for revision, deleted in revision_leaves(tree)]
+        assert leaves == sorted(case["leaves"], key=lambda leaf: (int(leaf["rev"].split("-")[0]), leaf["rev"]))
+        assert winning_revision(tree) == case["winner"]
+        assert sorted(conflicting_revisions(tree)) == sorted(case["conflicts"])
+
+
+GIT_KINDS = {
+    "content": {"content", "contents"},
+    "add/add": {"add/add", "contents"},
+    "file location": {"directory rename suggested", "file location"},
+}
+
+
+@pytest.mark.parametrize("case", suite("tree_merge_vectors"))
+def test_trees_merge_as_git_merges_them(case: dict[str, Any]) -> None:
+    for sides in ((case["local"], case["remote"]), (case["remote"], case["local"])):
+        found = merge_trees(case["base"], *sides)
+        kinds = set().union(*(GIT_KINDS.get(conflict.kind, {conflict.kind}) for conflict in found.conflicts))
+        assert kinds == set(case["conflict_kinds"])
+        assert found.clean == case["clean"]
+        if found.clean:
+            assert found.files == case["merged"]
+
+
+# ------------------------------------------------------------------------------------------------ server-side apply
+
+
+def ownership_cases() -> list[Any]:
+    cases = suite("server_side_apply_cases")
+    if cases[0].values[0] is None:
+        return cases
+    schemas = json.loads((DATA / "server_side_apply_cases.json").read_text())["schemas"]
+    return [pytest.param(each.values[0], schemas.get(each.values[0]["parser"]), id=each.id) for each in cases]
+
+
+def repeated(value: Any, origin: str, version: str) -> Any:
+    """The conversion of the suite's "real conversion" cases: at version v3 the field a is called aaa."""
+    times = [int(each[1:]) for each in (origin, version)]
+    if not isinstance(value, dict):
+        return value
+    return {field: renamed(item, *times) if isinstance(item, dict | list) else item for field, item in value.items()}
+
+
+def renamed(value: Any, old: int, new: int) -> Any:
+    if isinstance(value, dict):
+        return {key[: len(key) // old] * new: renamed(item, old, new) for key, item in value.items()}
+    return value
+
+
+@pytest.mark.parametrize(("case", "types"), ownership_cases())
+def test_managers_own_what_they_apply(case: dict[str, Any], types: Any) -> None:
+    schema = ObjectSchema() if types is None else ObjectSchema(types["types"], types["root"])
+    state = Owned(schema, convert=repeated) if "RealConversion" in case["name"] else Owned(schema)
+    failed = False
+    for step in case["ops"]:
+        arguments = step["manager"], step["object"], step["version"]
+        force = {"force": True} if step["op"].startswith("Force") else {}
+        call = {"Update": state.update, "ExtractApply": state.extract_apply}.get(
+            step["op"].removeprefix("Force"), state.apply
+        )
+        if step.get("conflicts"):
+            with pytest.raises(StaleContextError) as caught:
+                call(*arguments, **force)
+            expected = {(each["manager"], tuple(each["path"])) for each in step["conflicts"]}
+            assert set(caught.value.current) == expected
+            continue
+        try:
+            state = call(*arguments, **force)
+        except UsageError:
+            failed = True
+            break
+    assert failed == bool(case.get("expect_error"))
+    if "expect_object" in case:
+        found = (
+            state.value
+            if state.version == case["expect_version"]
+            else state.convert(state.value, state.version, case["expect_version"])
+        )
+        assert same(found, case["expect_object"])
+    if "expect_managed" in case:
+        found = {name: (owner.version, owner.fields) for name, owner in state.managers.items()}
+        assert found == {
+            name: (owner["version"], frozenset(map(tuple, owner["fields"])))
+            for name, owner in case["expect_managed"].items()
+        }
