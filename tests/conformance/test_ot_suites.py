@@ -1,0 +1,80 @@
+"""Transformation cases that nobody here wrote, of text, json0 and json1. NOVA_TEST_DATA names their folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nova.conflict.ot import text
+
+DATA = Path(os.environ.get("NOVA_TEST_DATA", "../shared/data"))
+FOLDER = DATA / "merge" if (DATA / "merge").is_dir() else DATA
+
+
+def cases(name: str) -> list[dict[str, Any]]:
+    path = FOLDER / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"{path} is not here; NOVA_TEST_DATA names the folder of the public data")
+    found = json.loads(path.read_text())["cases"]
+    assert found
+    return found
+
+
+def differences(found: list[Any]) -> str:
+    return f"{len(found)} cases differ:\n" + "\n".join(map(str, found[:20]))
+
+
+def test_text_vectors_of_ot_js():
+    wrong = []
+    for case in cases("otjs_text_vectors"):
+        doc = case["doc"]
+        a, b, c = (text.from_spans(case[name]) for name in ("a", "b", "c_after_a"))
+        after_a, after_b = text.apply(doc, a), text.apply(doc, b)
+        a_prime, b_prime = text.transform(a, b, "left"), text.transform(b, a, "right")
+        both, inverse = text.compose(a, c), text.invert(text.make_invertible(a, doc))
+        got = {
+            "a_prime": text.to_spans(a_prime, len(after_b)),
+            "b_prime": text.to_spans(b_prime, len(after_a)),
+            "merged": text.apply(after_b, a_prime),
+            "a_compose_c": text.to_spans(both, len(doc)),
+            "after_ac": text.apply(doc, both),
+            "a_inverse": text.to_spans(inverse, len(after_a)),
+        }
+        assert text.apply(after_a, b_prime) == got["merged"]
+        assert text.apply(text.apply(doc, a), inverse) == doc
+        wrong += [(case["id"], key, case[key], got[key]) for key in got if got[key] != case[key]]
+    assert not wrong, differences(wrong)
+
+
+def test_text_vectors_of_text_unicode():
+    wrong = []
+    for case in cases("text_unicode_vectors"):
+        doc, a, b = case["doc"], case["a"], case["b"]
+        b_right = text.transform(b, a, "right")
+        got = {
+            "a_left": text.transform(a, b, "left"),
+            "a_right": text.transform(a, b, "right"),
+            "b_right": b_right,
+            "after_a": text.apply(doc, a),
+            "merged_left": text.apply(text.apply(doc, a), b_right),
+        }
+        assert text.apply(text.apply(doc, b), got["a_left"]) == got["merged_left"]
+        wrong += [(case["id"], key, case[key], got[key]) for key in got if got[key] != case[key]]
+    assert not wrong, differences(wrong)
+
+
+def test_published_transforms_of_text_unicode():
+    def plain(op: list[Any]) -> list[Any]:
+        """These cases write an insert as {"i": text}."""
+        return text.normalize([c["i"] if isinstance(c, dict) and "i" in c else c for c in op])
+
+    wrong = []
+    for case in cases("text_unicode_published_transforms"):
+        got = text.transform(plain(case["a"]), plain(case["b"]), case["side"])
+        if got != plain(case["expect"]):
+            wrong.append((case, got))
+    assert not wrong, differences(wrong)
