@@ -94,13 +94,17 @@ def test_the_notation_of_ot_js_means_the_same(pair):
     assert sum(abs(c) for c in spans if isinstance(c, int)) == len(doc)
 
 
-@given(pairs(), st.sampled_from(["left", "right"]), st.integers(0, 8))
-def test_a_cursor_moves_as_a_mark_in_the_text_would(pair, side, position):
+@given(pairs(), st.integers(0, 8))
+def test_a_cursor_moves_as_a_mark_in_the_text_would(pair, position):
     doc, op, _ = pair
     position = min(position, len(doc))
-    mark = [position, "|"]
-    marked = text.apply(text.apply(doc, op), text.transform(mark, op, side))
-    assert text.transform_position(position, op, side) == marked.index("|")
+    marked = text.apply(text.apply(doc, op), text.transform([position, "|"], op, "left"))
+    assert text.transform_position(position, op) == marked.index("|")
+
+
+def test_a_cursor_on_the_right_side_goes_behind_text_inserted_at_it():
+    assert text.transform_position(1, [1, "xy"], "left") == 1
+    assert text.transform_position(1, [1, "xy"], "right") == 3
 
 
 def test_the_left_text_comes_first():

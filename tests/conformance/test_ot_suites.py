@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nova.conflict.ot import text
+from nova.conflict.ot import json0, text
+from nova.errors import UsageError
 
 DATA = Path(os.environ.get("NOVA_TEST_DATA", "../shared/data"))
 FOLDER = DATA / "merge" if (DATA / "merge").is_dir() else DATA
@@ -77,4 +78,45 @@ def test_published_transforms_of_text_unicode():
         got = text.transform(plain(case["a"]), plain(case["b"]), case["side"])
         if got != plain(case["expect"]):
             wrong.append((case, got))
+    assert not wrong, differences(wrong)
+
+
+def canonical(value: Any) -> str:
+    """JSON in which true is not 1."""
+    return json.dumps(value, sort_keys=True)
+
+
+class Mock:
+    """The type of one published json0 case: its operations are no lists."""
+
+    name = "mock"
+
+    def transform(self, op: Any, other: Any, side: str) -> Any:
+        return {"mock": True}
+
+
+def test_json0_published_calls(monkeypatch):
+    monkeypatch.setitem(json0.SUBTYPES, "mock", Mock())
+    wrong = []
+    for case in cases("json0_published_calls"):
+        try:
+            got = canonical(getattr(json0, case["fn"])(*case["args"]))
+        except UsageError as error:
+            got = str(error) if "error" not in case else "refused"
+        expected = "refused" if "error" in case else canonical(case["result"])
+        if got != expected:
+            wrong.append((case["id"], case["fn"], case["args"], expected, got))
+    assert not wrong, differences(wrong)
+
+
+def test_json0_vectors():
+    wrong = []
+    for case in cases("json0_vectors"):
+        doc, a, b = case["doc"], case["a"], case["b"]
+        a_left, b_right = json0.transform(a, b, "left"), json0.transform(b, a, "right")
+        after_a, after_b = json0.apply(doc, a), json0.apply(doc, b)
+        got = {"a_left": a_left, "b_right": b_right, "after_a": after_a, "after_b": after_b}
+        got["merged_left"] = json0.apply(after_b, a_left)
+        assert canonical(json0.apply(after_a, b_right)) == canonical(got["merged_left"])
+        wrong += [(case["id"], key, case[key], got[key]) for key in got if canonical(got[key]) != canonical(case[key])]
     assert not wrong, differences(wrong)

@@ -34,7 +34,7 @@ LENGTH_MAX: Final = (1 << 31) - 1
 def check(op: object) -> None:
     """Raise UsageError or LimitError if `op` is no text operation."""
     if not isinstance(op, list | tuple):
-        raise UsageError(f"a text operation is a list, not {_show(op)}")
+        raise UsageError(f"a text operation is a list, not {show(op)}")
     if len(op) > COMPONENTS_MAX:
         raise LimitError(f"the text operation has {len(op)} components; it may have {COMPONENTS_MAX}: split it")
     total = 0
@@ -56,7 +56,7 @@ def normalize(op: Sequence[Any]) -> Op:
 def apply(text: str, op: Sequence[Any]) -> str:
     """The text after the operation. Raises UsageError if it is too short, or has not the text that is to be deleted."""
     if not isinstance(text, str):
-        raise UsageError(f"a text operation applies to a str, not {_show(text)}")
+        raise UsageError(f"a text operation applies to a str, not {show(text)}")
     check(op)
     at, size, parts = 0, len(text), []
     for component in op:
@@ -71,7 +71,7 @@ def apply(text: str, op: Sequence[Any]) -> str:
             parts.append(text[at:end])
         elif isinstance(gone, str) and text[at:end] != gone:
             raise UsageError(
-                f"{_show(gone)} is to go at {at}, where {_show(text[at:end])} is: transform the operation first"
+                f"{show(gone)} is to go at {at}, where {show(text[at:end])} is: transform the operation first"
             )
         at = end
     parts.append(text[at:])
@@ -181,7 +181,7 @@ def invert(op: Sequence[Any]) -> Op:
 def from_spans(op: Sequence[Any]) -> Op:
     """An operation from the notation of ot.js: -n deletes n, and all of the text is covered."""
     if not isinstance(op, list | tuple):
-        raise UsageError(f"a text operation is a list, not {_show(op)}")
+        raise UsageError(f"a text operation is a list, not {show(op)}")
     return normalize([{"d": -c} if isinstance(c, int) and c < 0 else c for c in _inserts_first(op)])
 
 
@@ -206,7 +206,7 @@ def is_left(side: object) -> bool:
         return True
     if side == "right":
         return False
-    raise UsageError(f"side is {_show(side)}; it is 'left' or 'right'")
+    raise UsageError(f"side is {show(side)}; it is 'left' or 'right'")
 
 
 # ------------------------------------------------------------------------------------------------ components
@@ -221,7 +221,7 @@ def _length(component: Any, at: int | None = None) -> int:
         return len(size)
     if at is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
         raise UsageError(
-            f"component {at} is {_show(component)}; it is a count to skip, a str to insert, or {{'d': count or str}}"
+            f"component {at} is {show(component)}; it is a count to skip, a str to insert, or {{'d': count or str}}"
         )
     return int(size)
 
@@ -251,7 +251,7 @@ def _inserts_first(op: Iterable[Any]) -> Op:
     return out + deletes
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
     text = type(value).__name__ if isinstance(value, list | tuple | dict | set) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -260,7 +260,7 @@ class _Reader:
     """Hands an operation out in pieces. After its end there is only text to skip."""
 
     def __init__(self, op: Sequence[Any]) -> None:
-        self.op = op
+        self.op = [component for component in op if _length(component)]
         self.index = 0
         self.start = 0  # what of the present component was taken
 
