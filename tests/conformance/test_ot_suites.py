@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nova.conflict.ot import json0, text
+from nova.conflict.detect import MISSING
+from nova.conflict.ot import json0, json1, text
 from nova.errors import UsageError
 
 DATA = Path(os.environ.get("NOVA_TEST_DATA", "../shared/data"))
@@ -118,5 +119,29 @@ def test_json0_vectors():
         got = {"a_left": a_left, "b_right": b_right, "after_a": after_a, "after_b": after_b}
         got["merged_left"] = json0.apply(after_b, a_left)
         assert canonical(json0.apply(after_a, b_right)) == canonical(got["merged_left"])
+        wrong += [(case["id"], key, case[key], got[key]) for key in got if canonical(got[key]) != canonical(case[key])]
+    assert not wrong, differences(wrong)
+
+
+def document(value: Any) -> Any:
+    """These cases write no document as null."""
+    return MISSING if value is None else value
+
+
+def test_json1_vectors():
+    names = {None: None, "RM_UNEXPECTED_CONTENT": 1, "DROP_COLLISION": 2, "BLACKHOLE": 3}
+    wrong = []
+    for case in cases("json1_vectors"):
+        doc, a, b = document(case["doc"]), case["a"], case["b"]
+        a_left, b_right = json1.transform_no_conflict(a, b, "left"), json1.transform_no_conflict(b, a, "right")
+        after_a, after_b = json1.apply(doc, a), json1.apply(doc, b)
+        merged = json1.apply(after_b, a_left)
+        assert canonical(None if merged is MISSING else merged) == canonical(case["merged_left"])
+        outcome = json1.try_transform(a, b, "left")
+        got = {"a_left": a_left, "b_right": b_right, "after_a": after_a, "after_b": after_b}
+        got["merged_left"] = json1.apply(after_a, b_right)
+        got = {key: None if value is MISSING else value for key, value in got.items()}
+        if (None if outcome["ok"] else outcome["conflict"]["type"]) != names[case["conflict_type"]]:
+            wrong.append((case["id"], case["conflict_type"], outcome))
         wrong += [(case["id"], key, case[key], got[key]) for key in got if canonical(got[key]) != canonical(case[key])]
     assert not wrong, differences(wrong)

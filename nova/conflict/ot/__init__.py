@@ -4,6 +4,6 @@
 check, and what it takes to invert.
 """
 
-from nova.conflict.ot import json0, text
+from nova.conflict.ot import json0, json1, text
 
-__all__ = ["json0", "text"]
+__all__ = ["json0", "json1", "text"]

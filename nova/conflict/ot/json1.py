@@ -1,0 +1,975 @@
+"""Operations on a tree of dicts, lists and scalars with moves, in the json1 format.
+
+An operation is None, or a list that descends: keys and indices lead down, a dict changes what is there, and two or more
+lists at the end are branches. A change has up to three parts:
+
+    {"r": value or True}  remove       {"i": value}  insert      {"es": op}             edit text, as ot.text has it
+    {"p": slot}           pick up      {"d": slot}   drop        {"ena": number}        add to a number
+                                                                 {"et": name, "e": op}  edit by a registered type
+
+All picks and removes happen first and name places in the document as it was; all drops, inserts and edits then name
+places in the document as it will be. A slot is a number that joins a pick with its drop.
+
+Transformation here is not a table of cases. Both operations are read into one picture of the document, in which every
+value that they name is a thing with an identity: a value of the document, or one that an operation inserts. In that
+picture each thing gets one fate, by rules that know only a left and a right side:
+
+ 1. What either side removes is gone, wherever the other has moved it. What was in it goes too, unless its remover picks
+    it up first.
+ 2. What both move goes where the left side puts it.
+ 3. What is put into something that is gone, is gone (a conflict: REMOVED_UNDER).
+ 4. Different things on one key of a dict: the left one stays (COLLISION). Equal inserts are one thing.
+ 5. Things that were moved into each other hang nowhere and are gone (BLACK_HOLE).
+ 6. In a list, what was put between the same two items that stay comes in the order left, right.
+
+The transformed operation is then read off: its picks are places in the document after the other operation, its drops
+places in the picture. As both sides read one picture, TP1 holds by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Final, TypeAlias
+
+from nova.conflict.detect import MISSING
+from nova.conflict.ot import text
+from nova.conflict.ot.text import Side, is_left, show
+from nova.errors import LimitError, UsageError
+
+Key: TypeAlias = int | str
+Op: TypeAlias = list[Any] | None
+
+DEPTH_MAX: Final = 200
+CHANGES_MAX: Final = 100_000
+
+REMOVED_UNDER: Final = 1
+COLLISION: Final = 2
+BLACK_HOLE: Final = 3
+_WORDS: Final = {
+    REMOVED_UNDER: "one side changes what the other removes",
+    COLLISION: "both sides put something at the same place",
+    BLACK_HOLE: "the two sides move things into each other",
+}
+
+
+class ConflictError(UsageError):
+    """Two operations that cannot both have their way; `conflict` has the type, and op1 and op2, the parts that clash."""
+
+    code = "conflict"
+
+    def __init__(self, conflict: dict[str, Any]) -> None:
+        super().__init__(f"{_WORDS[conflict['type']]}: decide, or use transform_no_conflict")
+        self.conflict = conflict
+
+
+# ------------------------------------------------------------------------------------------------ types of edits
+
+
+class _Text:
+    name = "text-unicode"
+    check = staticmethod(text.check)
+    normalize = staticmethod(text.normalize)
+    apply = staticmethod(text.apply)
+    compose = staticmethod(text.compose)
+    transform = staticmethod(text.transform)
+    invert = staticmethod(text.invert)
+    make_invertible = staticmethod(text.make_invertible)
+    transform_position = staticmethod(text.transform_position)
+
+    @staticmethod
+    def is_noop(op: Any) -> bool:
+        return not op
+
+
+class _Number:
+    name = "number"
+
+    @staticmethod
+    def check(op: Any) -> None:
+        if not isinstance(op, int | float) or isinstance(op, bool):
+            raise UsageError(f"{show(op)} is to be added; it is no number")
+
+    @staticmethod
+    def apply(value: Any, op: Any) -> Any:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise UsageError(f"{show(value)} is no number to add to")
+        return value + op
+
+    @staticmethod
+    def compose(a: Any, b: Any) -> Any:
+        return a + b
+
+    @staticmethod
+    def transform(op: Any, other: Any, side: Side) -> Any:
+        return op
+
+    @staticmethod
+    def invert(op: Any) -> Any:
+        return -op
+
+
+SUBTYPES: Final[dict[str, Any]] = {"text-unicode": _Text(), "number": _Number()}
+
+
+def register(subtype: Any) -> None:
+    """Register a type of edits under its name: apply, compose, transform, and if it can invert."""
+    if not isinstance(getattr(subtype, "name", None), str) or not subtype.name:
+        raise UsageError(f"{show(subtype)} is no type; it needs a name, apply, compose, transform")
+    SUBTYPES[subtype.name] = subtype
+
+
+def _subtype(name: Any) -> Any:
+    try:
+        return SUBTYPES[name]
+    except (KeyError, TypeError):
+        known = ", ".join(sorted(SUBTYPES))
+        raise UsageError(f"type {show(name)} is unknown; known are {known}; register it first") from None
+
+
+def _edit_normal(edit: tuple[str, Any]) -> tuple[str, Any] | None:
+    """The edit in normal form; None if it does nothing."""
+    name, op = edit
+    subtype = _subtype(name)
+    if hasattr(subtype, "normalize"):
+        op = subtype.normalize(op)
+    return None if hasattr(subtype, "is_noop") and subtype.is_noop(op) else (name, op)
+
+
+# ------------------------------------------------------------------------------------------------ operations as trees
+
+
+class _Step:
+    """What an operation does at one place, and below it."""
+
+    __slots__ = ("drop", "edit", "insert", "kids", "pick", "remove", "removed", "value")
+
+    def __init__(self) -> None:
+        self.pick: Any = None
+        self.remove = False
+        self.removed: Any = True  # the value that is removed, if the operation carries it
+        self.drop: Any = None
+        self.insert = False
+        self.value: Any = None
+        self.edit: tuple[str, Any] | None = None
+        self.kids: dict[Key, _Step] = {}
+
+    def kid(self, key: Key) -> _Step:
+        found = self.kids.get(key)
+        if found is None:
+            found = self.kids[key] = _Step()
+        return found
+
+    @property
+    def puts(self) -> bool:
+        return self.insert or self.drop is not None
+
+    @property
+    def takes(self) -> bool:
+        return self.remove or self.pick is not None
+
+    def sorted(self) -> list[tuple[Key, _Step]]:
+        return sorted(self.kids.items(), key=_order)
+
+
+def _order(item: tuple[Key, Any]) -> tuple[bool, Any]:
+    return isinstance(item[0], str), item[0]
+
+
+def _parse(op: Any, *, loose: bool = False) -> _Step:
+    """An operation as a tree. Raises UsageError or LimitError if it is none.
+
+    loose  branches may come in any order and meet, and slots have any numbers: what normalize brings in order
+    """
+    root = _Step()
+    if op is None:
+        return root
+    if not isinstance(op, list | tuple):
+        raise UsageError(f"a json1 operation is None or a list, not {show(op)}")
+    if not op:
+        raise UsageError("a json1 operation has an end that changes nothing; the one that does nothing is None")
+    picks: dict[int, int] = {}
+    drops: dict[int, int] = {}
+    left = CHANGES_MAX
+    todo: list[tuple[Any, _Step, int, bool]] = [(op, root, 0, True)]
+    while todo:
+        descent, step, depth, top = todo.pop()
+        before: Any = None
+        changed = False
+        last: Key | None = None
+        for at, item in enumerate(descent):
+            if isinstance(item, list | tuple):
+                branches = descent[at:]
+                if not all(isinstance(branch, list | tuple) and branch for branch in branches):
+                    raise UsageError(
+                        "branches of a json1 operation are lists that are not empty, and nothing follows them"
+                    )
+                if len(branches) < 2:
+                    raise UsageError("one branch alone is no branch: write its keys without a list")
+                heads = [_check_key(branch[0]) for branch in branches]
+                if not loose and any(_order((a, 0)) >= _order((b, 0)) for a, b in pairwise(heads)):
+                    raise UsageError(f"branches {show(list(heads))} are not in ascending order")
+                todo += [(branch, step, depth, False) for branch in reversed(branches)]
+                changed = True
+                break
+            if isinstance(item, dict):
+                if isinstance(before, dict) or (at == 0 and not top):
+                    raise UsageError(f"{show(item)} has no key of its own; one place has one change")
+                _read_change(item, step, picks, drops)
+                changed = True
+            else:
+                last = _check_key(item)
+                depth += 1
+                if depth > DEPTH_MAX:
+                    raise LimitError(f"the json1 operation is more than {DEPTH_MAX} deep")
+                step = step.kid(last)
+                changed = False
+            left -= 1
+            if left < 0:
+                raise LimitError(f"the json1 operation has more than {CHANGES_MAX} parts: split it")
+            before = item
+        if not changed:
+            raise UsageError("a json1 operation has an end that changes nothing; leave it out")
+    if picks.keys() != drops.keys() or not (loose or sorted(picks) == list(range(len(picks)))):
+        raise UsageError(f"picks {sorted(picks)} and drops {sorted(drops)} are not the same slots from 0 on")
+    return root
+
+
+def _check_key(key: Any) -> Key:
+    if isinstance(key, str) or (isinstance(key, int) and not isinstance(key, bool) and key >= 0):
+        return key
+    raise UsageError(f"{show(key)} is no step of a path; keys are str and indices ints from 0")
+
+
+def _read_change(change: dict[str, Any], step: _Step, picks: dict[int, int], drops: dict[int, int]) -> None:
+    known = change.keys() & {"p", "r", "d", "i", "es", "ena", "et", "e"}
+    if not known or known != change.keys():
+        raise UsageError(
+            f"a change has {sorted(map(str, change)) or 'nothing'}; it may have p or r, d or i, es or ena or et and e"
+        )
+    if {"p", "r"} <= known or {"d", "i"} <= known or len(known & {"es", "ena", "et"}) > 1:
+        raise UsageError(f"a change has {sorted(known)}; one of p and r, one of d and i, and one edit are the most")
+    for name, slots in (("p", picks), ("d", drops)):
+        if name in known:
+            slot = change[name]
+            if not isinstance(slot, int) or isinstance(slot, bool) or slot < 0 or slot in slots:
+                raise UsageError(f"slot {show(slot)} of {name} is no number from 0 that is used once")
+            slots[slot] = slot
+    if (known & {"p", "r"} and step.takes) or (known & {"d", "i"} and step.puts):
+        raise UsageError(f"the change {sorted(known)} meets another at its place; one place has one change")
+    step.pick, step.drop = change.get("p", step.pick), change.get("d", step.drop)
+    if "r" in known:
+        step.remove, step.removed = True, change["r"]
+    if "i" in known:
+        step.insert, step.value = True, change["i"]
+    if ("e" in known) != ("et" in known):
+        raise UsageError("an edit has e without et or et without e; it needs both, the operation and its type")
+    edit = (
+        ("text-unicode", change["es"])
+        if "es" in known
+        else ("number", change["ena"])
+        if "ena" in known
+        else (change["et"], change["e"])
+        if "et" in known
+        else None
+    )
+    if edit is not None:
+        subtype = _subtype(edit[0])
+        if hasattr(subtype, "check"):
+            subtype.check(edit[1])
+        step.edit = edit
+
+
+def _write(root: _Step) -> Op:
+    """The tree as an operation in normal form: slots numbered in the order of reading, branches sorted."""
+    slots: dict[Any, int] = {}
+    return _descent(root, slots) or None
+
+
+def _renumber(step: _Step) -> Op:
+    """As _write, with slots numbered in the order of the drops: what transform and compose give."""
+    slots: dict[Any, int] = {}
+    todo = [step]
+    while todo:
+        at = todo.pop()
+        if at.drop is not None:
+            slots.setdefault(at.drop, len(slots))
+        todo += [kid for _, kid in reversed(at.sorted())]
+    return _descent(step, slots) or None
+
+
+def _write_as_is(root: _Step) -> Op:
+    """As _write, with slots as they are and edits that do nothing left in."""
+    return _descent(root, None) or None
+
+
+def _change(step: _Step, slots: dict[Any, int] | None) -> dict[str, Any]:
+    change: dict[str, Any] = {}
+    if step.remove:
+        change["r"] = step.removed
+    if step.pick is not None:
+        change["p"] = step.pick if slots is None else slots.setdefault(step.pick, len(slots))
+    if step.drop is not None:
+        change["d"] = step.drop if slots is None else slots.setdefault(step.drop, len(slots))
+    if step.insert:
+        change["i"] = step.value
+    edit = step.edit if slots is None or step.edit is None else _edit_normal(step.edit)
+    if edit is not None:
+        name, op = edit
+        change.update(
+            {"es": op} if name == "text-unicode" else {"ena": op} if name == "number" else {"et": name, "e": op}
+        )
+    return change
+
+
+def _descent(step: _Step, slots: dict[Any, int] | None) -> list[Any]:
+    change = _change(step, slots)
+    branches = []
+    for key, kid in step.sorted():
+        below = _descent(kid, slots)
+        if below:
+            branches.append([key, *below])
+    out: list[Any] = [change] if change else []
+    return out + (branches[0] if len(branches) == 1 else branches)
+
+
+def check(op: object) -> None:
+    """Raise UsageError or LimitError if `op` is no json1 operation."""
+    _parse(op)
+
+
+def normalize(op: Any) -> Op:
+    """The same operation in normal form."""
+    if isinstance(op, list | tuple) and not op:
+        return None
+    return _write(_parse(op, loose=True))
+
+
+# ------------------------------------------------------------------------------------------------ apply
+
+
+def apply(doc: Any, op: Any) -> Any:
+    """The document after the operation; MISSING is no document. Raises UsageError if it has not what is changed."""
+    root = _parse(op)
+    held: dict[int, Any] = {}
+    return _put(_take(doc, root, held, []), root, held, [])
+
+
+def _takes_below(step: _Step) -> bool:
+    return step.takes or any(_takes_below(kid) for kid in step.kids.values())
+
+
+def _puts_below(step: _Step) -> bool:
+    return step.puts or step.edit is not None or any(_puts_below(kid) for kid in step.kids.values())
+
+
+def _take(value: Any, step: _Step, held: dict[int, Any], path: list[Key]) -> Any:
+    copy: Any = None
+    for key, kid in reversed(step.sorted()):
+        if not _takes_below(kid):
+            continue
+        path.append(key)
+        old = _entry(value, key, path)
+        new = _take(old, kid, held, path)
+        path.pop()
+        if new is not old:
+            copy = value.copy() if copy is None else copy
+            if new is MISSING:
+                del copy[key]
+            else:
+                copy[key] = new
+    if copy is not None:
+        value = copy
+    if step.takes and value is MISSING:
+        raise UsageError(f"nothing is at {_show_path(path)} to take: transform the operation first")
+    if step.pick is not None:
+        held[step.pick] = value
+    return MISSING if step.takes else value
+
+
+def _put(value: Any, step: _Step, held: dict[int, Any], path: list[Key]) -> Any:
+    if step.puts:
+        if value is not MISSING:
+            raise UsageError(f"something is at {_show_path(path)} already: remove it in the same operation")
+        value = step.value if step.insert else held[step.drop]
+    copy: Any = None
+    for key, kid in step.sorted():
+        if not _puts_below(kid):
+            continue
+        path.append(key)
+        old = (
+            _gap(value if copy is None else copy, key, path)
+            if kid.puts
+            else _entry(value if copy is None else copy, key, path)
+        )
+        new = _put(old, kid, held, path)
+        path.pop()
+        copy = value.copy() if copy is None else copy
+        if kid.puts and isinstance(copy, list):
+            copy.insert(key, new)  # type: ignore[arg-type]
+        else:
+            copy[key] = new
+    if copy is not None:
+        value = copy
+    if step.edit is not None:
+        if value is MISSING:
+            raise UsageError(f"nothing is at {_show_path(path)} to edit: transform the operation first")
+        value = _subtype(step.edit[0]).apply(value, step.edit[1])
+    return value
+
+
+def _entry(value: Any, key: Key, path: Sequence[Key]) -> Any:
+    if isinstance(value, dict) if isinstance(key, str) else (isinstance(value, list) and key < len(value)):
+        found = value.get(key, MISSING) if isinstance(value, dict) else value[key]
+        if found is not MISSING:
+            return found
+    raise UsageError(f"nothing is at {_show_path(path)} of the document: transform the operation first")
+
+
+def _gap(value: Any, key: Key, path: Sequence[Key]) -> Any:
+    if isinstance(key, str) and isinstance(value, dict):
+        return value.get(key, MISSING)
+    if isinstance(key, int) and isinstance(value, list) and key <= len(value):
+        return MISSING
+    raise UsageError(f"nothing can be put at {_show_path(path)} of the document: transform the operation first")
+
+
+def _show_path(path: Sequence[Key]) -> str:
+    steps = "/".join(map(str, path[-8:]))
+    return f"'/{steps}'" if len(path) <= 8 else f"'.../{steps}'"
+
+
+# ------------------------------------------------------------------------------------------------ the picture
+
+
+class _Thing:
+    """A value: of the document (owner None), or inserted by a side. Its entries are things as well, made when named."""
+
+    __slots__ = (
+        "drops",
+        "edits",
+        "key",
+        "kids",
+        "owner",
+        "parent",
+        "places",
+        "shared",
+        "slots",
+        "steps",
+        "takes",
+        "value",
+    )
+
+    def __init__(self, parent: _Thing | None, key: Key, owner: int | None = None, value: Any = MISSING) -> None:
+        self.parent = parent
+        self.key = key
+        self.owner = owner
+        self.value = value
+        self.shared = False  # inserted by both sides alike
+        self.kids: dict[Key, _Thing] = {}
+        self.takes: list[str] = ["", ""]  # "r" or "p", by side
+        self.places: list[_Place | None] = [None, None]  # where a side puts it
+        self.drops: list[list[_Thing]] = [[], []]  # what a side puts into it, in ascending order of index
+        self.edits: list[tuple[str, Any] | None] = [None, None]
+        self.steps: list[tuple[Key, ...]] = [(), ()]  # the path by which a side takes it
+        self.slots: list[int] = [0, 0]
+
+
+class _Place:
+    __slots__ = ("gap", "key", "parent", "path")
+
+    def __init__(self, parent: _Thing, key: Key, gap: int, path: tuple[Key, ...]) -> None:
+        self.parent = parent
+        self.key = key
+        self.gap = gap  # in a list: how many items that stayed are before it
+        self.path = path
+
+
+class _Picture:
+    """What two operations make of one document; side 0 is the left one."""
+
+    def __init__(self, left: _Step, right: _Step) -> None:
+        self.top = _Thing(None, "")
+        self.root = _Thing(self.top, "")
+        self.top.kids[""] = self.root
+        self.things: list[_Thing] = [self.root]
+        # What a side puts (True) and edits (False), in the order of its operation, and the path it names for it.
+        self.deeds: list[list[tuple[bool, _Thing, tuple[Key, ...]]]] = [[], []]
+        for side, step in enumerate((left, right)):
+            above = _Step()
+            above.kids[""] = step
+            slots: dict[int, _Thing] = {}
+            self._take(self.top, above, side, slots, ())
+            self._put(self.top, above, side, slots, ())
+        self.lost: set[_Thing] = set()
+        self.fates: dict[_Thing, bool] = {}
+        self.collisions: list[tuple[_Thing, _Thing]] = []
+        self._collide()
+
+    def kid(self, thing: _Thing, key: Key) -> _Thing:
+        found = thing.kids.get(key)
+        if found is None:
+            found = thing.kids[key] = _Thing(thing, key)
+            self.things.append(found)
+        return found
+
+    def _take(self, thing: _Thing, step: _Step, side: int, slots: dict[int, _Thing], path: tuple[Key, ...]) -> None:
+        for key, kid in step.sorted():
+            if not _takes_below(kid):
+                continue
+            below = self.kid(thing, key)
+            if kid.takes:
+                below.takes[side] = "r" if kid.remove else "p"
+                below.steps[side] = (*path, key)
+                if kid.pick is not None:
+                    slots[kid.pick] = below
+                    below.slots[side] = kid.pick
+            self._take(below, kid, side, slots, (*path, key))
+
+    def _put(self, thing: _Thing, step: _Step, side: int, slots: dict[int, _Thing], path: tuple[Key, ...]) -> None:
+        put = 0
+        for key, kid in step.sorted():
+            if not _puts_below(kid):
+                continue
+            here = (*path, key)
+            if kid.puts:
+                if kid.insert:
+                    below = _Thing(None, key, side, kid.value)
+                    self.things.append(below)
+                else:
+                    below = slots[kid.drop]
+                below.places[side] = _Place(thing, key, key - put if isinstance(key, int) else 0, here)
+                thing.drops[side].append(below)
+                self.deeds[side].append((True, below, here))
+                put += isinstance(key, int)
+            elif isinstance(key, int):
+                below = self.kid(thing, _nth_left(thing, key - put, side))
+            else:
+                below = self.kid(thing, key)
+                if below.takes[side]:  # the operation puts something under what it takes: into something unnamed
+                    below = _Thing(None, key, side)
+                    below.places[side] = _Place(thing, key, 0, here)
+            if kid.edit is not None:
+                below.edits[side] = kid.edit
+                self.deeds[side].append((False, below, here))
+            self._put(below, kid, side, slots, here)
+
+    # ---- fates
+
+    def remover(self, thing: _Thing, side: int) -> _Thing | None:
+        """The thing by whose removal the side removes this one."""
+        at: _Thing | None = thing
+        while at is not None:
+            if at.takes[side]:
+                return at if at.takes[side] == "r" else None
+            at = at.parent
+        return None
+
+    def home(self, thing: _Thing) -> tuple[_Thing | None, int | None]:
+        """Where a thing is in the picture, and which side has put it there."""
+        for side in (0, 1):
+            place = thing.places[side]
+            if place is not None:
+                return place.parent, side
+        return thing.parent, None
+
+    def gone(self, thing: _Thing | None) -> bool:
+        """Whether a thing is not in the picture."""
+        trail: dict[_Thing, None] = {}
+        fates = self.fates
+        fate = False
+        while thing is not None and thing is not self.top:
+            if thing in fates:
+                fate = fates[thing]
+                break
+            if thing in trail:  # a ring that hangs nowhere
+                fate = True
+                break
+            trail[thing] = None
+            if thing in self.lost or self.remover(thing, 0) or self.remover(thing, 1):
+                fate = True
+                break
+            thing = self.home(thing)[0]
+        for each in trail:
+            fates[each] = fate
+        return fate
+
+    def _collide(self) -> None:
+        """Settles what both sides put on one key of a dict, outermost first."""
+        again = True
+        while again:
+            again = False
+            for thing in [*self.things, self.top]:
+                if not (thing.drops[0] and thing.drops[1]):
+                    continue
+                mine = {each.places[0].key: each for each in thing.drops[0] if each.places[0]}
+                for right in list(thing.drops[1]):
+                    place = right.places[1]
+                    if place is None or isinstance(place.key, int) or self.home(right) != (thing, 1):
+                        continue
+                    left = mine.get(place.key)
+                    if left is None or left is right or self.gone(left) or self.gone(right):
+                        continue
+                    if left.owner == 0 and right.owner == 1 and not left.shared and same(left.value, right.value):
+                        self._unite(left, right)
+                    else:
+                        self.collisions.append((left, right))
+                        self.lost.add(right)
+                    self.fates.clear()
+                    again = True
+
+    def _unite(self, left: _Thing, right: _Thing) -> None:
+        """Both sides insert the same: one thing, whose first content is the document of both."""
+        pairs = [(left, right)]
+        while pairs:
+            one, other = pairs.pop()
+            one.shared = True
+            if other.places[1] is not None:
+                one.places[1] = other.places[1]
+                drops = other.places[1].parent.drops[1]
+                drops[drops.index(other)] = one
+            one.edits[1] = other.edits[1]
+            self.deeds[1] = [(put, one if each is other else each, path) for put, each, path in self.deeds[1]]
+            one.drops[1] = other.drops[1]
+            for each in one.drops[1]:
+                place = each.places[1]
+                if place is not None:
+                    place.parent = one
+            for key, kid in other.kids.items():
+                if key in one.kids:
+                    pairs.append((one.kids[key], kid))
+                else:
+                    one.kids[key] = kid
+                    kid.parent = one
+            self.things.remove(other)
+
+    # ---- places
+
+    def path_after(self, thing: _Thing, side: int) -> list[Key]:
+        """The path of a thing in the document after one side's operation."""
+        path: list[Key] = []
+        at: _Thing | None = thing
+        while at is not None and at is not self.top:
+            place = at.places[side]
+            if place is not None:
+                path.append(place.key)
+                at = place.parent
+                continue
+            parent, key = at.parent, at.key
+            if parent is not None and isinstance(key, int):
+                rank = key - sum(
+                    1 for k, kid in parent.kids.items() if isinstance(k, int) and k < key and kid.takes[side]
+                )
+                key = rank + sum(
+                    1
+                    for each in parent.drops[side]
+                    if (p := each.places[side]) and isinstance(p.key, int) and p.gap <= rank
+                )
+            path.append(key)
+            at = parent
+        path.reverse()
+        return path[1:]
+
+    def path(self, thing: _Thing) -> list[Key]:
+        """The path of a thing in the picture."""
+        path: list[Key] = []
+        at: _Thing | None = thing
+        while at is not None and at is not self.top:
+            parent, side = self.home(at)
+            place = at.places[side] if side is not None else None
+            key = place.key if place is not None else at.key
+            if parent is not None and isinstance(key, int):
+                order = self._puts_into(parent)
+                if place is not None:
+                    found = [n for n, entry in enumerate(order) if entry[2] is at]
+                    key = order[found[0]][0] + found[0]
+                else:
+                    rank = self._rank(parent, key)
+                    key = rank + sum(1 for entry in order if entry[0] <= rank)
+            path.append(key)
+            at = parent
+        path.reverse()
+        return path[1:]
+
+    def _rank(self, parent: _Thing, index: int) -> int:
+        """How many items before the first `index` stay in the list on both sides."""
+        return index - sum(
+            1 for k, kid in parent.kids.items() if isinstance(k, int) and k < index and (kid.takes[0] or kid.takes[1])
+        )
+
+    def _puts_into(self, parent: _Thing) -> list[tuple[int, int, _Thing]]:
+        """What is put into a list, in order: (how many items that stay are before it, side, thing)."""
+        entries = []
+        for side in (0, 1):
+            for thing in parent.drops[side]:
+                place = thing.places[side]
+                if (
+                    place is None
+                    or not isinstance(place.key, int)
+                    or self.home(thing) != (parent, side)
+                    or self.gone(thing)
+                ):
+                    continue
+                entries.append((self._rank(parent, _nth_left(parent, place.gap, side)), side, thing))
+        entries.sort(key=lambda entry: entry[:2])
+        return entries
+
+    # ---- conflicts
+
+    def conflict(self, mine: int) -> dict[str, Any] | None:
+        """The first conflict, with the parts of both operations that clash; None if there is none."""
+        found = self._removed_under(mine) or self._collision() or self._black_hole(mine)
+        if found is None:
+            return None
+        kind, parts = found
+        return {"type": kind, "op1": _write_as_is(parts[mine]), "op2": _write_as_is(parts[1 - mine])}
+
+    def _removed_under(self, mine: int) -> tuple[int, list[_Step]] | None:
+        for side in (mine, 1 - mine):
+            for put, thing, path in self.deeds[side]:
+                if thing.shared or (put and self.home(thing)[1] != side):
+                    continue
+                remover = self._remover_above(thing, side, put)
+                if remover is None:
+                    continue
+                parts = [_Step(), _Step()]
+                if put:
+                    self._report_put(parts[side], thing, side, 0)
+                else:
+                    _at(parts[side], path[1:]).edit = thing.edits[side]
+                _at(parts[1 - side], remover.steps[1 - side][1:]).remove = True
+                return REMOVED_UNDER, parts
+        return None
+
+    def _remover_above(self, thing: _Thing, side: int, put: bool) -> _Thing | None:
+        """The thing that the other side removes, and in which this side puts or edits `thing`."""
+        other = 1 - side
+        trail = {thing}
+        at = self.home(thing)[0] if put else thing
+        if put and self.remover(thing, other):
+            return None
+        while at is not None and at is not self.top and not (put and at in trail):
+            trail.add(at)
+            remover = self.remover(at, other)
+            if remover is not None:
+                return remover
+            at = self.home(at)[0]
+            if at in trail:
+                return None
+        return None
+
+    def _report_put(self, part: _Step, thing: _Thing, side: int, slot: int) -> None:
+        place = thing.places[side]
+        if place is None:
+            return
+        step = _at(part, place.path[1:])
+        if thing.owner is None:
+            _at(part, thing.steps[side][1:]).pick = slot
+            step.drop = slot
+        else:
+            step.insert, step.value = True, thing.value
+
+    def _collision(self) -> tuple[int, list[_Step]] | None:
+        for pair in self.collisions:
+            parts = [_Step(), _Step()]
+            for side in (0, 1):
+                self._report_put(parts[side], pair[side], side, 0)
+            return COLLISION, parts
+        return None
+
+    def _black_hole(self, mine: int) -> tuple[int, list[_Step]] | None:
+        """Every move of both sides that ends in the ring; slots of `mine` in the order in which a walk leaves them."""
+        moves = [
+            [t for put, t, _ in self.deeds[side] if put and t.owner is None and self._is_swallowed(t, side)]
+            for side in (0, 1)
+        ]
+        if not moves[mine]:
+            return None
+        parts = [_Step(), _Step()]
+        place = moves[mine][0].places[mine]
+        order = self._left_by_walk(place.parent if place is not None else self.root)
+        for side in (0, 1):
+            wanted = set(moves[side])
+            ordered = [t for t in order if t in wanted] if side == mine else sorted(wanted, key=lambda t: t.slots[side])
+            ordered += [t for t in moves[side] if t not in ordered]
+            for slot, thing in enumerate(ordered):
+                self._report_put(parts[side], thing, side, slot)
+        return BLACK_HOLE, parts
+
+    def _is_swallowed(self, thing: _Thing, side: int) -> bool:
+        """Whether a thing goes where the side puts it, and that hangs on a ring."""
+        if self.home(thing)[1] != side:
+            return False
+        trail: set[_Thing] = set()
+        at: _Thing | None = thing
+        while at is not None and at is not self.top:
+            if at in trail:
+                return True
+            if at in self.lost or self.remover(at, 0) or self.remover(at, 1):
+                return False
+            trail.add(at)
+            at = self.home(at)[0]
+        return False
+
+    def _left_by_walk(self, start: _Thing) -> list[_Thing]:
+        """Things in and below the ring, in the order in which a walk through it from `start` leaves them."""
+        below: dict[_Thing, list[tuple[Key, _Thing]]] = {}
+        for thing in self.things:
+            parent, side = self.home(thing)
+            place = thing.places[side] if side is not None else None
+            if parent is not None:
+                below.setdefault(parent, []).append((place.key if place is not None else thing.key, thing))
+        order: list[_Thing] = []
+        seen = {start}
+        walk = [(start, iter(sorted(below.get(start, ()), key=_order)))]
+        while walk:
+            thing, rest = walk[-1]
+            for _, each in rest:
+                if each not in seen:
+                    seen.add(each)
+                    walk.append((each, iter(sorted(below.get(each, ()), key=_order))))
+                    break
+                if each is start and each not in order:
+                    order.append(each)
+            else:
+                walk.pop()
+                if thing not in order:
+                    order.append(thing)
+        return order
+
+    # ---- reading it off
+
+    def read(self, side: int) -> _Step:
+        """The operation of one side, for the document after the other's."""
+        other = 1 - side
+        root = _Step()
+        slots = 0
+        for thing in self.things:
+            there = thing.owner != side and self.remover(thing, other) is None  # in the document after the other side
+            if thing.shared:
+                there = True
+            gone = self.gone(thing)
+            if gone:
+                if there and self._removes(thing, side, other):
+                    _at(root, self.path_after(thing, other)).remove = True
+                continue
+            placed = self.home(thing)[1]
+            if thing.owner == side and not thing.shared:
+                step = _at(root, self.path(thing))
+                step.insert, step.value = True, thing.value
+            elif placed == side and not thing.shared and not self._agreed(thing):
+                _at(root, self.path_after(thing, other)).pick = slots
+                _at(root, self.path(thing)).drop = slots
+                slots += 1
+            edit = thing.edits[side]
+            if edit is not None:
+                theirs = thing.edits[other]
+                if theirs is not None:
+                    if edit[0] != theirs[0]:
+                        raise UsageError(
+                            f"one value is edited as {edit[0]!r} and as {theirs[0]!r}; use one type for it"
+                        )
+                    edit = (edit[0], _subtype(edit[0]).transform(edit[1], theirs[1], ("left", "right")[side]))
+                _at(root, self.path(thing)).edit = edit
+        return root
+
+    def _agreed(self, thing: _Thing) -> bool:
+        """Whether both sides move a thing to the same key of a dict."""
+        one, two = thing.places
+        return (
+            one is not None
+            and two is not None
+            and one.parent is two.parent
+            and one.key == two.key
+            and isinstance(one.key, str)
+        )
+
+    def _removes(self, thing: _Thing, side: int, other: int) -> bool:
+        """Whether the side's transformed operation names a thing that is gone but there, to remove it."""
+        if thing.takes[side] == "r" or thing.edits[other] is not None:
+            return True
+        moved_there = thing.places[other] is not None
+        mine = self.remover(thing, side) is not None
+        if moved_there and not mine:
+            return True
+        if not moved_there and not thing.takes[side]:
+            return False
+        above = thing.places[other]
+        parent = above.parent if above is not None else thing.parent
+        return not self.gone(parent) or (parent is not None and self.remover(parent, side) is not None and not mine)
+
+
+def _nth_left(thing: _Thing, n: int, side: int) -> int:
+    """The index, in the list as it was, of the nth item that a side leaves in it."""
+    for key in sorted(k for k, kid in thing.kids.items() if isinstance(k, int) and kid.takes[side]):
+        n += key <= n
+    return n
+
+
+def _at(step: _Step, path: Sequence[Key]) -> _Step:
+    if len(path) > DEPTH_MAX:
+        raise LimitError(f"the operations together reach {len(path)} deep; the most is {DEPTH_MAX}")
+    for key in path:
+        step = step.kid(key)
+    return step
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two JSON values are equal, and of the same types all the way down."""
+    todo = [(a, b)]
+    while todo:
+        one, two = todo.pop()
+        if type(one) is not type(two):
+            return False
+        if isinstance(one, dict):
+            if one.keys() != two.keys():
+                return False
+            todo += [(one[key], two[key]) for key in one]
+        elif isinstance(one, list):
+            if len(one) != len(two):
+                return False
+            todo += zip(one, two, strict=True)
+        elif one != two:
+            return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------ transform
+
+
+def _picture(op: Any, other: Any, side: Side) -> tuple[_Picture, int]:
+    mine, theirs = _parse(op), _parse(other)
+    return (_Picture(mine, theirs), 0) if is_left(side) else (_Picture(theirs, mine), 1)
+
+
+def transform_no_conflict(op: Any, other: Any, side: Side) -> Op:
+    """`op` for the document that `other` has changed; conflicts are settled by the rules at the head of this module."""
+    if other is None:
+        check(op)
+        return list(op) if op is not None else None
+    picture, mine = _picture(op, other, side)
+    return _renumber(picture.read(mine))
+
+
+def try_transform(op: Any, other: Any, side: Side) -> dict[str, Any]:
+    """{"ok": True, "result": op}, or {"ok": False, "conflict": {"type", "op1", "op2"}} if something would be lost.
+
+    op1 and op2 are the parts of `op` and `other` that clash; type is REMOVED_UNDER, COLLISION or BLACK_HOLE.
+    """
+    if other is None:
+        check(op)
+        return {"ok": True, "result": op}
+    picture, mine = _picture(op, other, side)
+    conflict = picture.conflict(mine)
+    if conflict is not None:
+        return {"ok": False, "conflict": conflict}
+    return {"ok": True, "result": _renumber(picture.read(mine))}
+
+
+def transform(op: Any, other: Any, side: Side) -> Op:
+    """As transform_no_conflict, but raises ConflictError where something would be lost."""
+    outcome = try_transform(op, other, side)
+    if not outcome["ok"]:
+        raise ConflictError(outcome["conflict"])
+    result: Op = outcome["result"]
+    return result
