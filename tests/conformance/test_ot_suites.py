@@ -145,3 +145,44 @@ def test_json1_vectors():
             wrong.append((case["id"], case["conflict_type"], outcome))
         wrong += [(case["id"], key, case[key], got[key]) for key in got if canonical(got[key]) != canonical(case[key])]
     assert not wrong, differences(wrong)
+
+
+class Simple:
+    """The edit type that the published json1 cases define: text put into {"str": text} at a position."""
+
+    name = "simple"
+
+    def apply(self, value: Any, op: Any) -> Any:
+        at = op["position"]
+        return {"str": value["str"][:at] + op["text"] + value["str"][at:]}
+
+    def transform(self, op: Any, other: Any, side: str) -> Any:
+        ahead = len(other["text"]) if other["position"] < op["position"] else 0
+        return {"position": op["position"] + ahead, "text": op["text"]}
+
+
+JSON1_NAMES = {
+    "checkValidOp": "check",
+    "tryTransform": "try_transform",
+    "transformNoConflict": "transform_no_conflict",
+    "transformPosition": "transform_position",
+    "makeInvertible": "make_invertible",
+}
+UNDEFINED = {"__undef": 1}
+
+
+def test_json1_published_calls(monkeypatch):
+    monkeypatch.setitem(json1.SUBTYPES, "simple", Simple())
+    wrong = []
+    for case in cases("json1_published_calls"):
+        function = getattr(json1, JSON1_NAMES.get(case["fn"], case["fn"]))
+        try:
+            result = function(*(MISSING if value == UNDEFINED else value for value in case["args"]))
+            nothing = result is MISSING or function is json1.check
+            got = canonical(UNDEFINED if nothing else result)
+        except UsageError as error:
+            got = str(error) if "error" not in case else "refused"
+        expected = "refused" if "error" in case else canonical(case["result"])
+        if got != expected:
+            wrong.append((case["id"], case["fn"], case["args"], expected, got))
+    assert not wrong, differences(wrong)

@@ -54,7 +54,7 @@ _WORDS: Final = {
 
 
 class ConflictError(UsageError):
-    """Two operations that cannot both have their way; `conflict` has the type, and op1 and op2, the parts that clash."""
+    """Two operations that cannot both have their way; `conflict` has the type, and op1 and op2: its parts."""
 
     code = "conflict"
 
@@ -655,20 +655,21 @@ class _Picture:
                 path.append(place.key)
                 at = place.parent
                 continue
-            parent, key = at.parent, at.key
-            if parent is not None and isinstance(key, int):
-                rank = key - sum(
-                    1 for k, kid in parent.kids.items() if isinstance(k, int) and k < key and kid.takes[side]
-                )
-                key = rank + sum(
-                    1
-                    for each in parent.drops[side]
-                    if (p := each.places[side]) and isinstance(p.key, int) and p.gap <= rank
-                )
-            path.append(key)
-            at = parent
+            path.append(self.key_after(at, side))
+            at = at.parent
         path.reverse()
         return path[1:]
+
+    def key_after(self, thing: _Thing, side: int) -> Key:
+        """The key or index of a thing after one side's operation."""
+        place = thing.places[side]
+        if place is not None:
+            return place.key
+        parent, key = thing.parent, thing.key
+        if parent is None or isinstance(key, str):
+            return key
+        taken = sum(isinstance(k, int) and k < key and bool(kid.takes[side]) for k, kid in parent.kids.items())
+        return key - taken + _puts_before(parent, key - taken, side)
 
     def path(self, thing: _Thing) -> list[Key]:
         """The path of a thing in the picture."""
@@ -899,6 +900,12 @@ class _Picture:
         return not self.gone(parent) or (parent is not None and self.remover(parent, side) is not None and not mine)
 
 
+def _puts_before(parent: _Thing, rank: int, side: int) -> int:
+    """How many things a side puts into a list before the item that `rank` items which it leaves there are before."""
+    places = (each.places[side] for each in parent.drops[side])
+    return sum(place is not None and isinstance(place.key, int) and place.gap <= rank for place in places)
+
+
 def _nth_left(thing: _Thing, n: int, side: int) -> int:
     """The index, in the list as it was, of the nth item that a side leaves in it."""
     for key in sorted(k for k, kid in thing.kids.items() if isinstance(k, int) and kid.takes[side]):
@@ -973,3 +980,288 @@ def transform(op: Any, other: Any, side: Side) -> Op:
         raise ConflictError(outcome["conflict"])
     result: Op = outcome["result"]
     return result
+
+
+# ------------------------------------------------------------------------------------------------ one after the other
+
+
+class _Chain:
+    """What two operations make of a document, one after the other: side 0 first, side 1 on what it leaves."""
+
+    def __init__(self, first: _Step, second: _Step) -> None:
+        self.before = before = _Picture(first, _Step())
+        self.top, self.things, self.kid = before.top, before.things, before.kid
+        self.taken: dict[_Thing, list[int]] = {}  # list -> indices, after the first operation, that the second takes
+        above = _Step()
+        above.kids[""] = second
+        slots: dict[int, _Thing] = {}
+        self._take(self.top, above, slots)
+        self._put(self.top, above, slots)
+
+    def child(self, thing: _Thing, key: Key) -> _Thing:
+        """What the first operation leaves at a key or an index."""
+        earlier = 0
+        for each in thing.drops[0]:
+            place = each.places[0]
+            if place is not None and place.key == key:
+                return each
+            earlier += place is not None and isinstance(key, int) and isinstance(place.key, int) and place.key < key
+        return self.kid(thing, _nth_left(thing, key - earlier, 0) if isinstance(key, int) else key)
+
+    def _take(self, thing: _Thing, step: _Step, slots: dict[int, _Thing]) -> None:
+        for key, kid in step.sorted():
+            if not _takes_below(kid):
+                continue
+            below = self.child(thing, key)
+            if kid.takes:
+                below.takes[1] = "r" if kid.remove else "p"
+                if isinstance(key, int):
+                    self.taken.setdefault(thing, []).append(key)
+                if kid.pick is not None:
+                    slots[kid.pick] = below
+            self._take(below, kid, slots)
+
+    def _put(self, thing: _Thing, step: _Step, slots: dict[int, _Thing]) -> None:
+        put = 0
+        for key, kid in step.sorted():
+            if not _puts_below(kid):
+                continue
+            if kid.puts:
+                if kid.insert:
+                    below = _Thing(None, key, 1, kid.value)
+                    self.things.append(below)
+                else:
+                    below = slots[kid.drop]
+                below.places[1] = _Place(thing, key, key - put if isinstance(key, int) else 0, ())
+                thing.drops[1].append(below)
+                put += isinstance(key, int)
+            elif isinstance(key, int):
+                index = key - put
+                for taken in self.taken.get(thing, ()):
+                    index += taken <= index
+                below = self.child(thing, index)
+            else:
+                below = self.child(thing, key)
+            if kid.edit is not None:
+                below.edits[1] = kid.edit
+            self._put(below, kid, slots)
+
+    def gone(self, thing: _Thing) -> bool:
+        if self.before.remover(thing, 0) is not None:
+            return True
+        at: _Thing | None = thing
+        while at is not None:
+            if at.takes[1]:
+                return at.takes[1] == "r"
+            place = at.places[0]
+            at = place.parent if place is not None else at.parent
+        return False
+
+    def path(self, thing: _Thing) -> list[Key]:
+        """The path of a thing in the end."""
+        path: list[Key] = []
+        at: _Thing | None = thing
+        while at is not None and at is not self.top:
+            place = at.places[1]
+            if place is not None:
+                path.append(place.key)
+                at = place.parent
+                continue
+            key = self.before.key_after(at, 0)
+            first = at.places[0]
+            at = first.parent if first is not None else at.parent
+            if at is not None and isinstance(key, int):
+                rank = key - sum(taken < key for taken in self.taken.get(at, ()))
+                key = rank + _puts_before(at, rank, 1)
+            path.append(key)
+        path.reverse()
+        return path[1:]
+
+    def read(self) -> _Step:
+        root = _Step()
+        for slot, thing in enumerate(self.things):
+            top = _inserted_above(thing)
+            named = bool(thing.takes[0] or thing.takes[1]) and thing.owner is None
+            if self.gone(thing):
+                if named and top is None:
+                    _at(root, _path_before(thing)).remove = True
+                continue
+            if thing.owner is not None and thing.value is not MISSING:
+                step = _at(root, self.path(thing))
+                step.insert, step.value = True, _without_taken(thing, thing.value, 1)
+            elif named and top is not None:  # moved out of what the first operation inserted
+                step = _at(root, self.path(thing))
+                step.insert, step.value = True, _without_taken(thing, _value_in(thing, top), 1)
+            elif named:
+                _at(root, _path_before(thing)).pick = slot
+                _at(root, self.path(thing)).drop = slot
+            one, two = thing.edits
+            if one is not None and two is not None:
+                if one[0] != two[0]:
+                    raise UsageError(f"one value is edited as {one[0]!r} and then as {two[0]!r}; use one type for it")
+                two = (one[0], _subtype(one[0]).compose(one[1], two[1]))
+            if one is not None or two is not None:
+                _at(root, self.path(thing)).edit = two if two is not None else one
+        return root
+
+
+def _path_before(thing: _Thing) -> list[Key]:
+    path: list[Key] = []
+    at: _Thing | None = thing
+    while at is not None:
+        path.append(at.key)
+        at = at.parent
+    path.reverse()
+    return path[2:]
+
+
+def _inserted_above(thing: _Thing) -> _Thing | None:
+    """The inserted thing in whose value this one is."""
+    at = thing.parent
+    while at is not None:
+        if at.owner is not None:
+            return at
+        at = at.parent
+    return None
+
+
+def _value_in(thing: _Thing, top: _Thing) -> Any:
+    """The value of a thing in the value of an inserted one above it."""
+    path: list[Key] = []
+    at: _Thing | None = thing
+    while at is not None and at is not top:
+        path.append(at.key)
+        at = at.parent
+    value = top.value
+    for key in reversed(path):
+        value = _entry(value, key, [key])
+    return value
+
+
+def _without_taken(thing: _Thing, value: Any, side: int) -> Any:
+    """The value of a thing without what a side takes out of it."""
+    copy: Any = None
+    for key, kid in sorted(thing.kids.items(), key=_order, reverse=True):
+        if not kid.kids and not kid.takes[side]:
+            continue
+        old = _entry(value, key, [key])
+        if kid.takes[side]:
+            copy = value.copy() if copy is None else copy
+            del copy[key]
+            continue
+        new = _without_taken(kid, old, side)
+        if new is not old:
+            copy = value.copy() if copy is None else copy
+            copy[key] = new
+    return value if copy is None else copy
+
+
+def compose(a: Any, b: Any) -> Op:
+    """One operation that does what a and then b do."""
+    first, second = _parse(a), _parse(b)
+    if a is None or b is None:
+        return b if a is None else a  # type: ignore[no-any-return]
+    return _renumber(_Chain(first, second).read())
+
+
+def invert(op: Any) -> Op:
+    """The operation that undoes `op`, which must carry what it removes (see make_invertible)."""
+    step = _parse(op)
+    picture = _Picture(step, _Step())
+    removed = _removals(picture.root, step)
+    root = _Step()
+    for slot, thing in enumerate(picture.things):
+        if thing.takes[0] == "r":
+            undo = _at(root, _path_before(thing))
+            undo.insert, undo.value = True, removed[thing]
+        elif thing.owner is not None and thing.value is not MISSING:
+            undo = _at(root, picture.path_after(thing, 0))
+            undo.remove, undo.removed = True, _edited_value(thing, thing.value)
+        elif thing.takes[0] == "p":
+            _at(root, picture.path_after(thing, 0)).pick = slot
+            _at(root, _path_before(thing)).drop = slot
+        edit = thing.edits[0]
+        if edit is not None and thing.owner is None and _inserted_above(thing) is None:
+            _at(root, _path_before(thing)).edit = (edit[0], _subtype(edit[0]).invert(edit[1]))
+    return _write(root)
+
+
+def _removals(thing: _Thing, step: _Step) -> dict[_Thing, Any]:
+    """What an operation removes, with the values that it carries."""
+    found = {}
+    todo = [(thing, step)]
+    while todo:
+        thing, step = todo.pop()
+        if step.remove:
+            found[thing] = step.removed
+        todo += [(thing.kids[key], kid) for key, kid in step.kids.items() if _takes_below(kid)]
+    return found
+
+
+def _edited_value(thing: _Thing, value: Any) -> Any:
+    """An inserted value with the edits that the same operation makes in it."""
+    copy: Any = None
+    for key, kid in thing.kids.items():
+        old = _entry(value, key, [key])
+        new = _edited_value(kid, old)
+        if new is not old:
+            copy = value.copy() if copy is None else copy
+            copy[key] = new
+    value = value if copy is None else copy
+    edit = thing.edits[0]
+    return value if edit is None else _subtype(edit[0]).apply(value, edit[1])
+
+
+def make_invertible(op: Any, doc: Any) -> Op:
+    """The same operation with what it removes from `doc` in it, so that it can be inverted."""
+    step = _parse(op)
+    if op is None:
+        return None
+    picture = _Picture(step, _Step())
+    root = _Step()
+    for slot, thing in enumerate(picture.things):
+        if thing.takes[0]:
+            taken = _at(root, _path_before(thing))
+            if thing.takes[0] == "r":
+                taken.remove, taken.removed = True, _without_taken(thing, _first_value(thing, doc), 0)
+            else:
+                taken.pick = slot
+                _at(root, picture.path_after(thing, 0)).drop = slot
+        if thing.owner is not None and thing.value is not MISSING:
+            put = _at(root, picture.path_after(thing, 0))
+            put.insert, put.value = True, thing.value
+        edit = thing.edits[0]
+        if edit is not None:
+            subtype = _subtype(edit[0])
+            if hasattr(subtype, "make_invertible"):
+                edit = (edit[0], subtype.make_invertible(edit[1], _first_value(thing, doc)))
+            _at(root, picture.path_after(thing, 0)).edit = edit
+    return _write(root)
+
+
+def _first_value(thing: _Thing, doc: Any) -> Any:
+    """The value of a thing as it was in the document, or as it was inserted."""
+    if thing.owner is not None:
+        return thing.value
+    top = _inserted_above(thing)
+    if top is not None:
+        return _value_in(thing, top)
+    path = _path_before(thing)
+    for depth, key in enumerate(path):
+        doc = _entry(doc, key, path[: depth + 1])
+    return doc
+
+
+def transform_position(path: Sequence[Key], op: Any) -> list[Key] | None:
+    """Where what is at a path is after the operation; None if it is removed. A last step may be a place in a text."""
+    picture = _Picture(_parse(op), _Step())
+    thing = picture.root
+    for at, key in enumerate(path):
+        edit = thing.edits[0]
+        if edit is not None and isinstance(key, int) and hasattr(_subtype(edit[0]), "transform_position"):
+            if picture.remover(thing, 0) is not None:
+                return None
+            moved = _subtype(edit[0]).transform_position(key, edit[1])
+            return [*picture.path_after(thing, 0), moved, *path[at + 1 :]]
+        thing = picture.kid(thing, _check_key(key))
+    return None if picture.remover(thing, 0) is not None else picture.path_after(thing, 0)
