@@ -1,6 +1,6 @@
 """Random pairs of concurrent operations, held to TP1: both orders of application must end in one value.
 
-usage: python tests/fuzz/ot.py [--type text|json0] [--pairs N] [--seed S]
+usage: python tests/fuzz/ot.py [--type text|json0|json1] [--pairs N] [--seed S]
 
 Pair number n of seed S depends on S and n alone; a failure prints the document, the operations and how to run it again.
 Exit status 1 if any pair diverges or raises.
@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
-from nova.conflict.ot import json0, text
+from nova.conflict.detect import MISSING
+from nova.conflict.ot import json0, json1, text
 
 LETTERS = "abcdé中\U0001f600"
 KEYS = "abcd"
@@ -123,6 +124,62 @@ def json0_pair(random: Random) -> None:
         raise Diverged(doc, a, b, one, two)
 
 
+# ------------------------------------------------------------------------------------------------ json1
+
+
+def json1_simple(random: Random, doc: Any) -> Any:
+    """One change: a removal, a move, an insert, a replacement or an edit."""
+    if doc is MISSING:
+        return [{"i": a_value(random, 2)}]
+    path, value = random.choice(list(slots(doc)))
+    kind = random.random()
+    if kind < 0.2 and (path or kind < 0.01):
+        return [*path, {"r": random.choice([True, value])}]
+    if kind < 0.3 and (path or kind < 0.21):
+        return [*path, {"r": True, "i": a_value(random, 1)}]
+    if kind < 0.6 and path:
+        rest = json1.apply(doc, [*path, {"r": True}])
+        target = a_gap(random, rest)
+        if target is not None:
+            return json1.normalize([[*path, {"p": 0}], [*target, {"d": 0}]])
+    if isinstance(value, str):
+        return [*path, {"es": text.normalize(text_op(random, value)) or ["x"]}]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [*path, {"ena": random.randint(-5, 5)}]
+    target = a_gap(random, doc)
+    return None if target is None else [*target, {"i": a_value(random, 2)}]
+
+
+def a_gap(random: Random, doc: Any) -> list[Any] | None:
+    """A path at which something can be put."""
+    containers = [(path, value) for path, value in slots(doc) if isinstance(value, dict | list)]
+    for path, value in random.sample(containers, len(containers)):
+        if isinstance(value, list):
+            return [*path, random.randrange(len(value) + 1)]
+        free = [key for key in KEYS if key not in value]
+        if free:
+            return [*path, random.choice(free)]
+    return None
+
+
+def json1_op(random: Random, doc: Any) -> Any:
+    op = None
+    for _ in range(random.choice([1, 1, 2, 2, 3, 4])):
+        more = json1_simple(random, doc)
+        doc = json1.apply(doc, more)
+        op = json1.compose(op, more)
+    return op
+
+
+def json1_pair(random: Random) -> None:
+    doc = a_value(random)
+    a, b = json1_op(random, doc), json1_op(random, doc)
+    one = json1.apply(json1.apply(doc, b), json1.transform_no_conflict(a, b, "left"))
+    two = json1.apply(json1.apply(doc, a), json1.transform_no_conflict(b, a, "right"))
+    if not same(one, two):
+        raise Diverged(doc, a, b, one, two)
+
+
 # ------------------------------------------------------------------------------------------------ the runner
 
 
@@ -139,7 +196,7 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-PAIRS: dict[str, Callable[[Random], None]] = {"text": text_pair, "json0": json0_pair}
+PAIRS: dict[str, Callable[[Random], None]] = {"text": text_pair, "json0": json0_pair, "json1": json1_pair}
 
 
 def run(kind: str, pairs: int, seed: int, first: int = 0) -> Iterator[str]:

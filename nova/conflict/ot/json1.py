@@ -286,20 +286,8 @@ def _write(root: _Step) -> Op:
     return _descent(root, slots) or None
 
 
-def _renumber(step: _Step) -> Op:
-    """As _write, with slots numbered in the order of the drops: what transform and compose give."""
-    slots: dict[Any, int] = {}
-    todo = [step]
-    while todo:
-        at = todo.pop()
-        if at.drop is not None:
-            slots.setdefault(at.drop, len(slots))
-        todo += [kid for _, kid in reversed(at.sorted())]
-    return _descent(step, slots) or None
-
-
 def _write_as_is(root: _Step) -> Op:
-    """As _write, with slots as they are and edits that do nothing left in."""
+    """As _write, with slots and edits as they are."""
     return _descent(root, None) or None
 
 
@@ -453,6 +441,7 @@ class _Thing:
         "owner",
         "parent",
         "places",
+        "removed",
         "shared",
         "slots",
         "steps",
@@ -468,6 +457,7 @@ class _Thing:
         self.shared = False  # inserted by both sides alike
         self.kids: dict[Key, _Thing] = {}
         self.takes: list[str] = ["", ""]  # "r" or "p", by side
+        self.removed: list[Any] = [True, True]  # the values that removals carry
         self.places: list[_Place | None] = [None, None]  # where a side puts it
         self.drops: list[list[_Thing]] = [[], []]  # what a side puts into it, in ascending order of index
         self.edits: list[tuple[str, Any] | None] = [None, None]
@@ -520,6 +510,7 @@ class _Picture:
             below = self.kid(thing, key)
             if kid.takes:
                 below.takes[side] = "r" if kid.remove else "p"
+                below.removed[side] = kid.removed
                 below.steps[side] = (*path, key)
                 if kid.pick is not None:
                     slots[kid.pick] = below
@@ -682,7 +673,7 @@ class _Picture:
             if parent is not None and isinstance(key, int):
                 order = self._puts_into(parent)
                 if place is not None:
-                    found = [n for n, entry in enumerate(order) if entry[2] is at]
+                    found = [n for n, entry in enumerate(order) if entry[1] is at]
                     key = order[found[0]][0] + found[0]
                 else:
                     rank = self._rank(parent, key)
@@ -698,42 +689,55 @@ class _Picture:
             1 for k, kid in parent.kids.items() if isinstance(k, int) and k < index and (kid.takes[0] or kid.takes[1])
         )
 
-    def _puts_into(self, parent: _Thing) -> list[tuple[int, int, _Thing]]:
-        """What is put into a list, in order: (how many items that stay are before it, side, thing)."""
-        entries = []
+    def _puts_into(self, parent: _Thing) -> list[tuple[int, _Thing]]:
+        """What is put into a list, in order: (how many items that stay are before it, thing).
+
+        What a side has put between two items that it leaves may stand anywhere among those that it takes between them.
+        Where the ranges of two sides do not meet, their order is known; else what the left side puts comes first.
+        """
+        queues: list[list[tuple[int, int, _Thing]]] = [[], []]
         for side in (0, 1):
             for thing in parent.drops[side]:
                 place = thing.places[side]
-                if (
-                    place is None
-                    or not isinstance(place.key, int)
-                    or self.home(thing) != (parent, side)
-                    or self.gone(thing)
-                ):
+                if place is None or not isinstance(place.key, int):
                     continue
-                entries.append((self._rank(parent, _nth_left(parent, place.gap, side)), side, thing))
-        entries.sort(key=lambda entry: entry[:2])
+                if self.home(thing) == (parent, side) and not self.gone(thing):
+                    low = _nth_left(parent, place.gap - 1, side) + 1 if place.gap else 0
+                    queues[side].append((low, _nth_left(parent, place.gap, side), thing))
+        left, right = queues
+        entries = []
+        i = j = 0
+        while i < len(left) or j < len(right):
+            if i == len(left) or (j < len(right) and right[j][1] < left[i][0]):
+                entry, j = right[j], j + 1
+            else:
+                entry, i = left[i], i + 1
+            entries.append((self._rank(parent, entry[1]), entry[2]))
         return entries
 
     # ---- conflicts
 
     def conflict(self, mine: int) -> dict[str, Any] | None:
         """The first conflict, with the parts of both operations that clash; None if there is none."""
-        found = self._removed_under(mine) or self._collision() or self._black_hole(mine)
+        found = self._clash(1 - mine, puts_meet=False) or self._clash(mine) or self._black_hole(mine)
         if found is None:
             return None
         kind, parts = found
         return {"type": kind, "op1": _write_as_is(parts[mine]), "op2": _write_as_is(parts[1 - mine])}
 
-    def _removed_under(self, mine: int) -> tuple[int, list[_Step]] | None:
-        for side in (mine, 1 - mine):
-            for put, thing, path in self.deeds[side]:
-                if thing.shared or (put and self.home(thing)[1] != side):
-                    continue
-                remover = self._remover_above(thing, side, put)
-                if remover is None:
-                    continue
-                parts = [_Step(), _Step()]
+    def _clash(self, side: int, *, puts_meet: bool = True) -> tuple[int, list[_Step]] | None:
+        """The first thing that a side puts or edits where the other removes, or puts where the other puts."""
+        rivals = {pair[side]: pair for pair in self.collisions}
+        for put, thing, path in self.deeds[side]:
+            if thing.shared or (put and self.home(thing)[1] != side):
+                continue
+            parts = [_Step(), _Step()]
+            if put and puts_meet and thing in rivals:
+                for each in (0, 1):
+                    self._report_put(parts[each], rivals[thing][each], each, 0)
+                return COLLISION, parts
+            remover = self._remover_above(thing, side, put)
+            if remover is not None:
                 if put:
                     self._report_put(parts[side], thing, side, 0)
                 else:
@@ -770,14 +774,6 @@ class _Picture:
         else:
             step.insert, step.value = True, thing.value
 
-    def _collision(self) -> tuple[int, list[_Step]] | None:
-        for pair in self.collisions:
-            parts = [_Step(), _Step()]
-            for side in (0, 1):
-                self._report_put(parts[side], pair[side], side, 0)
-            return COLLISION, parts
-        return None
-
     def _black_hole(self, mine: int) -> tuple[int, list[_Step]] | None:
         """Every move of both sides that ends in the ring; slots of `mine` in the order in which a walk leaves them."""
         moves = [
@@ -799,8 +795,9 @@ class _Picture:
 
     def _is_swallowed(self, thing: _Thing, side: int) -> bool:
         """Whether a thing goes where the side puts it, and that hangs on a ring."""
-        if self.home(thing)[1] != side:
-            return False
+        return self.home(thing)[1] == side and self._hangs_on_ring(thing)
+
+    def _hangs_on_ring(self, thing: _Thing) -> bool:
         trail: set[_Thing] = set()
         at: _Thing | None = thing
         while at is not None and at is not self.top:
@@ -845,22 +842,28 @@ class _Picture:
         other = 1 - side
         root = _Step()
         slots = 0
-        for thing in self.things:
+        alone = self._has_nothing(other)
+        # Slots are numbered in the order in which the operation drops.
+        turns = {thing: turn for turn, (put, thing, _) in enumerate(self.deeds[side]) if put}
+        for thing in sorted(self.things, key=lambda thing: turns.get(thing, -1)):
             there = thing.owner != side and self.remover(thing, other) is None  # in the document after the other side
             if thing.shared:
                 there = True
             gone = self.gone(thing)
             if gone:
                 if there and self._removes(thing, side, other):
-                    _at(root, self.path_after(thing, other)).remove = True
+                    removal = _at(root, self.path_after(thing, other))
+                    removal.remove = True
+                    removal.removed = thing.removed[side] if alone else True
                 continue
             placed = self.home(thing)[1]
             if thing.owner == side and not thing.shared:
                 step = _at(root, self.path(thing))
                 step.insert, step.value = True, thing.value
             elif placed == side and not thing.shared and not self._agreed(thing):
-                _at(root, self.path_after(thing, other)).pick = slots
-                _at(root, self.path(thing)).drop = slots
+                slot = thing.slots[side] if alone else slots
+                _at(root, self.path_after(thing, other)).pick = slot
+                _at(root, self.path(thing)).drop = slot
                 slots += 1
             edit = thing.edits[side]
             if edit is not None:
@@ -871,8 +874,17 @@ class _Picture:
                             f"one value is edited as {edit[0]!r} and as {theirs[0]!r}; use one type for it"
                         )
                     edit = (edit[0], _subtype(edit[0]).transform(edit[1], theirs[1], ("left", "right")[side]))
-                _at(root, self.path(thing)).edit = edit
+                _at(root, self.path(thing)).edit = _edit_normal(edit)
         return root
+
+    def _has_nothing(self, side: int) -> bool:
+        """Whether all that a side does is gone by conflicts: what the other removes then is as it knew it."""
+        return all(
+            not thing.takes[side]
+            and (thing.places[side] is None or self.gone(thing))
+            and (thing.edits[side] is None or (self.gone(thing) and _is_new(thing)))
+            for thing in self.things
+        )
 
     def _agreed(self, thing: _Thing) -> bool:
         """Whether both sides move a thing to the same key of a dict."""
@@ -887,17 +899,33 @@ class _Picture:
 
     def _removes(self, thing: _Thing, side: int, other: int) -> bool:
         """Whether the side's transformed operation names a thing that is gone but there, to remove it."""
-        if thing.takes[side] == "r" or thing.edits[other] is not None:
-            return True
-        moved_there = thing.places[other] is not None
-        mine = self.remover(thing, side) is not None
-        if moved_there and not mine:
-            return True
-        if not moved_there and not thing.takes[side]:
-            return False
         above = thing.places[other]
+        if thing.takes[side] == "r":
+            return above is None or not self._goes_along(thing, side, other)
+        edited = thing.edits[other] is not None
         parent = above.parent if above is not None else thing.parent
-        return not self.gone(parent) or (parent is not None and self.remover(parent, side) is not None and not mine)
+        if self.remover(thing, side) is not None:  # with what it was in, unless it was moved out of that
+            if edited:
+                return not self._goes_along(thing, side, other)
+            return above is not None and not self.gone(parent)
+        if above is None and not edited:
+            if not thing.takes[side]:
+                return False
+            if parent is None or not self.gone(parent) or self.remover(parent, side) is not None:
+                return True
+            return self._remover_above(thing, side, True) is not None
+        return self._hangs_on_ring(thing) or not self._goes_along(thing, side, other)
+
+    def _goes_along(self, thing: _Thing, side: int, other: int) -> bool:
+        """Whether a thing is, after the other side, in one that the other has put and that is gone by a conflict."""
+        place = thing.places[other]
+        at = place.parent if place is not None else thing.parent
+        while at is not None and at is not self.top:
+            place = at.places[other]
+            if place is not None and self.gone(at) and self.remover(at, side) is None:
+                return True
+            at = place.parent if place is not None else at.parent
+        return False
 
 
 def _puts_before(parent: _Thing, rank: int, side: int) -> int:
@@ -955,7 +983,7 @@ def transform_no_conflict(op: Any, other: Any, side: Side) -> Op:
         check(op)
         return list(op) if op is not None else None
     picture, mine = _picture(op, other, side)
-    return _renumber(picture.read(mine))
+    return _write_as_is(picture.read(mine))
 
 
 def try_transform(op: Any, other: Any, side: Side) -> dict[str, Any]:
@@ -970,7 +998,7 @@ def try_transform(op: Any, other: Any, side: Side) -> dict[str, Any]:
     conflict = picture.conflict(mine)
     if conflict is not None:
         return {"ok": False, "conflict": conflict}
-    return {"ok": True, "result": _renumber(picture.read(mine))}
+    return {"ok": True, "result": _write_as_is(picture.read(mine))}
 
 
 def transform(op: Any, other: Any, side: Side) -> Op:
@@ -1015,6 +1043,7 @@ class _Chain:
             below = self.child(thing, key)
             if kid.takes:
                 below.takes[1] = "r" if kid.remove else "p"
+                below.removed[1] = kid.removed
                 if isinstance(key, int):
                     self.taken.setdefault(thing, []).append(key)
                 if kid.pick is not None:
@@ -1079,12 +1108,16 @@ class _Chain:
 
     def read(self) -> _Step:
         root = _Step()
-        for slot, thing in enumerate(self.things):
+        order = sorted(self.things, key=lambda thing: [_order((key, 0)) for key in self.before.path_after(thing, 0)])
+        slot = 0
+        for thing in order:
             top = _inserted_above(thing)
             named = bool(thing.takes[0] or thing.takes[1]) and thing.owner is None
             if self.gone(thing):
                 if named and top is None:
-                    _at(root, _path_before(thing)).remove = True
+                    gone = _at(root, _path_before(thing))
+                    gone.remove = True
+                    gone.removed = next((thing.removed[side] for side in (0, 1) if thing.takes[side] == "r"), True)
                 continue
             if thing.owner is not None and thing.value is not MISSING:
                 step = _at(root, self.path(thing))
@@ -1095,14 +1128,20 @@ class _Chain:
             elif named:
                 _at(root, _path_before(thing)).pick = slot
                 _at(root, self.path(thing)).drop = slot
+                slot += 1
             one, two = thing.edits
             if one is not None and two is not None:
                 if one[0] != two[0]:
                     raise UsageError(f"one value is edited as {one[0]!r} and then as {two[0]!r}; use one type for it")
                 two = (one[0], _subtype(one[0]).compose(one[1], two[1]))
             if one is not None or two is not None:
-                _at(root, self.path(thing)).edit = two if two is not None else one
+                _at(root, self.path(thing)).edit = _edit_normal(two or one)  # type: ignore[arg-type]
         return root
+
+
+def _is_new(thing: _Thing) -> bool:
+    """Whether a thing was inserted, alone or in the value of another one."""
+    return thing.owner is not None or _inserted_above(thing) is not None
 
 
 def _path_before(thing: _Thing) -> list[Key]:
@@ -1161,41 +1200,28 @@ def compose(a: Any, b: Any) -> Op:
     first, second = _parse(a), _parse(b)
     if a is None or b is None:
         return b if a is None else a  # type: ignore[no-any-return]
-    return _renumber(_Chain(first, second).read())
+    return _write_as_is(_Chain(first, second).read())
 
 
 def invert(op: Any) -> Op:
     """The operation that undoes `op`, which must carry what it removes (see make_invertible)."""
     step = _parse(op)
     picture = _Picture(step, _Step())
-    removed = _removals(picture.root, step)
     root = _Step()
-    for slot, thing in enumerate(picture.things):
+    for thing in picture.things:
         if thing.takes[0] == "r":
             undo = _at(root, _path_before(thing))
-            undo.insert, undo.value = True, removed[thing]
+            undo.insert, undo.value = True, thing.removed[0]
         elif thing.owner is not None and thing.value is not MISSING:
             undo = _at(root, picture.path_after(thing, 0))
             undo.remove, undo.removed = True, _edited_value(thing, thing.value)
         elif thing.takes[0] == "p":
-            _at(root, picture.path_after(thing, 0)).pick = slot
-            _at(root, _path_before(thing)).drop = slot
+            _at(root, picture.path_after(thing, 0)).pick = thing.slots[0]
+            _at(root, _path_before(thing)).drop = thing.slots[0]
         edit = thing.edits[0]
         if edit is not None and thing.owner is None and _inserted_above(thing) is None:
-            _at(root, _path_before(thing)).edit = (edit[0], _subtype(edit[0]).invert(edit[1]))
-    return _write(root)
-
-
-def _removals(thing: _Thing, step: _Step) -> dict[_Thing, Any]:
-    """What an operation removes, with the values that it carries."""
-    found = {}
-    todo = [(thing, step)]
-    while todo:
-        thing, step = todo.pop()
-        if step.remove:
-            found[thing] = step.removed
-        todo += [(thing.kids[key], kid) for key, kid in step.kids.items() if _takes_below(kid)]
-    return found
+            _at(root, _path_before(thing)).edit = _edit_normal((edit[0], _subtype(edit[0]).invert(edit[1])))
+    return _write_as_is(root)
 
 
 def _edited_value(thing: _Thing, value: Any) -> Any:
@@ -1219,14 +1245,14 @@ def make_invertible(op: Any, doc: Any) -> Op:
         return None
     picture = _Picture(step, _Step())
     root = _Step()
-    for slot, thing in enumerate(picture.things):
+    for thing in picture.things:
         if thing.takes[0]:
             taken = _at(root, _path_before(thing))
             if thing.takes[0] == "r":
                 taken.remove, taken.removed = True, _without_taken(thing, _first_value(thing, doc), 0)
             else:
-                taken.pick = slot
-                _at(root, picture.path_after(thing, 0)).drop = slot
+                taken.pick = thing.slots[0]
+                _at(root, picture.path_after(thing, 0)).drop = thing.slots[0]
         if thing.owner is not None and thing.value is not MISSING:
             put = _at(root, picture.path_after(thing, 0))
             put.insert, put.value = True, thing.value
@@ -1236,7 +1262,7 @@ def make_invertible(op: Any, doc: Any) -> Op:
             if hasattr(subtype, "make_invertible"):
                 edit = (edit[0], subtype.make_invertible(edit[1], _first_value(thing, doc)))
             _at(root, picture.path_after(thing, 0)).edit = edit
-    return _write(root)
+    return _write_as_is(root)
 
 
 def _first_value(thing: _Thing, doc: Any) -> Any:
