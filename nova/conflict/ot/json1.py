@@ -861,9 +861,8 @@ class _Picture:
                 step = _at(root, self.path(thing))
                 step.insert, step.value = True, thing.value
             elif placed == side and not thing.shared and not self._agreed(thing):
-                slot = thing.slots[side] if alone else slots
-                _at(root, self.path_after(thing, other)).pick = slot
-                _at(root, self.path(thing)).drop = slot
+                _at(root, self.path_after(thing, other)).pick = slots
+                _at(root, self.path(thing)).drop = slots
                 slots += 1
             edit = thing.edits[side]
             if edit is not None:
@@ -983,7 +982,26 @@ def transform_no_conflict(op: Any, other: Any, side: Side) -> Op:
         check(op)
         return list(op) if op is not None else None
     picture, mine = _picture(op, other, side)
-    return _write_as_is(picture.read(mine))
+    step = picture.read(mine)
+    if picture.conflict(mine) is not None:
+        _number_by_picks(step)
+    return _write_as_is(step)
+
+
+def _number_by_picks(root: _Step) -> None:
+    """Slots in the order of the picks, as in an operation that was composed with what settles its conflicts."""
+    slots: dict[int, int] = {}
+    steps = [root]
+    for step in steps:
+        steps += step.kids.values()
+    todo = [root]
+    while todo:
+        step = todo.pop()
+        if step.pick is not None:
+            slots[step.pick] = len(slots)
+        todo += [kid for _, kid in reversed(step.sorted())]
+    for step in steps:
+        step.pick, step.drop = slots.get(step.pick), slots.get(step.drop)
 
 
 def try_transform(op: Any, other: Any, side: Side) -> dict[str, Any]:
