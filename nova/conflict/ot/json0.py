@@ -29,7 +29,7 @@ from nova.errors import LimitError, UsageError
 Component: TypeAlias = dict[str, Any]
 Op: TypeAlias = list[Component]
 
-COMPONENTS_MAX: Final = 10_000
+COMPONENTS_MAX: Final = 1_000
 DEPTH_MAX: Final = 500
 
 _FORMS: Final = (

@@ -28,6 +28,7 @@ places in the picture. As both sides read one picture, TP1 holds by construction
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Final, TypeAlias
@@ -41,7 +42,7 @@ Key: TypeAlias = int | str
 Op: TypeAlias = list[Any] | None
 
 DEPTH_MAX: Final = 200
-CHANGES_MAX: Final = 100_000
+CHANGES_MAX: Final = 10_000
 
 REMOVED_UNDER: Final = 1
 COLLISION: Final = 2
@@ -441,6 +442,7 @@ class _Thing:
         "owner",
         "parent",
         "places",
+        "ranks",
         "removed",
         "shared",
         "slots",
@@ -463,6 +465,7 @@ class _Thing:
         self.edits: list[tuple[str, Any] | None] = [None, None]
         self.steps: list[tuple[Key, ...]] = [(), ()]  # the path by which a side takes it
         self.slots: list[int] = [0, 0]
+        self.ranks: dict[str | int, list[int]] = {}  # of a list: what _taken and _gaps have counted
 
 
 class _Place:
@@ -493,8 +496,13 @@ class _Picture:
             self._put(self.top, above, side, slots, ())
         self.lost: set[_Thing] = set()
         self.fates: dict[_Thing, bool] = {}
+        self.layouts: dict[_Thing, tuple[dict[_Thing, int], list[int]]] = {}
+        self.united: dict[_Thing, _Thing] = {}
         self.collisions: list[tuple[_Thing, _Thing]] = []
         self._collide()
+        if self.united:
+            self.things = [thing for thing in self.things if thing not in self.united]
+            self.deeds[1] = [(put, self.united.get(thing, thing), path) for put, thing, path in self.deeds[1]]
 
     def kid(self, thing: _Thing, key: Key) -> _Thing:
         found = thing.kids.get(key)
@@ -620,8 +628,7 @@ class _Picture:
                 drops = other.places[1].parent.drops[1]
                 drops[drops.index(other)] = one
             one.edits[1] = other.edits[1]
-            self.deeds[1] = [(put, one if each is other else each, path) for put, each, path in self.deeds[1]]
-            one.drops[1] = other.drops[1]
+            one.drops[1], other.drops[1] = other.drops[1], []
             for each in one.drops[1]:
                 place = each.places[1]
                 if place is not None:
@@ -632,7 +639,7 @@ class _Picture:
                 else:
                     one.kids[key] = kid
                     kid.parent = one
-            self.things.remove(other)
+            self.united[other] = one
 
     # ---- places
 
@@ -659,8 +666,8 @@ class _Picture:
         parent, key = thing.parent, thing.key
         if parent is None or isinstance(key, str):
             return key
-        taken = sum(isinstance(k, int) and k < key and bool(kid.takes[side]) for k, kid in parent.kids.items())
-        return key - taken + _puts_before(parent, key - taken, side)
+        rank = key - bisect_left(_taken(parent, side), key)
+        return rank + _puts_before(parent, rank, side)
 
     def path(self, thing: _Thing) -> list[Key]:
         """The path of a thing in the picture."""
@@ -671,23 +678,25 @@ class _Picture:
             place = at.places[side] if side is not None else None
             key = place.key if place is not None else at.key
             if parent is not None and isinstance(key, int):
-                order = self._puts_into(parent)
+                indices, gaps = self._layout(parent)
                 if place is not None:
-                    found = [n for n, entry in enumerate(order) if entry[1] is at]
-                    key = order[found[0]][0] + found[0]
+                    key = indices[at]
                 else:
-                    rank = self._rank(parent, key)
-                    key = rank + sum(1 for entry in order if entry[0] <= rank)
+                    rank = key - bisect_left(_taken(parent, 2), key)
+                    key = rank + bisect_right(gaps, rank)
             path.append(key)
             at = parent
         path.reverse()
         return path[1:]
 
-    def _rank(self, parent: _Thing, index: int) -> int:
-        """How many items before the first `index` stay in the list on both sides."""
-        return index - sum(
-            1 for k, kid in parent.kids.items() if isinstance(k, int) and k < index and (kid.takes[0] or kid.takes[1])
-        )
+    def _layout(self, parent: _Thing) -> tuple[dict[_Thing, int], list[int]]:
+        """Of a list in the picture: the index of each thing put into it, and how many staying items are before each."""
+        found = self.layouts.get(parent)
+        if found is None:
+            order = self._puts_into(parent)
+            indices = {thing: gap + n for n, (gap, thing) in enumerate(order)}
+            found = self.layouts[parent] = indices, [gap for gap, _ in order]
+        return found
 
     def _puts_into(self, parent: _Thing) -> list[tuple[int, _Thing]]:
         """What is put into a list, in order: (how many items that stay are before it, thing).
@@ -712,7 +721,7 @@ class _Picture:
                 entry, j = right[j], j + 1
             else:
                 entry, i = left[i], i + 1
-            entries.append((self._rank(parent, entry[1]), entry[2]))
+            entries.append((entry[1] - bisect_left(_taken(parent, 2), entry[1]), entry[2]))
         return entries
 
     # ---- conflicts
@@ -927,17 +936,36 @@ class _Picture:
         return False
 
 
-def _puts_before(parent: _Thing, rank: int, side: int) -> int:
-    """How many things a side puts into a list before the item that `rank` items which it leaves there are before."""
-    places = (each.places[side] for each in parent.drops[side])
-    return sum(place is not None and isinstance(place.key, int) and place.gap <= rank for place in places)
+def _taken(thing: _Thing, side: int) -> list[int]:
+    """The indices that a side takes out of a list, ascending; side 2 is either."""
+    found = thing.ranks.get(side)
+    if found is None:
+        found = thing.ranks[side] = sorted(
+            key
+            for key, kid in thing.kids.items()
+            if isinstance(key, int) and (kid.takes[side] if side < 2 else kid.takes[0] or kid.takes[1])
+        )
+    return found
+
+
+def _nth_of(taken: list[int], n: int) -> int:
+    """The index of the nth item of a list that is not taken."""
+    return n + bisect_right(range(len(taken)), n, key=lambda count: taken[count] - count)
 
 
 def _nth_left(thing: _Thing, n: int, side: int) -> int:
     """The index, in the list as it was, of the nth item that a side leaves in it."""
-    for key in sorted(k for k, kid in thing.kids.items() if isinstance(k, int) and kid.takes[side]):
-        n += key <= n
-    return n
+    return _nth_of(_taken(thing, side), n)
+
+
+def _puts_before(parent: _Thing, rank: int, side: int) -> int:
+    """How many things a side puts into a list before the item that `rank` items which it leaves there are before."""
+    gaps = parent.ranks.get(f"gaps {side}")
+    if gaps is None:
+        places = (each.places[side] for each in parent.drops[side])
+        gaps = [place.gap for place in places if place is not None and isinstance(place.key, int)]
+        parent.ranks[f"gaps {side}"] = gaps
+    return bisect_right(gaps, rank)
 
 
 def _at(step: _Step, path: Sequence[Key]) -> _Step:
@@ -1037,6 +1065,7 @@ class _Chain:
     def __init__(self, first: _Step, second: _Step) -> None:
         self.before = before = _Picture(first, _Step())
         self.top, self.things, self.kid = before.top, before.things, before.kid
+        self.put: dict[_Thing, tuple[dict[Key, _Thing], list[int]]] = {}  # what the first operation puts in, by key
         self.taken: dict[_Thing, list[int]] = {}  # list -> indices, after the first operation, that the second takes
         above = _Step()
         above.kids[""] = second
@@ -1046,13 +1075,14 @@ class _Chain:
 
     def child(self, thing: _Thing, key: Key) -> _Thing:
         """What the first operation leaves at a key or an index."""
-        earlier = 0
-        for each in thing.drops[0]:
-            place = each.places[0]
-            if place is not None and place.key == key:
-                return each
-            earlier += place is not None and isinstance(key, int) and isinstance(place.key, int) and place.key < key
-        return self.kid(thing, _nth_left(thing, key - earlier, 0) if isinstance(key, int) else key)
+        found = self.put.get(thing)
+        if found is None:
+            places = [(each.places[0], each) for each in thing.drops[0]]
+            named = {place.key: each for place, each in places if place is not None}
+            found = self.put[thing] = named, [key for key in named if isinstance(key, int)]
+        if key in found[0]:
+            return found[0][key]
+        return self.kid(thing, _nth_left(thing, key - bisect_left(found[1], key), 0) if isinstance(key, int) else key)
 
     def _take(self, thing: _Thing, step: _Step, slots: dict[int, _Thing]) -> None:
         for key, kid in step.sorted():
@@ -1083,10 +1113,7 @@ class _Chain:
                 thing.drops[1].append(below)
                 put += isinstance(key, int)
             elif isinstance(key, int):
-                index = key - put
-                for taken in self.taken.get(thing, ()):
-                    index += taken <= index
-                below = self.child(thing, index)
+                below = self.child(thing, _nth_of(self.taken.get(thing, []), key - put))
             else:
                 below = self.child(thing, key)
             if kid.edit is not None:
@@ -1118,7 +1145,7 @@ class _Chain:
             first = at.places[0]
             at = first.parent if first is not None else at.parent
             if at is not None and isinstance(key, int):
-                rank = key - sum(taken < key for taken in self.taken.get(at, ()))
+                rank = key - bisect_left(self.taken.get(at, []), key)
                 key = rank + _puts_before(at, rank, 1)
             path.append(key)
         path.reverse()
