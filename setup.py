@@ -25,6 +25,7 @@ KERNELS = {
     "log": ["csrc/log.c"],
     "frame": ["csrc/frame.c"],
     "meter": ["csrc/meter.c"],
+    "ottext": ["csrc/ottext.c"],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")

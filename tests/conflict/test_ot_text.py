@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from nova.conflict.ot import text
 from nova.errors import LimitError, UsageError
+from tests.models import ottext as model
 
 LETTERS = "ab\u00e9\U0001f600"
 texts = st.text(LETTERS, max_size=8)
@@ -61,6 +62,14 @@ def test_apply_agrees_with_the_definition_and_normal_form_means_the_same(pair):
     normal = text.normalize(op)
     assert text.apply(doc, op) == naive(doc, op) == text.apply(doc, normal)
     assert text.normalize(normal) == normal
+
+
+@given(chains(), st.data(), st.sampled_from(["left", "right"]))
+def test_native_results_are_those_of_the_model(chain, data, side):
+    doc, a, b, _ = chain
+    other = data.draw(ops_on(doc))
+    assert text.transform(a, other, side) == model.transform(a, other, side)
+    assert text.compose(a, b) == model.compose(a, b)
 
 
 @given(pairs())
