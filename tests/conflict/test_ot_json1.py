@@ -146,3 +146,32 @@ def test_depth_and_size_are_limited():
     json1.check(json1.transform(deep, [0, {"i": 1}], "left"))
     with pytest.raises(LimitError):
         json1.compose(json1.normalize([["c", {"p": 0}], [*["d"] * 150, {"d": 0}]]), [*["d"] * 201, {"i": 1}])
+
+
+def test_the_deepest_operations_run_far_from_the_top_of_the_stack():
+    depth = json1.DEPTH_MAX
+    doc = "x"
+    for _ in range(depth):
+        doc = [doc]
+    here, there = [0] * depth, [0] * (depth - 1) + [1]
+    edit, move = [*here, {"es": ["a"]}], json1.normalize([[*here, {"p": 0}], [*here, {"d": 0}]])
+
+    def called(frames):
+        if frames:
+            return called(frames - 1)
+        assert json1.apply(doc, json1.compose(edit, [*there, {"i": 1}])) is not None
+        both = json1.transform(json1.make_invertible([*here, {"r": True}], doc), move, "left")
+        return json1.invert(json1.make_invertible(both, doc))
+
+    assert called(500) == [*here, {"i": "x"}]
+
+
+def test_wide_operations_take_time_in_proportion_to_their_size():
+    """Ten thousand changes in one list: with anything quadratic this test would take minutes."""
+    size = json1.CHANGES_MAX // 2 - 1
+    inserts = json1.normalize([[i, {"i": i}] for i in range(size)])
+    moves = json1.normalize([[i, {"p": i, "d": size - 1 - i}] for i in range(size)])
+    doc = list(range(size))
+    one = json1.apply(json1.apply(doc, moves), json1.transform(inserts, moves, "left"))
+    assert one == json1.apply(json1.apply(doc, inserts), json1.transform(moves, inserts, "right"))
+    assert json1.apply(doc, json1.compose(inserts, moves)) == json1.apply(json1.apply(doc, inserts), moves)

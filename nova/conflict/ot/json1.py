@@ -345,11 +345,23 @@ def apply(doc: Any, op: Any) -> Any:
 
 
 def _takes_below(step: _Step) -> bool:
-    return step.takes or any(_takes_below(kid) for kid in step.kids.values())
+    todo = [step]
+    while todo:
+        at = todo.pop()
+        if at.takes:
+            return True
+        todo += at.kids.values()
+    return False
 
 
 def _puts_below(step: _Step) -> bool:
-    return step.puts or step.edit is not None or any(_puts_below(kid) for kid in step.kids.values())
+    todo = [step]
+    while todo:
+        at = todo.pop()
+        if at.puts or at.edit is not None:
+            return True
+        todo += at.kids.values()
+    return False
 
 
 def _take(value: Any, step: _Step, held: dict[int, Any], path: list[Key]) -> Any:
