@@ -36,6 +36,7 @@ KERNELS = {
     "frame": ["csrc/frame.c"],
     "meter": ["csrc/meter.c"],
     "merge": ["csrc/digest.c", "csrc/text.c"],
+    "ottext": ["csrc/ottext.c"],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")

@@ -150,7 +150,7 @@ cdef extern from "totals.h" nogil:
 
 # The kernel's rows, and the names of their writers.
 cdef bytes pack(object value)
-cdef int check_value(const uint8_t *at, size_t size, bint element) except -1
+cdef int check_value(const uint8_t *at, size_t size, bint element) noexcept nogil
 
 
 cdef class Store:

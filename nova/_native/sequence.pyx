@@ -131,6 +131,13 @@ cdef int read_names(nova_reader *r, bint delta, list names, list firsts, list la
     return 0
 
 
+cdef int check_spelling(const uint8_t *at, size_t size) except -1:
+    """Is this the one spelling of a value?"""
+    if check_value(at, size, False):
+        raise malformed(WHAT, f"a value of {size} bytes is not canonical MessagePack")
+    return 0
+
+
 cdef uint32_t *room_for_elements(nova_runs *runs, size_t n) except NULL:
     if nova_runs_grow(<void **>&runs.elements, 0, &runs.elements_room, sizeof(uint32_t), n + 1):
         raise MemoryError
@@ -886,7 +893,7 @@ cdef class RGA(Sequence):
             at = nova_take(r, size)
             if at == NULL or size > MARK_BYTES_MAX:
                 raise malformed(WHAT, "what a mark says is cut or too long")
-            check_value(at, size, False)
+            check_spelling(at, size)
             raw = PyBytes_FromStringAndSize(<const char *>at, size)
             read_say(raw)
             out.append(raw)
@@ -1143,7 +1150,7 @@ cdef list read_list(nova_reader *r):
         at = nova_take(&inner, size)
         if at == NULL:
             raise malformed(WHAT, "an element is cut")
-        check_value(at, size, False)
+        check_spelling(at, size)
         out.append(PyBytes_FromStringAndSize(<const char *>at, size))
     if nova_left(&inner):
         raise malformed(WHAT, "it has more elements than it says")

@@ -3,7 +3,8 @@
 usage: python tests/mutants/run.py [PART OF A NAME ...]
 
 Each mutant of mutants.toml is `old` text, found once in `file`, replaced by `new`; `test` are the arguments of a pytest
-that must fail then and pass without it. Works on a copy of the tree, without optimization, so a mutant costs seconds.
+that must fail then and pass without it. Works on copies of the tree, one a core, without
+optimization, so a mutant costs seconds.
 Exit status 1 if a mutant survives, does not build, or names text that is no longer there.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -18,11 +20,15 @@ import sysconfig
 import tempfile
 import time
 import tomllib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DIRECTIVES = "boundscheck=False,wraparound=False,cdivision=True,initializedcheck=False,binding=False"
 SECONDS_MAX = 120
+T = TypeVar("T")
 
 
 def kernels() -> dict[str, list[str]]:
@@ -81,41 +87,61 @@ def tested(tree: Path, test: str) -> bool:
     return done.returncode == 0
 
 
+def try_one(tree: Path, mutant: dict[str, str], families: set[str]) -> str:
+    """What became of a mutant; the tree is as before then."""
+    path = tree / mutant["file"]
+    text = path.read_text()
+    if text.count(mutant["old"]) != 1:
+        return f"STALE: its old text is there {text.count(mutant['old'])} times"
+    path.write_text(text.replace(mutant["old"], mutant["new"]))
+    wrong = build(tree, families, mutant["file"])
+    verdict = f"DOES NOT BUILD: {wrong[:500]}" if wrong else ""
+    if not verdict:
+        verdict = "SURVIVED" if tested(tree, mutant["test"]) else "killed"
+    path.write_text(text)
+    build(tree, families, mutant["file"])
+    return verdict
+
+
 def main(wanted: list[str]) -> int:
     table = tomllib.loads((Path(__file__).parent / "mutants.toml").read_text())["mutant"]
     chosen = [m for m in table if not wanted or any(part in m["name"] for part in wanted)]
     users = {file: {f for f, sources in kernels().items() if file in (*sources, f"nova/_native/{f}.pyx")}
              for file in {m["file"] for m in chosen}}  # fmt: skip
-    failures = 0
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
+    jobs = os.cpu_count() or 1
+    trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
+
+    def with_tree(work: Callable[[Path], T]) -> T:
+        tree = trees.get()
+        try:
+            return work(tree)
+        finally:
+            trees.put(tree)
+
+    def fate(mutant: dict[str, str]) -> bool:
+        started = time.monotonic()
+        verdict = with_tree(lambda tree: try_one(tree, mutant, users[mutant["file"]]))
+        print(f"{mutant['name']}: {verdict} ({time.monotonic() - started:.1f} s)", flush=True)
+        return verdict == "killed"
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as workers:
+        first = Path(folder, "0")
         for name in ("nova", "csrc", "tests"):
-            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy2(ROOT / "pyproject.toml", tree)
-        wrong = build(tree, set().union(*users.values()), None)
+            shutil.copytree(ROOT / name, first / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy2(ROOT / "pyproject.toml", first)
+        wrong = build(first, set().union(*users.values()), None)
         if wrong:
             raise SystemExit(wrong)
-        for test in sorted({m["test"] for m in chosen}):
-            if not tested(tree, test):
+        trees.put(first)
+        for i in range(1, jobs):
+            trees.put(Path(shutil.copytree(first, Path(folder, str(i)))))
+        tests = sorted({m["test"] for m in chosen})
+        for test, sound in zip(tests, workers.map(lambda test: with_tree(lambda tree: tested(tree, test)), tests)):
+            if not sound:
                 raise SystemExit(f"pytest {test} fails without any mutant")
-        for mutant in chosen:
-            started = time.monotonic()
-            path = tree / mutant["file"]
-            text = path.read_text()
-            if text.count(mutant["old"]) != 1:
-                verdict = f"STALE: its old text is there {text.count(mutant['old'])} times"
-            else:
-                path.write_text(text.replace(mutant["old"], mutant["new"]))
-                wrong = build(tree, users[mutant["file"]], mutant["file"])
-                verdict = f"DOES NOT BUILD: {wrong[:500]}" if wrong else ""
-                if not verdict:
-                    verdict = "SURVIVED" if tested(tree, mutant["test"]) else "killed"
-                path.write_text(text)
-                build(tree, users[mutant["file"]], mutant["file"])
-            failures += verdict != "killed"
-            print(f"{mutant['name']}: {verdict} ({time.monotonic() - started:.1f} s)", flush=True)
-    print(f"{len(chosen) - failures} of {len(chosen)} mutants were killed")
-    return 1 if failures or not chosen else 0
+        killed = sum(workers.map(fate, chosen))
+    print(f"{killed} of {len(chosen)} mutants were killed")
+    return 1 if killed < len(chosen) or not chosen else 0
 
 
 if __name__ == "__main__":
