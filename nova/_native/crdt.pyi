@@ -7,6 +7,7 @@ import numpy.typing
 from nova.clock import CausalContext, VectorClock
 
 __test__: dict[str, Any]
+__pyx_capi__: dict[str, object]
 
 _R = TypeVar("_R", bound=Replica)
 

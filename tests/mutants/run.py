@@ -136,7 +136,9 @@ def main(wanted: list[str]) -> int:
         for i in range(1, jobs):
             trees.put(Path(shutil.copytree(first, Path(folder, str(i)))))
         tests = sorted({m["test"] for m in chosen})
-        for test, sound in zip(tests, workers.map(lambda test: with_tree(lambda tree: tested(tree, test)), tests)):
+        for test, sound in zip(
+            tests, workers.map(lambda test: with_tree(lambda tree: tested(tree, test)), tests), strict=True
+        ):
             if not sound:
                 raise SystemExit(f"pytest {test} fails without any mutant")
         killed = sum(workers.map(fate, chosen))
