@@ -16,6 +16,7 @@ import pytest
 from texts import NODE, TEXTS, Patches, in_node, lacks
 
 from nova.cli.benchmarks import figure
+from nova.crdt import RGA
 
 DATA = Path(os.environ.get("NOVA_TEST_DATA", "../shared/data"))
 PREFIX, DIVERGED = 100_000, 8_692
@@ -94,6 +95,16 @@ def test_a_paper_is_loaded(benchmark: Any, tmp_path: Path, peer: str) -> None:
     data = paper.to_bytes()
     benchmark.extra_info["bytes"] = len(data)
     assert benchmark(lambda: kind.from_bytes(data).text()) == text
+
+
+@pytest.mark.benchmark(group="crdt.text, a paper from bytes, and what the first edit of it waits for")
+def test_the_history_of_a_paper_is_read(benchmark: Any) -> None:
+    """Reading a text leaves its history for later; this is later."""
+    patches, _ = trace()
+    paper = RGA(actor="a")
+    paper.apply_patches(patches)
+    data, digest = paper.to_bytes(), paper.digest()
+    assert benchmark(lambda: RGA.from_bytes(data).digest()) == digest
 
 
 @cache
