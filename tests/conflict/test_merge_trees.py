@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nova.conflict.merge import (
@@ -34,6 +34,7 @@ def test_a_side_that_changed_nothing_yields(base, other):
 
 
 @given(trees, trees, trees)
+@example({"f": "one\none\none\none\n"}, {"g": "one\none\n"}, {"d/a": "one\none\none\n"})
 def test_swapped_sides_give_the_same_tree(base, local, remote):
     one, two = merge_trees(base, local, remote), merge_trees(base, remote, local)
     assert one.files == two.files

@@ -123,7 +123,8 @@ class _Trees:
             return
         found = merge_text(text, texts[0], texts[1])
         if not found.clean:
-            self._conflict(mine if mine != path else yours, "content", text, texts[0], texts[1])
+            place = mine if yours in (path, mine) else yours if mine == path else path  # whichever side is which
+            self._conflict(place, "content", text, texts[0], texts[1])
         merged = found.text if found.clean else text
         if mine == yours == path:
             self.files[path] = merged
