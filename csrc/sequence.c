@@ -975,7 +975,9 @@ static int inserted(const plan *p, uint64_t id, uint64_t len)
 
 /* Insert a run behind its left origin, or behind what concurrent writers put there and comes first. A right origin that
  * does not stand behind the left one is nobody's honest work, but it must not break the order: it counts as the end, on
- * every replica alike, because where two elements stand to each other never changes. */
+ * every replica alike, because where two elements stand to each other never changes. Several such runs may still come
+ * into another order where they arrive in another order: the scan finds the place that the tree of the paper gives only
+ * if all origins are honest. */
 static int integrate(nova_sequence *s, nova_run *r, const uint32_t *elements)
 {
     uint32_t cur, offset = 0, left_slot = NONE, right_slot = NONE, at, index;
