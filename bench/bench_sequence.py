@@ -139,13 +139,7 @@ def test_diverged_documents_meet(benchmark: Any, best_of: Any, tmp_path: Path, p
     else:
         who = peer.partition("-")[0]
         (left, to_right), (right, to_left) = sides(who)
-
-        def read(data: bytes) -> Any:
-            document = TEXTS[who].from_bytes(data)
-            if who == "nova":
-                document.rga.digest()  # its history is read now, as the peers have theirs
-            return document
-
+        read = TEXTS[who].from_bytes
         there = read(right), read(left)
 
         def merged(a: Any, b: Any) -> tuple[Any, Any]:

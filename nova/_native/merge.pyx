@@ -1050,11 +1050,6 @@ cdef bint same_value(object a, object b) except -1:
 
 # --- sequences -------------------------------------------------------------------------------------------------------
 
-cdef extern from "text.h" nogil:
-    size_t nova_text_scratch_bytes(size_t na, size_t nb, size_t distinct)
-    void nova_text_diff(const uint32_t *a, size_t na, const uint32_t *b, size_t nb, size_t distinct, uint8_t *gone,
-                        uint8_t *come, void *scratch)
-
 cdef enum:
     SEQUENCE_MAX = 1 << 20
 
