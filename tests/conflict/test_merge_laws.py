@@ -67,6 +67,11 @@ def counts(value):
     return isinstance(value, dict) and "count" in value
 
 
+def test_what_either_side_added_is_there():
+    assert merge({}, {"a": 1}, {"b": 2}).value == merge({}, {"b": 2}, {"a": 1}).value == {"a": 1, "b": 2}
+    assert merge({"c": 3}, {"c": 3}, {"c": 3, "b": 2}).value == {"c": 3, "b": 2}
+
+
 @given(three())
 def test_a_side_that_changed_nothing_yields(found):
     (base, other, _), schema = found

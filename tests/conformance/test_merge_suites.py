@@ -321,7 +321,7 @@ def test_trees_merge_as_git_merges_them(case: dict[str, Any]) -> None:
 def ownership_cases() -> list[Any]:
     cases = suite("server_side_apply_cases")
     if cases[0].values[0] is None:
-        return cases
+        return [pytest.param(None, None, id=each.id, marks=each.marks) for each in cases]
     schemas = json.loads((DATA / "server_side_apply_cases.json").read_text())["schemas"]
     return [pytest.param(each.values[0], schemas.get(each.values[0]["parser"]), id=each.id) for each in cases]
 
