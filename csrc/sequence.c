@@ -973,48 +973,64 @@ static int inserted(const plan *p, uint64_t id, uint64_t len)
     return 1;
 }
 
-/* Insert a run behind its left origin, or behind what concurrent writers put there and comes first. A right origin that
- * does not stand behind the left one is nobody's honest work, but it must not break the order: it counts as the end, on
- * every replica alike, because where two elements stand to each other never changes. Several such runs may still come
- * into another order where they arrive in another order: the scan finds the place that the tree of the paper gives only
- * if all origins are honest. */
+/* The left origin of the element at an offset of a span. */
+static uint64_t left_of(const span *p, uint64_t id)
+{
+    return id == p->id ? p->left : id - 1;
+}
+
+/* How the place of an element, or of the root, which stands before all, is to that of the element in slot b. */
+static int compare_left(const nova_sequence *s, uint64_t a, uint32_t b, uint64_t idb)
+{
+    if (a == idb)
+        return 0;
+    if (a == NOVA_SEQUENCE_ROOT)
+        return -1;
+    return idb == NOVA_SEQUENCE_ROOT ? 1 : compare_places(s, slot_of(s, a), a, b, idb);
+}
+
+/* Insert a run where the tree of the paper has it. A node is the left child of its right origin if that one descends
+ * from its left origin, else the right child of its left origin. In honest work, where the right origin is what stood
+ * next to the left one, it descends from it just if the two have the same left origin as parent to the left, which is
+ * what the origin `left` of every span here names. Made-up origins are given a place by the same rule, so that it does
+ * not depend on what came first: a right origin that does not stand behind the left one counts as the end, and a left
+ * one that is before the left origin of the right one counts as that. An element stands between its origins then, and
+ * what descends from the left one can be told by left origins alone: the scan below passes over it. */
 static int integrate(nova_sequence *s, nova_run *r, const uint32_t *elements)
 {
-    uint32_t cur, offset = 0, left_slot = NONE, right_slot = NONE, at, index;
-    if (r->left == NOVA_SEQUENCE_ROOT) {
-        cur = s->leaves[s->head].n ? s->leaves[s->head].slot[0] : NONE;
-    } else {
-        left_slot = slot_of(s, r->left);
-        offset = (uint32_t)(r->left - s->spans[left_slot].id) + 1;
-        if (offset < s->spans[left_slot].len)
-            cur = left_slot;
-        else
-            cur = next_slot(s, s->spans[left_slot].leaf, index_in_leaf(s, left_slot)), offset = 0;
+    uint32_t cur, offset, left_slot, right_slot = r->right == NOVA_SEQUENCE_ROOT ? NONE : slot_of(s, r->right), at, index;
+    for (int again = 1;;) {
+        offset = 0, left_slot = NONE, cur = s->leaves[s->head].n ? s->leaves[s->head].slot[0] : NONE;
+        if (r->left != NOVA_SEQUENCE_ROOT) {
+            cur = left_slot = slot_of(s, r->left);
+            offset = (uint32_t)(r->left - s->spans[cur].id) + 1;
+            if (offset == s->spans[cur].len)
+                cur = next_slot(s, s->spans[cur].leaf, index_in_leaf(s, cur)), offset = 0;
+        }
+        if (!again || right_slot == NONE || (cur == right_slot && s->spans[cur].id + offset == r->right))
+            break;
+        again = 0;
+        if (left_slot != NONE && compare_places(s, left_slot, r->left, right_slot, r->right) >= 0) {
+            r->right = NOVA_SEQUENCE_ROOT, right_slot = NONE;
+            break;
+        }
+        uint64_t above = left_of(&s->spans[right_slot], r->right);
+        if (compare_left(s, above, left_slot, r->left) <= 0)
+            break;
+        r->left = above;
     }
     uint32_t dest = cur, dest_offset = offset;
-    if (r->right != NOVA_SEQUENCE_ROOT)
-        right_slot = slot_of(s, r->right);
-    if (left_slot != NONE && right_slot != NONE && compare_places(s, left_slot, r->left, right_slot, r->right) >= 0)
-        r->right = NOVA_SEQUENCE_ROOT, right_slot = NONE;
     for (int scanning = 0;;) {
         if (!scanning)
             dest = cur, dest_offset = offset;
         if (cur == NONE)
             break;
         const span *o = &s->spans[cur];
-        uint64_t id = o->id + offset, oleft = offset ? id - 1 : o->left;
+        uint64_t id = o->id + offset;
         if (id == r->right)
             break;
-        int order = 0;
-        if (oleft != r->left) {
-            if (oleft == NOVA_SEQUENCE_ROOT)
-                order = -1;
-            else if (r->left == NOVA_SEQUENCE_ROOT)
-                order = 1;
-            else
-                order = compare_places(s, slot_of(s, oleft), oleft, left_slot, r->left);
-        }
-        if (order < 0)
+        int order = compare_left(s, left_of(o, id), left_slot, r->left);
+        if (order < 0) /* the end of what descends from the left origin */
             break;
         if (order == 0) {
             if (o->right == r->right) {
@@ -1029,11 +1045,6 @@ static int integrate(nova_sequence *s, nova_run *r, const uint32_t *elements)
             } else {
                 scanning = compare_places(s, slot_of(s, o->right), o->right, right_slot, r->right) < 0;
             }
-        }
-        if (cur == right_slot) { /* inside of this span: honest work has it at the beginning of one */
-            if (!scanning)
-                dest = cur, dest_offset = (uint32_t)(r->right - o->id);
-            break;
         }
         cur = next_slot(s, o->leaf, index_in_leaf(s, cur)), offset = 0;
     }
@@ -1382,8 +1393,12 @@ int nova_sequence_check(nova_sequence *s)
             HOLDS(visible_before(s, at, i) == visible + sum);
             if (p->left != NOVA_SEQUENCE_ROOT)
                 HOLDS(compare_places(s, slot_of(s, p->left), p->left, l->slot[i], p->id) < 0);
-            if (p->right != NOVA_SEQUENCE_ROOT)
-                HOLDS(compare_places(s, slot_of(s, p->right), p->right, l->slot[i], p->id) > 0);
+            if (p->right != NOVA_SEQUENCE_ROOT) {
+                uint32_t next = slot_of(s, p->right);
+                HOLDS(compare_places(s, next, p->right, l->slot[i], p->id) > 0);
+                HOLDS(compare_left(s, left_of(&s->spans[next], p->right),
+                                   p->left == NOVA_SEQUENCE_ROOT ? NONE : slot_of(s, p->left), p->left) <= 0);
+            }
             for (uint32_t k = 0; k < l->visible[i]; k++) {
                 uint32_t value = text_at(s, visible + sum + k);
                 digest =
