@@ -954,6 +954,8 @@ static int inserted(const plan *p, uint64_t id, uint64_t len)
         uint64_t end;
         if (slot != NONE) {
             end = p->s->spans[slot].id + p->s->spans[slot].len;
+        } else if (nova_count_of(id) < p->s->agents[who].count) { /* whatever the runs say that it was */
+            return 0;
         } else {
             size_t low = p->first[who], high = p->end[who];
             while (low < high) { /* the first run that ends beyond id */

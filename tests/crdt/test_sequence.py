@@ -377,6 +377,17 @@ def test_a_run_that_goes_on_before_what_nobody_inserted_is_refused():
     assert replica.text == "abcxyz"
 
 
+def test_what_is_known_as_a_deletion_is_not_taken_for_an_insert():
+    # The run that says so is known and passed over; the next one holds on to its last event.
+    writer = typed("a", "abc")
+    writer.delete(2, 1)
+    replica = writer.fork(None)
+    before = replica.to_bytes()
+    with pytest.raises(CorruptionError, match="no possible history"):
+        replica.apply_delta(hostile([("a", 0, 5)], ("insert", 4, None, None), ("insert", 1, (0, 3), None), text="abcde"))
+    assert replica.to_bytes() == before
+
+
 def typed(actor: str, text: str) -> RGA:
     replica = RGA(actor=actor)
     replica.insert(0, text)
