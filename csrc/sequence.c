@@ -42,6 +42,11 @@ typedef struct {
 } chunk;
 
 typedef struct {
+    uint64_t first; /* of its counts, side by side for the search */
+    chunk *at;
+} shelf;
+
+typedef struct {
     uint64_t count, target; /* target: the least id */
     uint32_t len;
     uint8_t descending;
@@ -51,8 +56,8 @@ typedef struct {
     uint64_t count, salt;
     uint64_t removed; /* elements in its removals */
     uint32_t rank;
-    chunk **chunks;
-    size_t chunks_size, chunks_room;
+    shelf *chunks;
+    size_t chunks_size, chunks_room, near; /* near: the last that was looked for */
     removal *removals;
     size_t removals_size, removals_room;
     mark *marks;
@@ -424,23 +429,28 @@ static int compare_places(const nova_sequence *s, uint32_t a, uint64_t ida, uint
 
 /* --- the index of an agent --- */
 
-static size_t chunk_for(const agent *a, uint64_t count)
+static size_t chunk_for(agent *a, uint64_t count)
 {
     size_t low = 0, high = a->chunks_size;
+    if (a->near < high && a->chunks[a->near].first <= count &&
+        (a->near + 1 == high || count < a->chunks[a->near + 1].first)) /* whoever edits stays for a while */
+        return a->near;
     while (high - low > 1) {
         size_t mid = (low + high) / 2;
-        if (a->chunks[mid]->count[0] <= count)
+        if (a->chunks[mid].first <= count)
             low = mid;
         else
             high = mid;
     }
-    return low;
+    return a->near = low;
 }
 
 /* Index of the last entry whose count is not above, or -1. */
 static int entry_for(const chunk *c, uint64_t count)
 {
     uint32_t low = 0, high = c->n;
+    if (high && c->count[high - 1] <= count)
+        return (int)high - 1;
     while (low < high) {
         uint32_t mid = (low + high) / 2;
         if (c->count[mid] <= count)
@@ -456,10 +466,10 @@ static uint32_t slot_of(const nova_sequence *s, uint64_t id)
 {
     if (nova_agent_of(id) >= s->agents_size)
         return NONE;
-    const agent *a = &s->agents[nova_agent_of(id)];
+    agent *a = &s->agents[nova_agent_of(id)];
     if (!a->chunks_size)
         return NONE;
-    const chunk *c = a->chunks[chunk_for(a, nova_count_of(id))];
+    const chunk *c = a->chunks[chunk_for(a, nova_count_of(id))].at;
     int i = entry_for(c, nova_count_of(id));
     if (i < 0 || id - s->spans[c->slot[i]].id >= s->spans[c->slot[i]].len)
         return NONE;
@@ -471,7 +481,7 @@ static int index_put(nova_sequence *s, uint64_t id, uint32_t slot)
     agent *a = &s->agents[nova_agent_of(id)];
     uint64_t count = nova_count_of(id);
     size_t k = a->chunks_size ? chunk_for(a, count) : 0;
-    chunk *c = a->chunks_size ? a->chunks[k] : NULL;
+    chunk *c = a->chunks_size ? a->chunks[k].at : NULL;
     if (!c || c->n == CHUNK) {
         chunk *fresh = malloc(sizeof *fresh);
         if (!fresh || GROW(a->chunks, a->chunks_size, a->chunks_room, 1)) {
@@ -480,7 +490,7 @@ static int index_put(nova_sequence *s, uint64_t id, uint32_t slot)
         }
         fresh->n = 0;
         if (!c) {
-            a->chunks[a->chunks_size++] = c = fresh;
+            a->chunks[a->chunks_size++] = (shelf){count, c = fresh};
         } else {
             uint32_t keep = count > c->count[CHUNK - 1] && k + 1 == a->chunks_size ? CHUNK : CHUNK / 2;
             fresh->n = CHUNK - keep;
@@ -488,8 +498,8 @@ static int index_put(nova_sequence *s, uint64_t id, uint32_t slot)
             memcpy(fresh->count, c->count + keep, fresh->n * sizeof *c->count);
             c->n = keep;
             memmove(a->chunks + k + 2, a->chunks + k + 1, (a->chunks_size - k - 1) * sizeof *a->chunks);
-            a->chunks[k + 1] = fresh, a->chunks_size++;
-            if (!fresh->n || count >= fresh->count[0])
+            a->chunks[k + 1] = (shelf){fresh->n ? fresh->count[0] : count, fresh}, a->chunks_size++;
+            if (count >= a->chunks[k + 1].first)
                 c = fresh;
         }
     }
@@ -497,6 +507,7 @@ static int index_put(nova_sequence *s, uint64_t id, uint32_t slot)
     memmove(c->slot + i + 1, c->slot + i, (c->n - i) * sizeof *c->slot);
     memmove(c->count + i + 1, c->count + i, (c->n - i) * sizeof *c->count);
     c->slot[i] = slot, c->count[i] = count, c->n++;
+    a->chunks[k].first = a->chunks[k].at->count[0];
     return 0;
 }
 
@@ -504,10 +515,11 @@ static void index_cut(nova_sequence *s, uint64_t id)
 {
     agent *a = &s->agents[nova_agent_of(id)];
     size_t k = chunk_for(a, nova_count_of(id));
-    chunk *c = a->chunks[k];
+    chunk *c = a->chunks[k].at;
     uint32_t i = (uint32_t)entry_for(c, nova_count_of(id));
     memmove(c->slot + i, c->slot + i + 1, (c->n - i - 1) * sizeof *c->slot);
     memmove(c->count + i, c->count + i + 1, (c->n - i - 1) * sizeof *c->count);
+    a->chunks[k].first = c->count[0];
     if (!--c->n) {
         free(c);
         memmove(a->chunks + k, a->chunks + k + 1, (a->chunks_size - k - 1) * sizeof *a->chunks);
@@ -560,10 +572,10 @@ static int joins(const span *a, const span *b)
 static void join_next(nova_sequence *s, uint32_t at, uint32_t index)
 {
     leaf *l = &s->leaves[at];
-    if (index + 1 >= l->n)
+    if (index + 1 >= l->n || l->visible[index] || l->visible[index + 1])
         return;
     uint32_t a = l->slot[index], b = l->slot[index + 1];
-    if (!s->spans[a].gone || !joins(&s->spans[a], &s->spans[b]))
+    if (!joins(&s->spans[a], &s->spans[b]))
         return;
     s->spans[a].len += s->spans[b].len;
     index_cut(s, s->spans[b].id);
@@ -576,9 +588,40 @@ static void join_next(nova_sequence *s, uint32_t at, uint32_t index)
         forget_cursor(s);
 }
 
+/* Move the beginning of a span: `by` elements leave the one before it, or join that. */
+static void move_start(nova_sequence *s, uint32_t slot, int64_t by)
+{
+    span *p = &s->spans[slot];
+    agent *a = &s->agents[nova_agent_of(p->id)];
+    shelf *k = &a->chunks[chunk_for(a, nova_count_of(p->id))];
+    int i = entry_for(k->at, nova_count_of(p->id));
+    k->at->count[i] += (uint64_t)by, k->first = k->at->count[0];
+    p->id += (uint64_t)by, p->left = p->id - 1, p->len -= (uint32_t)by;
+}
+
 /* Mark n elements of the span at *at, *index, from `offset` on, as deleted. */
 static int kill(nova_sequence *s, uint32_t at, uint32_t index, uint32_t offset, uint32_t n)
 {
+    leaf *l = &s->leaves[at];
+    span *here = &s->spans[l->slot[index]];
+    /* Whoever deletes character by character moves the border between what is there and what is gone. */
+    if (n < here->len) {
+        int first = !offset && index && !l->visible[index - 1],
+            last = offset + n == here->len && index + 1 < l->n && !l->visible[index + 1];
+        here->gone = 1;
+        if (first && joins(&s->spans[l->slot[index - 1]], here))
+            s->spans[l->slot[index - 1]].len += n, move_start(s, l->slot[index], n);
+        else if (last && joins(here, &s->spans[l->slot[index + 1]]))
+            here->len -= n, move_start(s, l->slot[index + 1], -(int64_t)n);
+        else
+            first = last = 0;
+        here->gone = 0;
+        if (first || last) {
+            l->visible[index] -= n;
+            gain(s, at, -(int64_t)n);
+            return 0;
+        }
+    }
     if (offset && split(s, &at, &index, offset))
         return NOVA_SEQUENCE_EMEMORY;
     uint32_t slot = s->leaves[at].slot[index];
@@ -667,7 +710,7 @@ void nova_sequence_free(nova_sequence *s)
         return;
     for (size_t i = 0; i < s->agents_size; i++) {
         for (size_t k = 0; k < s->agents[i].chunks_size; k++)
-            free(s->agents[i].chunks[k]);
+            free(s->agents[i].chunks[k].at);
         free(s->agents[i].chunks);
         free(s->agents[i].removals);
         free(s->agents[i].marks);
@@ -723,7 +766,7 @@ size_t nova_sequence_memory(const nova_sequence *s)
     size_t out = sizeof *s + s->spans_room * sizeof *s->spans + s->leaves_room * sizeof *s->leaves +
                  s->nodes_room * sizeof *s->nodes + s->agents_room * sizeof *s->agents + s->room * s->width;
     for (size_t i = 0; i < s->agents_size; i++)
-        out += s->agents[i].chunks_size * sizeof(chunk) + s->agents[i].chunks_room * sizeof(chunk *) +
+        out += s->agents[i].chunks_size * sizeof(chunk) + s->agents[i].chunks_room * sizeof(shelf) +
                s->agents[i].removals_room * sizeof(removal) + s->agents[i].marks_room * sizeof(mark);
     return out;
 }
@@ -879,7 +922,7 @@ int nova_sequence_since(nova_sequence *s, const uint64_t *known, const uint32_t 
 {
     for (size_t place = 0; place < n; place++) {
         uint32_t who = order[place];
-        const agent *a = &s->agents[who];
+        agent *a = &s->agents[who];
         uint64_t from = known[who], base = (uint64_t)who << NOVA_SEQUENCE_COUNT_BITS;
         if (from >= a->count)
             continue;
@@ -893,18 +936,18 @@ int nova_sequence_since(nova_sequence *s, const uint64_t *known, const uint32_t 
         }
         uint32_t i = 0;
         if (a->chunks_size) {
-            int e = entry_for(a->chunks[k], from);
+            int e = entry_for(a->chunks[k].at, from);
             i = e < 0 ? 0 : (uint32_t)e;
         }
         for (uint64_t at = from; at < a->count;) {
             const span *p = NULL;
             while (k < a->chunks_size && !p) {
-                if (i >= a->chunks[k]->n)
+                if (i >= a->chunks[k].at->n)
                     k++, i = 0;
-                else if (nova_count_of(s->spans[a->chunks[k]->slot[i]].id) + s->spans[a->chunks[k]->slot[i]].len <= at)
+                else if (nova_count_of(s->spans[a->chunks[k].at->slot[i]].id) + s->spans[a->chunks[k].at->slot[i]].len <= at)
                     i++;
                 else
-                    p = &s->spans[a->chunks[k]->slot[i]];
+                    p = &s->spans[a->chunks[k].at->slot[i]];
             }
             if (p && nova_count_of(p->id) <= at) {
                 uint32_t skip = (uint32_t)(at - nova_count_of(p->id)), len = p->len - skip;
@@ -1417,8 +1460,8 @@ int nova_sequence_check(nova_sequence *s)
         const agent *a = &s->agents[who];
         uint64_t events = a->marks_size, removed = 0;
         for (size_t k = 0; k < a->chunks_size; k++)
-            for (uint32_t i = 0; i < a->chunks[k]->n; i++, entries++)
-                events += s->spans[a->chunks[k]->slot[i]].len;
+            for (uint32_t i = 0; i < a->chunks[k].at->n; i++, entries++)
+                events += s->spans[a->chunks[k].at->slot[i]].len;
         for (size_t i = 0; i < a->removals_size; i++)
             removed += a->removals[i].len;
         HOLDS(events + removed == a->count && removed == a->removed);

@@ -130,12 +130,22 @@ cdef class Sequence:
     cdef int settle(self, bint kept) except -1
 
 
+cdef struct patch:
+    int64_t pos
+    int64_t deleted
+    int64_t inserted
+    unsigned kind               # bytes of a code point of `data`
+    const void *data
+
+
 cdef class RGA(Sequence):
     cdef list says              # number of a mark's name and value -> its bytes
     cdef dict says_numbers      # and back
-    cdef int put(self, uint64_t pos, str text) except -1
+    cdef int put(self, uint64_t pos, const void *text, unsigned kind, uint64_t n) except -1
     cdef int cut(self, uint64_t pos, uint64_t n) except -1
     cdef Py_ssize_t says_kept   # so many came with events that were kept
+    cdef int read_patches(self, list patches, patch *at) except -1
+    cdef int read_rows(self, const int64_t[:, ::1] rows, object text, patch *at) except -1
     cdef int put_mark(self, int64_t pos, int64_t n, object name, object value, str expand) except -1
 
 
