@@ -33,6 +33,7 @@ cdef extern from "runs.h" nogil:
     uint64_t NOVA_SEQUENCE_COUNT_MASK
     int nova_runs_grow(void **at, size_t size, size_t *room, size_t each, size_t more)
     void nova_runs_free(nova_runs *runs)
+    void nova_runs_rename(nova_runs *runs, const uint32_t *agents)
     int nova_runs_write(const nova_runs *runs, const uint32_t *rank, size_t agents, uint8_t **out, size_t *size)
     int nova_runs_read(const uint8_t *p, size_t n, const uint64_t *first, const uint64_t *last, size_t agents,
                        nova_runs *out)

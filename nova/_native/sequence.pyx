@@ -28,8 +28,6 @@ cdef extern from "Python.h":
 
 cdef str WHAT = "sequence"
 cdef object decode = msgspec.msgpack.Decoder().decode
-DEF COUNT_BITS = 48
-DEF COUNT_MASK = 0xFFFFFFFFFFFF
 DEF MARK_BYTES_MAX = 65536
 
 
@@ -115,7 +113,7 @@ cdef int read_names(nova_reader *r, bint delta, list names, list firsts, list la
         at = nova_take(r, size)
         first = nova_take_number(r) if delta else 0
         last = nova_take_number(r)
-        if not r.ok or size == 0 or size > 1024 or first > last or last == 0 or last > COUNT_MASK:
+        if not r.ok or size == 0 or size > 1024 or first > last or last == 0 or last > NOVA_SEQUENCE_COUNT_MASK:
             raise malformed(WHAT, "an actor is cut, too long or has no events")
         try:
             name = PyBytes_FromStringAndSize(<const char *>at, size).decode()
@@ -321,7 +319,6 @@ cdef class Sequence:
         cdef size_t i
         cdef int code
         cdef uint32_t *mine = NULL
-        cdef nova_run *r
         cdef size_t known = len(self.names)
         try:
             if self.actor is not None and self.actor in names:
@@ -338,13 +335,7 @@ cdef class Sequence:
                 mine[i] = self.agent(names[i])
             if <size_t>len(self.names) > known:
                 self.rank()
-            for i in range(runs.size):
-                r = &runs.at[i]
-                r.dot = <uint64_t>mine[r.dot >> COUNT_BITS] << COUNT_BITS | r.dot & COUNT_MASK
-                if r.left != NOVA_SEQUENCE_ROOT:
-                    r.left = <uint64_t>mine[r.left >> COUNT_BITS] << COUNT_BITS | r.left & COUNT_MASK
-                if r.right != NOVA_SEQUENCE_ROOT:
-                    r.right = <uint64_t>mine[r.right >> COUNT_BITS] << COUNT_BITS | r.right & COUNT_MASK
+            nova_runs_rename(runs, mine)
             if whole is not None:
                 self.load(runs, whole)
             else:
