@@ -30,7 +30,7 @@ KERNELS = {
     ],
     "digest": ["csrc/digest.c"],
     "reconcile": ["csrc/sketch.c"],
-    "sequence": ["csrc/sequence.c", "csrc/runs.c", "csrc/marks.c", "csrc/pack.c", "csrc/digest.c"],
+    "sequence": ["csrc/sequence.c", "csrc/sequence_tree.c", "csrc/sequence_join.c", "csrc/runs.c", "csrc/marks.c", "csrc/pack.c", "csrc/digest.c"],
     "keyspace": ["csrc/digest.c"],
     "log": ["csrc/log.c"],
     "frame": ["csrc/frame.c"],

@@ -97,7 +97,7 @@ def insert(ops: set[Op], actor: str, pos: int, text: str) -> None:
 
 
 def claim(ops: set[Op], actor: str, left: Id | None, right: Id | None, char: str) -> None:
-    """Insert between any two nodes, as no honest writer would: csrc/sequence.c tells what such origins mean."""
+    """Insert between any two nodes, as no honest writer would: csrc/sequence_join.c tells what such origins mean."""
     tree = Fugue(ops)
     place: dict[Id | None, int] = {node: i for i, node in enumerate(tree.order)}
     place[None] = -1
