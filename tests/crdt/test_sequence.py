@@ -384,7 +384,9 @@ def test_what_is_known_as_a_deletion_is_not_taken_for_an_insert():
     replica = writer.fork(None)
     before = replica.to_bytes()
     with pytest.raises(CorruptionError, match="no possible history"):
-        replica.apply_delta(hostile([("a", 0, 5)], ("insert", 4, None, None), ("insert", 1, (0, 3), None), text="abcde"))
+        replica.apply_delta(
+            hostile([("a", 0, 5)], ("insert", 4, None, None), ("insert", 1, (0, 3), None), text="abcde")
+        )
     assert replica.to_bytes() == before
 
 
