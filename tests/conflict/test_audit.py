@@ -13,6 +13,7 @@ from nova.clock import VectorClock
 from nova.conflict import vm
 from nova.conflict.audit import (
     GENESIS,
+    MAGIC,
     AuditChain,
     ChainMark,
     decode_event,
@@ -139,7 +140,7 @@ def test_a_chain_goes_on_where_it_was_left():
 def test_an_unknown_type_is_refused_and_leaves_the_chain_as_it_was():
     chain, _ = chain_of(1)
     before = chain.mark
-    with pytest.raises(UsageError, match="'guess' is unknown; use one of detect, escalate"):
+    with pytest.raises(UsageError, match="'guess' is unknown; use one of decision, detect"):
         chain.append("guess", 1, "c", "r", {})
     assert chain.mark == before
     with pytest.raises(UsageError, match="at most 64"):
@@ -165,7 +166,7 @@ def test_equal_bodies_make_equal_bytes_and_every_value_has_some():
 
 @given(st.binary(max_size=200))
 def test_hostile_bytes_are_refused_not_believed(data):
-    for record in (data, b"NAU\x01" + data, b"NAU\x01" + bytes(64) + data):
+    for record in (data, MAGIC + data, MAGIC + bytes(64) + data):
         assert not verify([record]).ok
         with suppress(CorruptionError):
             decode_event(record)
