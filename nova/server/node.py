@@ -22,7 +22,7 @@ from nova.server.api import bind, make_app, make_server
 from nova.server.config import NodeConfig
 from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
 from nova.store.core import Durable, StoreConfig
-from nova.store.directory import Directory, verdict_of
+from nova.store.directory import Directory
 from nova.store.model import Change, Entry, Put
 from nova.sync.antientropy import AntiEntropyConfig
 from nova.sync.gossip import GossipConfig
@@ -327,9 +327,7 @@ class Node:
         return {"events": page, "next": str(events[limit - 1].seq) if len(events) > limit else None}
 
     async def audit_verify(self) -> dict[str, Any]:
-        self.directory.index()
-        archive, head = self.directory.archive, self.directory.catalog.get("audit_head")
-        return await asyncio.to_thread(verdict_of, archive, head, archive.durable)
+        return await asyncio.to_thread(self.directory.check())
 
     def metrics(self) -> bytes:
         return self.registry.render()

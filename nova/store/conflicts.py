@@ -53,7 +53,7 @@ class Conflicts:
             ((prefix, strategy_named(name)) for prefix, name in replica.config.strategies.items()),
             key=lambda item: -len(item[0]),
         )
-        self.chain = AuditChain()
+        self.chain = AuditChain(key=replica.config.audit_key)
         self.by_type: Tally[str] = Tally()
         self.by_strategy: Tally[str] = Tally()
         self.total = 0

@@ -39,6 +39,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
 
     kinds       prefix -> kind of the keys below it; the longest prefix wins
     strategies  prefix -> strategy for their conflicts; else the kind's: `semantic` for vm, `lww` for the others
+    audit_key   up to 64 bytes that the hashes of the audit chain depend on; b"" for none
     """
 
     kinds: dict[str, str] = {}
@@ -50,6 +51,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
     conflicts_count: int = 10_000
     siblings_max: int = 64
     drift_ms_max: int = 60_000
+    audit_key: bytes = b""
 
 
 class Durable(msgspec.Struct, frozen=True):

@@ -27,6 +27,8 @@ HEAD: Final = "audit_head"
 ANCHOR: Final = "audit_anchor"
 PAGE: Final = 1000
 UNINDEXED_MAX: Final = 1000
+WATCHED: Final = 10_000
+"""How many of the newest events a log that is opened again looks through for what recurs."""
 
 
 class IndexRow(NamedTuple):
@@ -124,24 +126,24 @@ class AuditLog:
     def _recover(self) -> None:
         text = self.index.get(ANCHOR)
         self.anchor = ChainMark.parse(text) if text else ChainMark()
-        known = self.stored_head()
-        if self.records.last < known.count:
+        indexed = self.index.last_indexed()
+        known = max(self.stored_head().count, indexed)
+        if self.records.last < known:
             raise CorruptionError(
-                f"the audit log ends at record {self.records.last}, it once reached {known.count}: its tail was cut "
-                "off; restore its files from a backup"
+                f"the audit log ends at record {self.records.last}, it once reached {known}: its tail was cut off; "
+                "restore its files from a backup"
             )
         self.index.forget_events(self.anchor.count)  # a crash may have come before this
+        start = max(self.anchor.count, min(indexed, self.records.last - WATCHED))
         self._chain.go_on(self.anchor.hash, self.anchor.count)
-        indexed = self.index.last_indexed()
-        for position, record in self.records.replay(self.anchor.count + 1):
+        for position, record in self.records.replay(max(start, self.anchor.count + 1)):
             event = decode_event(record)
-            if position == indexed and event.seq == position:
-                self._chain.go_on(event.hash, event.seq)
-            elif position > indexed:
-                self._chain.resume(event)
-                self._unindexed.append(_row(event, record))
-                if len(self._unindexed) >= UNINDEXED_MAX:
-                    self.flush()
+            if position == start:
+                self._chain.go_on(event.hash, position)
+                continue
+            self._chain.resume(event)
+            if position > indexed:
+                self._note(event, record)
             self._watch(event.time_ms, event.type, event.resource_id, event.body)
 
     # -- writing --
@@ -213,7 +215,13 @@ class AuditLog:
 
     def _take(self, records: list[bytes]) -> None:
         self.records.append(records)
-        self._unindexed += [_row(decode_event(record), record) for record in records]
+        for record in records:
+            self._note(decode_event(record), record)
+
+    def _note(self, event: AuditEvent, record: bytes) -> None:
+        self._unindexed.append(
+            IndexRow(event.seq, event.time_ms, event.type, event.conflict_id, event.resource_id, record)
+        )
         if len(self._unindexed) >= UNINDEXED_MAX:
             self.flush()
 
@@ -401,10 +409,6 @@ def verify_kept(
         elif places[mark.count] != mark.hash:
             error = f"record {mark.count} has another hash than the head says: the chain was made anew"
     return verdict if error is None else Verdict(False, verdict.events, verdict.head, error)
-
-
-def _row(event: AuditEvent, record: bytes) -> IndexRow:
-    return IndexRow(event.seq, event.time_ms, event.type, event.conflict_id, event.resource_id, record)
 
 
 def _context(type: str, conflict_id: str, resource_id: str) -> str:
