@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from nova.conflict.audit import AuditEvent, AuditLog, ChainMark, Verdict, decode_event, verify_kept
 from nova.conflict.audit.log import ANCHOR, HEAD
@@ -14,6 +15,9 @@ from nova.storage.catalog import Catalog
 from nova.storage.log import FileLog
 from nova.storage.snapshot import FileSnapshots
 from nova.store.core import Durable, Replica, StoreConfig
+
+STORY_MAX: Final = 200
+"""How many events `why` tells."""
 
 
 class Directory:
@@ -113,6 +117,10 @@ class Directory:
         """Audit events by resource, conflict, type and position; see Catalog.events."""
         self.audit.flush()
         return [decode_event(row.body) for row in self.catalog.events(**query)]
+
+    def story(self, key: str) -> list[AuditEvent]:
+        """The newest audit events about a key, oldest first."""
+        return list(deque(self.audit.events(resource=key), maxlen=STORY_MAX))
 
     def index(self) -> None:
         """Bring the index of the audit archive up to date; called now and then, and before it is asked."""

@@ -320,6 +320,19 @@ class AuditLog:
 
         Durable when it returns. The space is freed in whole segments of the log.
         """
+        anchor = self.outlived(policy, now_ms)
+        if anchor is None:
+            return 0
+        dropped = anchor.count - self.anchor.count
+        self.append("retain", now_ms, "", "", {"anchor": str(anchor), "dropped": dropped})
+        self.drop(anchor)
+        return dropped
+
+    def outlived(self, policy: Retention, now_ms: int) -> ChainMark | None:
+        """The anchor that a policy asks for, None if it asks for nothing new.
+
+        An owner who chains elsewhere puts a `retain` event with this anchor into the chain before he calls `drop`.
+        """
         self.flush()
         cut = self.anchor.count
         if policy.events_max is not None:
@@ -328,18 +341,21 @@ class AuditLog:
             kept = self.index.events(since_ms=now_ms - policy.age_ms_max, after=cut, limit=1)
             cut = max(cut, kept[0].seq - 1 if kept else self._chain.seq)
         if cut == self.anchor.count:
-            return 0
+            return None
         (row,) = self.index.events(after=cut - 1, limit=1)
-        anchor = ChainMark(cut, decode_event(row.body).hash)
-        dropped = cut - self.anchor.count
-        # First the event that vouches for the anchor, then the anchor, then what is before it goes.
-        self.append("retain", now_ms, "", "", {"anchor": str(anchor), "dropped": dropped})
+        return ChainMark(cut, decode_event(row.body).hash)
+
+    def drop(self, anchor: ChainMark) -> None:
+        """Forget the events up to an anchor that an event of the chain vouches for. Raises UsageError if none does."""
         self.flush()
+        newest = self.index.events(type="retain", after=anchor.count, limit=PAGE)
+        if not any(decode_event(row.body).body.get("anchor") == str(anchor) for row in newest):
+            raise UsageError(f"no retain event vouches for the anchor {anchor}; append one first")
+        # The anchor first: if a crash comes now, what is before it is left over, and goes at the next start.
         self.index.set(ANCHOR, str(anchor))
         self.anchor = anchor
-        self.index.forget_events(cut)
-        self.records.truncate_before(cut + 1)
-        return dropped
+        self.index.forget_events(anchor.count)
+        self.records.truncate_before(anchor.count + 1)
 
     def erase(self, subject: str, time_ms: int) -> bool:
         """Destroy a subject's key: what was sealed for it cannot be read again, here or in any export; the chain holds.
