@@ -139,14 +139,20 @@ class AuditChain(Chain):
         """The next record. Raises UsageError, and leaves the chain as it was, for a type that there is not."""
         if type not in TYPES:
             raise _unknown(type)
-        return self.link(type, time_ms, conflict_id, resource_id, encoded(body))
+        try:
+            return self.link(type, time_ms, conflict_id, resource_id, encoded(body))
+        except UnicodeEncodeError as error:
+            raise _surrogate(error) from None
 
     def append_many(self, events: Iterable[Event]) -> list[bytes]:
         """The next records: all of them or, if one is wrong, none. Their contents are hashed side by side."""
-        encoded = [(kind, at, conflict, resource, encoded(body)) for kind, at, conflict, resource, body in events]
-        if not TYPES.issuperset(kinds := {event[0] for event in encoded}):
+        ready = [(kind, at, conflict, resource, encoded(body)) for kind, at, conflict, resource, body in events]
+        if not TYPES.issuperset(kinds := {event[0] for event in ready}):
             raise _unknown(min(kinds - TYPES))
-        return self.link_many(encoded)
+        try:
+            return self.link_many(ready)
+        except UnicodeEncodeError as error:
+            raise _surrogate(error) from None
 
     def resume(self, event: AuditEvent) -> None:
         """Go on behind `event`, the next one that a restarted owner read back. Raises CorruptionError on a gap."""
@@ -164,6 +170,10 @@ def encoded(body: Any) -> bytes:
         return _ENCODE(body)
     except (OverflowError, TypeError):  # integers over 64 bits, keys that are no text
         return _ENCODE({"$": "canonical", "bytes": canonical(body)})
+
+
+def _surrogate(error: UnicodeEncodeError) -> UsageError:
+    return UsageError(f"an id of an audit event holds half of a surrogate pair: {error.object!r}; ids are UTF-8 text")
 
 
 def _unknown(type: str) -> UsageError:

@@ -64,7 +64,8 @@ def describe(event: AuditEvent) -> str:
             text = f"{about} was rolled back to {body.get('to', 'an earlier state')}"
             text += f" by {body['by']}" if body.get("by") else ""
             kept = len(_maps(body.get("kept")))
-            text += f"; {kept} write{'s' if kept != 1 else ''} that came meanwhile stay" if kept else ""
+            text += f"; {kept} writes that came meanwhile stay" if kept > 1 else ""
+            text += "; 1 write that came meanwhile stays" if kept == 1 else ""
     return f"{when(event.time_ms)} {text}"
 
 
