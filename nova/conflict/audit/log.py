@@ -275,20 +275,19 @@ class AuditLog:
         return export_lines(record for _, record in self.records.replay(self.anchor.count + 1))
 
     def take_export(self, lines: Iterable[str | bytes]) -> int:
-        """Take the lines of an export that goes on where this log ends (an empty log: where the export begins).
+        """Take the lines of an export that goes on where this log ends.
 
         returns  how many events were taken
-        raises   CorruptionError for a line that was changed or does not follow; those before it are taken
+        raises   CorruptionError for a line that was changed or does not follow: of the lines before, whole thousands
+                 are taken; UsageError if the export does not begin with the first event
         """
         count, batch = 0, []
         for record in import_lines(lines):
-            if not self._chain.seq:
-                event = decode_event(record)
-                if event.seq > 1:  # retention had dropped what was before
-                    raise UsageError(
-                        f"the export begins with event {event.seq}: what is before it was dropped by retention; such "
-                        "an export can be read and verified (its first line names the anchor) but not taken over"
-                    )
+            if not count and not self._chain.seq and (first := decode_event(record).seq) > 1:
+                raise UsageError(
+                    f"the export begins with event {first}: retention had dropped what is before it. It can be "
+                    "verified (nova audit verify --export) and read, but not be made a log again"
+                )
             batch.append(record)
             count += 1
             if len(batch) == UNINDEXED_MAX:
