@@ -10,30 +10,30 @@ static const uint32_t IV[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
 
 /* The rounds for one input (uint32_t) and for eight (a vector of them): the operators are the same. */
 #define ROTATE(x, by) (((x) >> (by)) | ((x) << (32 - (by))))
-#define QUARTER(a, b, c, d, x, y) \
-    do { \
-        v[a] += v[b] + m[x]; \
+#define QUARTER(a, b, c, d, x, y)       \
+    do {                                \
+        v[a] += v[b] + m[x];            \
         v[d] = ROTATE(v[d] ^ v[a], 16); \
-        v[c] += v[d]; \
+        v[c] += v[d];                   \
         v[b] = ROTATE(v[b] ^ v[c], 12); \
-        v[a] += v[b] + m[y]; \
-        v[d] = ROTATE(v[d] ^ v[a], 8); \
-        v[c] += v[d]; \
-        v[b] = ROTATE(v[b] ^ v[c], 7); \
+        v[a] += v[b] + m[y];            \
+        v[d] = ROTATE(v[d] ^ v[a], 8);  \
+        v[c] += v[d];                   \
+        v[b] = ROTATE(v[b] ^ v[c], 7);  \
     } while (0)
 #define ROUND(i0, i1, i2, i3, i4, i5, i6, i7, i8, i9, i10, i11, i12, i13, i14, i15) \
-    do { \
-        QUARTER(0, 4, 8, 12, i0, i1); \
-        QUARTER(1, 5, 9, 13, i2, i3); \
-        QUARTER(2, 6, 10, 14, i4, i5); \
-        QUARTER(3, 7, 11, 15, i6, i7); \
-        QUARTER(0, 5, 10, 15, i8, i9); \
-        QUARTER(1, 6, 11, 12, i10, i11); \
-        QUARTER(2, 7, 8, 13, i12, i13); \
-        QUARTER(3, 4, 9, 14, i14, i15); \
+    do {                                                                            \
+        QUARTER(0, 4, 8, 12, i0, i1);                                               \
+        QUARTER(1, 5, 9, 13, i2, i3);                                               \
+        QUARTER(2, 6, 10, 14, i4, i5);                                              \
+        QUARTER(3, 7, 11, 15, i6, i7);                                              \
+        QUARTER(0, 5, 10, 15, i8, i9);                                              \
+        QUARTER(1, 6, 11, 12, i10, i11);                                            \
+        QUARTER(2, 7, 8, 13, i12, i13);                                             \
+        QUARTER(3, 4, 9, 14, i14, i15);                                             \
     } while (0)
-#define ALL_ROUNDS \
-    do { \
+#define ALL_ROUNDS                                                   \
+    do {                                                             \
         ROUND(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); \
         ROUND(2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8); \
         ROUND(3, 4, 10, 12, 13, 2, 7, 14, 6, 5, 9, 0, 11, 15, 8, 1); \
@@ -176,7 +176,7 @@ static inline NOVA_INLINE void chunks_body(const nova_blake3_mode *mode, const u
             out[l][i] = cv[i][l];
 }
 
-#define ARGUMENTS \
+#define ARGUMENTS                                                                                                \
     const nova_blake3_mode *mode, const uint8_t *const p[LANES], const size_t n[LANES], const uint64_t c[LANES], \
         uint32_t end, uint32_t out[LANES][8]
 

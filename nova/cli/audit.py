@@ -122,9 +122,7 @@ def _verify_file(path: Path, head: str | None, key: bytes) -> dict[str, Any]:
                 return {"ok": False, "events": 0, "head": "", "error": "the file holds no event"}
             event = decode_event(first)
             anchor = ChainMark(event.seq - 1, event.previous)
-            verdict = verify(
-                chain([first], records), ChainMark.parse(head) if head else None, anchor=anchor, key=key
-            )
+            verdict = verify(chain([first], records), ChainMark.parse(head) if head else None, anchor=anchor, key=key)
         except CorruptionError as error:
             return {"ok": False, "events": 0, "head": "", "error": str(error)}
     return {"ok": verdict.ok, "events": verdict.events, "head": verdict.head.hash.hex(), "error": verdict.error}

@@ -679,7 +679,7 @@ def _routes(api: Api) -> list[Any]:
     @get(
         "/v1/audit/verify",
         operation_id="verifyAudit",
-        **_described("Check the audit trail's hash chain, and that it goes through `head` (COUNT:HASH).", AuditCheck, 400),
+        **_described("Check the audit trail, and that it goes through `head` (COUNT:HASH).", AuditCheck, 400),
     )
     async def audit_verify(head: FromQuery[str | None] = None) -> Response[bytes]:
         return _json(_encode(await backend.audit_verify(head)))

@@ -89,7 +89,7 @@ class SubjectKeys:
             opened: bytes = self._aead.AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], context)
         except Exception as error:  # InvalidTag has no message and is the only one for bytes that are long enough
             raise CorruptionError(
-                f"what was sealed under key {key_id} was changed, or belongs to another place ({type(error).__name__}); "
+                f"what was sealed under key {key_id} was changed or belongs to another place ({type(error).__name__}); "
                 "restore the log from another replica"
             ) from None
         return opened

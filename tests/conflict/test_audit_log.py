@@ -214,7 +214,11 @@ def test_an_export_makes_the_same_log_again(files):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 100), min_size=1, max_size=60), st.integers(0, 120) | st.none(), st.integers(0, 70) | st.none())
+@given(
+    st.lists(st.integers(0, 100), min_size=1, max_size=60),
+    st.integers(0, 120) | st.none(),
+    st.integers(0, 70) | st.none(),
+)
 def test_retention_drops_the_beginning_that_outlived_all_limits(times, age, most):
     log = AuditLog()
     for n, at in enumerate(times):
@@ -230,7 +234,9 @@ def test_retention_drops_the_beginning_that_outlived_all_limits(times, age, most
         keep_from = young[0] if young else len(times)
     assert dropped == keep_from
     kept = list(log.events())
-    assert [event.conflict_id for event in kept if event.type == "fail"] == [f"c{n}" for n in range(keep_from, len(times))]
+    assert [event.conflict_id for event in kept if event.type == "fail"] == [
+        f"c{n}" for n in range(keep_from, len(times))
+    ]
     assert bool(dropped) == any(event.type == "retain" for event in kept)
     assert log.verify().ok
     assert log.verify(head).ok, "the head from before is still a place of the chain"

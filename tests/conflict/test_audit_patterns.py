@@ -37,7 +37,11 @@ def test_few_counters_are_exact_for_few_items():
     counted = SpaceSaving[str](3)
     for item in "abacab":
         counted.add(item)
-    assert [(found.item, found.count, found.error) for found in counted.top(9)] == [("a", 3, 0), ("b", 2, 0), ("c", 1, 0)]
+    assert [(found.item, found.count, found.error) for found in counted.top(9)] == [
+        ("a", 3, 0),
+        ("b", 2, 0),
+        ("c", 1, 0),
+    ]
     assert counted.of("z").count == 1, "one that has no counter may have come as often as the least"
     with pytest.raises(UsageError, match="at least 1"):
         SpaceSaving(0)
@@ -75,6 +79,7 @@ def test_what_stopped_recurring_is_forgotten_after_two_windows_and_told_again():
     detector = PatternDetector(threshold=2, window_ms=1000)
     assert not detector.observe(1500, "vm/1", {})
     assert Pattern("resource", "vm/1", 2, 0) in detector.observe(2500, "vm/1", {}), "the windows are two"
+
     def resources():
         return [pattern for pattern in detector.patterns() if pattern.kind == "resource"]
 

@@ -1,5 +1,6 @@
 """The audit trail: what was found, settled, decided, discarded and undone, so that nobody can change it unseen."""
 
+from nova._native.audit import MAGIC, blake3
 from nova.conflict.audit.bodies import (
     decision_body,
     detect_body,
@@ -12,13 +13,11 @@ from nova.conflict.audit.bodies import (
 )
 from nova.conflict.audit.chain import (
     GENESIS,
-    MAGIC,
     TYPES,
     AuditChain,
     AuditEvent,
     ChainMark,
     Verdict,
-    blake3,
     decode_event,
     export_lines,
     import_lines,

@@ -73,6 +73,7 @@ class Index(Protocol):
     def last_indexed(self) -> int: ...
     def event_counts(self) -> list[tuple[str, int, int, int]]:
         """(type, how many, least time_ms, greatest time_ms) of each type."""
+
     def forget_events(self, upto: int) -> None: ...
 
 
@@ -264,7 +265,7 @@ class AuditLog:
         return ChainMark.unseal(text, self._key) if text else ChainMark()
 
     def verify(self, head: ChainMark | None = None) -> Verdict:
-        """Check every record that is kept, and that the chain goes through its stored head and `head`, kept elsewhere."""
+        """Check every record that is kept, and that the chain goes through its stored head and one kept elsewhere."""
         self.flush()
         heads = [mark for mark in (self.stored_head(), head) if mark is not None]
         return verify_kept(self.records.replay, self.anchor, heads, key=self._key)

@@ -87,7 +87,7 @@ class SpaceSaving(Generic[Item]):
 
     @property
     def error_max(self) -> int:
-        """No count is too high by more than this, and no item without a counter came more often: <= total / capacity."""
+        """No count is too high by more, and no item without a counter came more often: <= total / capacity."""
         return self._least if len(self._counts) == self.capacity else 0
 
     def top(self, count: int) -> list[Hitter[Item]]:

@@ -83,7 +83,9 @@ def _escaped(name: str) -> str:
 
 def _find(body: Any, pointer: str) -> tuple[Any, Any]:
     parts = [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
-    holder, here, last = None, body, None
+    holder: Any = None
+    here: Any = body
+    last: str | int | None = None
     for part in parts:
         holder = here
         if isinstance(here, dict) and part in here:
@@ -94,5 +96,7 @@ def _find(body: Any, pointer: str) -> tuple[Any, Any]:
             holder = None
             break
     if holder is None or not pointer.startswith("/"):
-        raise UsageError(f"there is nothing at {pointer!r} of the event's body; give a JSON pointer to what is personal")
+        raise UsageError(
+            f"there is nothing at {pointer!r} of the event's body; give a JSON pointer to what is personal"
+        )
     return holder, last
