@@ -75,6 +75,7 @@ class Node:
                 config=StoreConfig(
                     kinds=config.kinds,
                     strategies=config.strategies,
+                    audit_key=(config.audit_key or "").encode(),
                     key_bytes_max=config.limits.key_bytes_max,
                     value_bytes_max=config.limits.value_bytes_max,
                     history_bytes=config.limits.history_bytes,

@@ -17,6 +17,9 @@ from audit_tamper import (
 )
 
 from nova.conflict.audit import verify
+from nova.errors import CorruptionError
+from nova.store import ReplicatedStore, verify_audit
+from nova.store.core import StoreConfig
 
 EVENTS = 100_000
 
@@ -24,6 +27,37 @@ EVENTS = 100_000
 @cache
 def log():
     return make_log(EVENTS)
+
+
+def test_every_byte_of_the_files_is_watched(tmp_path):
+    """Of the records in the files of a store; sampled here, all of them take half a minute."""
+    with ReplicatedStore(tmp_path / "d", node="a") as store:
+        for n in range(12):
+            store.put(f"k{n}", n)
+            store.point(f"k{n}")
+        end = store.audit.records.size_bytes
+    assert verify_audit(tmp_path / "d")["ok"]
+    (segment,) = (tmp_path / "d" / "audit").glob("*.log")
+    before = segment.read_bytes()[:end]
+    for at in [*range(0, end, 23), end - 1]:
+        with segment.open("r+b") as file:
+            file.write(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
+        assert not verify_audit(tmp_path / "d")["ok"], at
+        with segment.open("r+b") as file:
+            file.write(before)
+    assert verify_audit(tmp_path / "d")["ok"]
+
+
+def test_a_store_with_an_audit_key_is_verified_with_that_key_only(tmp_path):
+    with ReplicatedStore(tmp_path / "d", node="a", config=StoreConfig(audit_key=KEY)) as store:
+        store.put("x", 1)
+        store.point("x")
+    assert verify_audit(tmp_path / "d", key=KEY)["ok"]
+    assert "the key is another" in verify_audit(tmp_path / "d")["error"]
+    with pytest.raises(CorruptionError, match="the key is another"):
+        ReplicatedStore(tmp_path / "d", node="a")
+    with ReplicatedStore(tmp_path / "d", node="a", config=StoreConfig(audit_key=KEY)) as store:
+        assert store.audit.verify().ok
 
 
 def places(count):
