@@ -53,7 +53,7 @@ class Conflicts:
             ((prefix, strategy_named(name)) for prefix, name in replica.config.strategies.items()),
             key=lambda item: -len(item[0]),
         )
-        self.chain = AuditChain()
+        self.chain = AuditChain(key=replica.config.audit_key)
         self.by_type: Tally[str] = Tally()
         self.by_strategy: Tally[str] = Tally()
         self.total = 0
@@ -225,6 +225,11 @@ class Conflicts:
             self.chain.append("resolve", now, conflict.id, record["key"], {"resolution": settlement}),
         ]
 
+    def note(self, type: str, conflict_id: str, key: str, body: Mapping[str, Any], time_ms: int) -> list[bytes]:
+        """Put any event into the chain."""
+        self._logged.labels(event_type=type).inc()
+        return [self.chain.append(type, time_ms, conflict_id, key, body)]
+
     def _remember(self, record: dict[str, Any]) -> None:
         self._records[record["id"]] = record
         self._of_key[record["key"]] = record["id"]
@@ -296,7 +301,7 @@ class Conflicts:
             "next": page[limit - 1]["id"] if more else None,
         }
 
-    def why(self, key: str, events: Iterable[AuditEvent] = ()) -> dict[str, Any]:
+    def why(self, key: str, events: Sequence[AuditEvent] = ()) -> dict[str, Any]:
         """The present value of a key, the writes behind it, its conflicts, and all of it in sentences."""
         rows = self._replica.space.get(key)
         entry = self._replica.view(rows) if rows is not None else None
@@ -317,13 +322,16 @@ class Conflicts:
                     )
         conflicts = self.page(limit=100, key=key)["conflicts"]
         value = entry.value if entry is not None else None
+        story: list[AuditEvent | dict[str, Any]] = list(events)
+        told = {event.conflict_id for event in events}
+        story += [record for record in reversed(conflicts) if record["id"] not in told]
         return {
             "key": key,
             "kind": entry.kind if entry is not None else None,
             "value": value,
             "writes": writes,
             "conflicts": conflicts,
-            "text": explain(key, value, writes, conflicts),
+            "text": explain(key, value, writes, story),
         }
 
     def _status(self, record: dict[str, Any]) -> str:
