@@ -3,7 +3,7 @@
 `merge` is the module; its function is `nova.conflict.merge.merge`.
 """
 
-from nova.conflict import audit, detect, merge, strategies, vm
+from nova.conflict import audit, detect, healing, merge, resolver, strategies, vm
 from nova.conflict.audit import AuditChain, AuditEvent
 from nova.conflict.detect import MISSING, Conflict, ConflictDetector, ConflictType, Invariant, Severity, Version
 from nova.conflict.merge import (
@@ -32,6 +32,7 @@ from nova.conflict.merge import (
     to_json_patch,
     to_merge_patch,
 )
+from nova.conflict.resolver import ConflictResolver, StateVersion
 from nova.conflict.strategies import (
     LastWriteWins,
     MultiValue,
@@ -41,7 +42,7 @@ from nova.conflict.strategies import (
     Strategy,
     strategy_named,
 )
-from nova.conflict.vm import VMState
+from nova.conflict.vm import VMState, VMStateHandler
 
 __all__ = [
     "MISSING",
@@ -50,6 +51,7 @@ __all__ = [
     "AuditEvent",
     "Conflict",
     "ConflictDetector",
+    "ConflictResolver",
     "ConflictType",
     "Counter",
     "Custom",
@@ -72,19 +74,23 @@ __all__ = [
     "Sequence",
     "SetOf",
     "Severity",
+    "StateVersion",
     "Strategy",
     "Sum",
     "Text",
     "VMState",
+    "VMStateHandler",
     "Version",
     "apply_json_patch",
     "apply_merge_patch",
     "audit",
     "detect",
     "diff",
+    "healing",
     "merge",
     "merge_text",
     "patch",
+    "resolver",
     "strategies",
     "strategy_named",
     "to_json_patch",

@@ -478,3 +478,10 @@ def test_a_compiled_schema_does_what_its_declarations_do():
 def test_items_are_one_exactly_when_their_keys_are_equal(one, two, same_item):
     result = merge({"l": []}, {"l": [{"id": one, "v": 1}]}, {"l": [{"id": two, "v": 1}]}, {"/l": Keyed("id")})
     assert len(result.value["l"]) == (1 if same_item else 2)
+
+
+def test_an_item_that_both_added_keeps_its_key_though_that_is_part_of_a_contended_group():
+    schema = {"/n": {"type": "map_list", "key": "mac"}, "/n/*": {"groups": [["mac", "ip"]]}}
+    found = merge({"n": []}, {"n": [{"mac": "m", "ip": 1}]}, {"n": [{"mac": "m", "ip": 2}]}, schema)
+    assert found.value == {"n": [{"mac": "m"}]}
+    assert [(c.path, c.kind) for c in found.conflicts] == [("/n/[mac=m]/mac", "add/add")]
