@@ -26,6 +26,7 @@ COMMANDS = {
     "peers": ("nova.cli.cluster", "peers", "node"),
     "conflicts": ("nova.cli.explain", "conflicts", "node"),
     "why": ("nova.cli.explain", "why", "node"),
+    "policy": ("nova.cli.policy", "policy", "node"),
     "audit": ("nova.cli.explain", "audit", "node"),
     "chaos": ("nova.cli.cluster", "chaos", "node"),
     "dashboard": ("nova.cli.dashboard", "dashboard", "ui"),

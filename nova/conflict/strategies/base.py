@@ -315,6 +315,7 @@ def deferred(
     found = strategy_named(otherwise).resolve(conflict, context)
     return msgspec.structs.replace(
         found,
+        strategy=name,
         explanation=(f"{name}: {reason}; {otherwise} decides", *found.explanation),
         via=(*asked, name, *(found.via or (found.strategy,))),
     )

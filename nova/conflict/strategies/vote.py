@@ -174,6 +174,7 @@ class ConsensusVote:
     """
 
     name = "consensus_vote"
+    asks = True
 
     def __init__(
         self,
@@ -241,7 +242,8 @@ class ConsensusVote:
         if tally.winner is None:
             raise UndecidedError(f"no majority of {len(self.voters)} voters: {counted or 'no votes'}")
         winner = known[tally.winner]
-        line = f"{place(path)}: {show(winner.value)} was chosen by {tally.majority} of {len(self.voters)} voters ({counted})"
+        chosen = f"{tally.majority} of {len(self.voters)} voters ({counted})"
+        line = f"{place(path)}: {show(winner.value)} was chosen by {chosen}"
         return Settled(winner.value, line, f"a majority chose {show(winner.value)}")
 
 
