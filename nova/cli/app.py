@@ -29,6 +29,7 @@ COMMANDS = {
     "audit": ("nova.cli.audit", "audit", "node"),
     "points": ("nova.cli.audit", "points", "node"),
     "rollback": ("nova.cli.audit", "rollback", "node"),
+    "policy": ("nova.cli.policy", "policy", "node"),
     "chaos": ("nova.cli.cluster", "chaos", "node"),
     "dashboard": ("nova.cli.dashboard", "dashboard", "ui"),
     "simulate": ("nova.cli.simulate", "simulate", "node"),

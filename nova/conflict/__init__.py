@@ -3,7 +3,7 @@
 `merge` is the module; its function is `nova.conflict.merge.merge`.
 """
 
-from nova.conflict import audit, detect, healing, merge, resolver, strategies, vm
+from nova.conflict import audit, detect, healing, merge, policy, resolver, strategies, vm
 from nova.conflict.audit import AuditChain, AuditEvent
 from nova.conflict.detect import MISSING, Conflict, ConflictDetector, ConflictType, Invariant, Severity, Version
 from nova.conflict.merge import (
@@ -32,10 +32,16 @@ from nova.conflict.merge import (
     to_json_patch,
     to_merge_patch,
 )
+from nova.conflict.policy import Policy, PolicyBuilder, PolicyManager
 from nova.conflict.resolver import ConflictResolver, StateVersion
 from nova.conflict.strategies import (
+    AutomaticRollback,
+    ConsensusVote,
+    HighestPriority,
     LastWriteWins,
+    ManualIntervention,
     MultiValue,
+    OperationalTransform,
     Resolution,
     ResolveContext,
     SemanticMerge,
@@ -49,24 +55,32 @@ __all__ = [
     "Atomic",
     "AuditChain",
     "AuditEvent",
+    "AutomaticRollback",
     "Conflict",
     "ConflictDetector",
     "ConflictResolver",
     "ConflictType",
+    "ConsensusVote",
     "Counter",
     "Custom",
     "Document",
     "Group",
+    "HighestPriority",
     "Invariant",
     "Keyed",
     "LastWriteWins",
+    "ManualIntervention",
     "Max",
     "MergeConflict",
     "MergeResult",
     "Min",
     "Moves",
     "MultiValue",
+    "OperationalTransform",
     "Patch",
+    "Policy",
+    "PolicyBuilder",
+    "PolicyManager",
     "Precedence",
     "Resolution",
     "ResolveContext",
@@ -90,6 +104,7 @@ __all__ = [
     "merge",
     "merge_text",
     "patch",
+    "policy",
     "resolver",
     "strategies",
     "strategy_named",

@@ -49,7 +49,7 @@ from nova.conflict.merge.values import (
     same,
     too_deep,
 )
-from nova.conflict.strategies import show
+from nova.conflict.words import show
 from nova.errors import UsageError
 
 POLICIES: Final = ("manual", "base", "local", "remote", "union", "operational_transform")
