@@ -306,11 +306,10 @@ class _Settling:
             tops = [version.value for version in versions]
             here = conflict.base is not None
             base = base_at(conflict, path)
-            for tokens in self._inside(path, tops):
+            for tokens in self._inside(path, [*tops, settled[path]]):
                 at = path + "".join("/" + escape(token) for token in tokens)
                 choice = self._policy.field_of(at)
-                above = self._policy.field_of(at.rpartition("/")[0]) if len(tokens) > 1 or path else None
-                if choice is None or (above is not None and above is choice):
+                if choice is None:
                     continue
                 leaves = [_leaf(version, tokens) for version in ordered(versions)]
                 before = _get(base, tokens) if here else MISSING
@@ -361,9 +360,10 @@ class _Settling:
                     for key in _keys(_get(value, way))
                     if wanted in ("*", "**") or escape(key) == wanted
                 }
-                if len(ways) > FIELDS_MAX:
-                    raise UsageError(f"a pattern names {len(ways)} fields of one value; the limit is {FIELDS_MAX}")
-            found |= ways
+            for way in ways:
+                found |= dict.fromkeys(_differing(values, way))
+            if len(ways) > FIELDS_MAX or len(found) > FIELDS_MAX:
+                raise UsageError(f"a pattern names {max(len(ways), len(found))} fields; the limit is {FIELDS_MAX}")
         yield from sorted(found, key=lambda way: (len(way), way))
 
 
@@ -385,6 +385,18 @@ def _keys(value: Any) -> Iterator[str]:
         yield from (key for key in value if isinstance(key, str))
     elif isinstance(value, list | tuple):
         yield from (name for item in value if (name := _identity(item)) is not None)
+
+
+def _differing(values: Sequence[Any], way: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Where values differ at or below a place: a pattern that names a map speaks of each of its fields."""
+    here = [_get(value, way) for value in values]
+    if all(same(value, here[0]) for value in here):
+        return
+    if all(isinstance(value, Mapping) for value in here):
+        for key in dict.fromkeys(key for value in here for key in value if isinstance(key, str)):
+            yield from _differing(values, (*way, key))
+    else:
+        yield way
 
 
 def _get(value: Any, tokens: Sequence[str]) -> Any:
