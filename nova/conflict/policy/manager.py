@@ -104,12 +104,11 @@ class PolicyManager:
         """
         chosen = policy if isinstance(policy, Policy) else self.policy(policy)
         start = self._timer.now_ns()
-        found = _Settling(chosen, conflict, context, facts, self._timer, start).run()
+        settling = _Settling(chosen, conflict, context, facts, self._timer, start)
+        found = settling.run()
         if chosen.escalations or chosen.auto_limit is not None:
             found = self._escalated(chosen, conflict, context, facts, found, start)
-        result = "pending" if found.pending else "ok"
-        if len(found.via) > 1:
-            result = "fallback" if result == "ok" else result
+        result = "pending" if found.pending else "fallback" if settling.fell else "ok"
         self._applied.labels(chosen.name, result).inc()
         self._latency.observe((self._timer.now_ns() - start) / 1e6)
         return found
@@ -208,13 +207,13 @@ def _told(action: Action) -> str:
 class _Settling:
     """One conflict under a policy."""
 
-    __slots__ = ("_conflict", "_context", "_deadline", "_facts", "_policy", "_timer")
+    __slots__ = ("_conflict", "_context", "_deadline", "_facts", "_policy", "_timer", "fell")
 
     def __init__(
         self, policy: Policy, conflict: Conflict, context: ResolveContext, facts: Facts, timer: Timer, start: int
     ) -> None:
         self._policy, self._conflict, self._context, self._facts = policy, conflict, context, facts
-        self._timer = timer
+        self._timer, self.fell = timer, False
         self._deadline = start + policy.timeout_ms * 1_000_000 if policy.timeout_ms else 0
 
     def run(self) -> Resolution:
@@ -269,10 +268,12 @@ class _Settling:
                 if (wrong := self._wrong(found, conflict)) is not None:
                     notes.append(f"{name} failed: {wrong}")
                     break
+                own = found.via if found.via[:1] == (name,) else (name,)
+                self.fell = self.fell or len(via) + len(own) > 2
                 return msgspec.structs.replace(
                     found,
                     explanation=(*notes, *found.explanation),
-                    via=(*via[:-1], *(found.via or (name,))),
+                    via=(*via[:-1], *own),
                     attempts=attempts + 1 if name == use else max(attempts, 1),
                 )
         raise AssertionError(f"{LAST_RESORT} always answers")
