@@ -97,21 +97,30 @@ class PolicyManager:
         policy: str | Policy = "production",
         context: ResolveContext = NO_CONTEXT,
         facts: Facts = NO_FACTS,
+        *,
+        again: bool = False,
     ) -> Resolution:
         """Settle a conflict. `via` tells which strategies were asked, `actions` what escalation asks for.
 
-        cost  that of the strategy, and a few microseconds
+        again  this conflict was settled before, and is only read: it is not counted, and nothing is frozen
+        cost   that of the strategy, and some ten microseconds
         """
         chosen = policy if isinstance(policy, Policy) else self.policy(policy)
         start = self._timer.now_ns()
         settling = _Settling(chosen, conflict, context, facts, self._timer, start)
         found = settling.run()
         if chosen.escalations or chosen.auto_limit is not None:
-            found = self._escalated(chosen, conflict, context, facts, found, start)
+            found = self._escalated(chosen, conflict, context, facts, found, start, again)
+        if again:
+            return found
         result = "pending" if found.pending else "fallback" if settling.fell else "ok"
         self._applied.labels(chosen.name, result).inc()
         self._latency.observe((self._timer.now_ns() - start) / 1e6)
         return found
+
+    def applied(self, name: str) -> PolicyStrategy:
+        """A policy in the place of a strategy."""
+        return PolicyStrategy(self, self.policy(name))
 
     # -- escalation --
 
@@ -123,6 +132,7 @@ class PolicyManager:
         facts: Facts,
         found: Resolution,
         now_ns: int,
+        again: bool,
     ) -> Resolution:
         actions = [
             Action(rule.action, conflict.resource_id, rule.to, rule.name, rule.when.words)
@@ -135,13 +145,13 @@ class PolicyManager:
             found = ManualIntervention().resolve(conflict, context)
         elif "roll_back" in asked:
             found = AutomaticRollback().resolve(conflict, context)
-        if policy.auto_limit is not None and (hot := self._hot(policy, conflict, now_ns)) is not None:
+        if policy.auto_limit is not None and not again and (hot := self._hot(policy, conflict, now_ns)) is not None:
             actions.append(hot)
         if not actions:
             return found
         words = tuple(_told(action) for action in actions)
         for action in actions:
-            if action.action == "freeze":
+            if action.action == "freeze" and not again:
                 self._freeze(action)
         pending = found.pending or any(action.action in ("require_approval", "freeze") for action in actions)
         return msgspec.structs.replace(
@@ -199,6 +209,34 @@ def _told(action: Action) -> str:
     about = f" about {action.resource_id}" if action.action == "notify" else to and f", tell{to}"
     about = "" if action.action == "require_approval" else about
     return f"escalation {action.rule}: {subject}{what}{about} ({action.reason})"
+
+
+class PolicyStrategy:
+    """A policy where a strategy is asked for. What rules ask beyond the conflict is taken from what replicas share:
+    the time is that of the newest version, region and tags are leaves of the resource.
+
+    `resolve` reads and may be repeated; `settle` is the one time that a conflict was found.
+    """
+
+    def __init__(self, manager: PolicyManager, policy: Policy) -> None:
+        self.manager, self.policy = manager, policy
+
+    @property
+    def name(self) -> str:
+        return f"policy:{self.policy.name}"
+
+    def resolve(self, conflict: Conflict, context: ResolveContext = NO_CONTEXT) -> Resolution:
+        return self.manager.resolve(conflict, self.policy, context, self._facts(conflict, context), again=True)
+
+    def settle(self, conflict: Conflict, context: ResolveContext = NO_CONTEXT) -> Resolution:
+        """The same, counted."""
+        return self.manager.resolve(conflict, self.policy, context, self._facts(conflict, context))
+
+    @staticmethod
+    def _facts(conflict: Conflict, context: ResolveContext) -> Facts:
+        newest = max([version.timestamp for version in conflict.versions], default=0)
+        region = context.leaves.get("/region")
+        return Facts(region if isinstance(region, str) else "", frozenset(), newest >> 16, context.leaves)
 
 
 # ------------------------------------------------------------------------------------------------ one conflict
@@ -445,4 +483,4 @@ def _leaf(version: Version, tokens: Sequence[str]) -> Version:
     return msgspec.structs.replace(version, value=_get(version.value, tokens))
 
 
-__all__ = ["NoTime", "PolicyManager", "Timer"]
+__all__ = ["NoTime", "PolicyManager", "PolicyStrategy", "Timer"]
