@@ -434,7 +434,7 @@ window_s = 60
 def test_a_policy_file_says_the_same_as_the_builder():
     policy = policy_from_toml(GOOD)
     assert policy.name == "production"
-    assert policy.chain("primary") == ["primary", "quorum", "manual"]
+    assert policy.chain("primary") == ("primary", "quorum", "manual")
     assert [rule.name for rule in policy.rules] == ["billing", "hard"]
     assert policy.retry.count == 3
     assert policy.auto_limit.window_ms == 60_000
