@@ -24,6 +24,7 @@ from nova.server.api import bind, make_app, make_server
 from nova.server.config import NodeConfig, read_policy
 from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
 from nova.store.core import Durable, StoreConfig
+from nova.store.decisions import Decided, Waiting, decide, waiting
 from nova.store.directory import Directory
 from nova.store.model import Change, Entry, Put
 from nova.store.points import Point, Rollback, chosen, make_point, points, roll_back
@@ -380,6 +381,15 @@ class Node:
         self._check_writable()
         event = chosen(self.directory.audit.events(resource=key, type="point"), key, to)
         token, done = roll_back(self.replica, key, event, context, by)
+        await self._durable(token)
+        return done
+
+    def waiting(self, limit: int) -> list[Waiting]:
+        return waiting(self.replica, limit)
+
+    async def decide(self, key: str, shown: str, values: dict[str, Any], by: str) -> Decided:
+        self._check_writable()
+        token, done = decide(self.replica, key, shown, values, by)
         await self._durable(token)
         return done
 
