@@ -43,6 +43,7 @@ Entries = list[Entry]
 Rows = list[dict[str, Any]]
 Names = list[str]
 Points = list[Point]
+Waits = list[Waiting]
 
 TICK_MS = 100
 LIST_MAX = 1_000
@@ -384,7 +385,7 @@ class Node:
         await self._durable(token)
         return done
 
-    def waiting(self, limit: int) -> list[Waiting]:
+    def waiting(self, limit: int) -> Waits:
         return waiting(self.replica, limit)
 
     async def decide(self, key: str, shown: str, values: dict[str, Any], by: str) -> Decided:
