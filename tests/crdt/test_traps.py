@@ -478,18 +478,21 @@ def test_who_changes_a_large_counter_waits_for_whoever_merges_into_it(what):
     """Large counters are compared without the interpreter lock; what came meanwhile would be lost."""
     large, fewer = large_counter(20_000).fork("a"), large_counter(20_000, but=32).fork("b")  # no page of both is equal
     other, done, counted = large.fork("c"), threading.Event(), 0
+    lost: list[object] = []
 
     def count():
         nonlocal counted
         while not done.is_set():
+            before = large.value
             if what == "counts":
                 large.increment()
             else:
                 other.increment()
                 large.merge(other)
             counted += 1
-            if large.value % 10**9 != 20_000 + counted:
-                break
+            after = large.value
+            if after % 10**9 != 20_000 + counted or after < before:
+                lost.append((before, after))
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
@@ -499,11 +502,12 @@ def test_who_changes_a_large_counter_waits_for_whoever_merges_into_it(what):
             for n in range(1, 201):
                 fewer.increment(10**9)
                 if large.merge(fewer).value // 10**9 != n:
-                    break
+                    lost.append(n)
             done.set()
             counting_on.result()
     finally:
         sys.setswitchinterval(interval)
+    assert not lost
     assert large.value == 200 * 10**9 + 20_000 + counted
     assert large.digest() == PNCounter.from_bytes(large.to_bytes()).digest()
 
