@@ -47,6 +47,20 @@ def test_before_when_one_actor_differs(benchmark: Any, actors: int, peer: str) -
     assert benchmark(loop)
 
 
+@pytest.mark.benchmark(group="clock.the call alone")
+def test_before_of_empty_clocks(benchmark: Any) -> None:
+    """What the loop and a call from Python take where there is nothing to do: no figure beside it can be less."""
+    benchmark.extra_info["operations"] = LOOP
+    x, y = VectorClock(), VectorClock()
+
+    def loop() -> bool:
+        for _ in range(LOOP):
+            out = x < y
+        return out
+
+    assert benchmark(loop) is False
+
+
 @pytest.mark.parametrize("actors", [16, 256])
 @pytest.mark.parametrize("peer", ["nova", "dict"])
 @pytest.mark.parametrize("news", ["none", "both"])

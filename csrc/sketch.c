@@ -295,46 +295,75 @@ static inline uint32_t check_of(uint64_t hash)
     return (uint32_t)(mix(hash ^ 0xa54ff53a5f1d36f1u) >> 32);
 }
 
+#define STEP 0x9e3779b97f4a7c15u
+
+static inline int is_in_many(uint64_t hash)
+{
+    return (hash & 255) < 64;
+}
+
+static inline int is_in_block(uint64_t r)
+{
+    return (r & 255) < 192;
+}
+
+/* Nearly 2^u - 1 of the upper half u, so that the front of a block is as dense as a prefix needs it. */
+static inline uint64_t cell_in_block(uint64_t size, uint64_t r)
+{
+    uint64_t u = r >> 32;
+    u = (u * (2813203578u + (1481763717u * u >> 32))) >> 32;
+    return size * u >> 32;
+}
+
 /* Every cell below n of the id with this hash. */
-#define FOR_CELLS(hash, n, cell, body)                                                                                  \
-    do {                                                                                                                \
-        int in_many = ((hash) & 255) < 64;                                                                              \
-        uint64_t step_ = (hash);                                                                                        \
-        size_t cell = 0;                                                                                                \
-        body;                                                                                                           \
-        for (uint64_t size_ = 1; size_ < (n); size_ *= 2) {                                                             \
-            uint64_t r_ = mix(step_ += 0x9e3779b97f4a7c15u);                                                            \
-            if (in_many && size_ <= 4) {                                                                                \
-                for (cell = size_; cell < 2 * size_ && cell < (n); cell++)                                              \
-                    body;                                                                                               \
-            } else if (in_many) {                                                                                       \
-                for (unsigned q_ = 0; q_ < 4; q_++) {                                                                   \
-                    cell = size_ + q_ * (size_ / 4) + ((size_ / 4 * (r_ >> 16 * q_ & 0xffff)) >> 16);                   \
-                    if (cell < (n))                                                                                     \
-                        body;                                                                                           \
-                }                                                                                                       \
-            } else if ((r_ & 255) < 192) {                                                                              \
-                /* nearly 2^u - 1 of the upper half u, so that the front of a block is as dense as a prefix needs it */ \
-                uint64_t u_ = r_ >> 32;                                                                                 \
-                u_ = (u_ * (2813203578u + (1481763717u * u_ >> 32))) >> 32;                                             \
-                cell = size_ + (size_ * u_ >> 32);                                                                      \
-                if (cell < (n))                                                                                         \
-                    body;                                                                                               \
-            }                                                                                                           \
-        }                                                                                                               \
+#define FOR_CELLS(hash, n, cell, body)                                                                \
+    do {                                                                                              \
+        int in_many = is_in_many(hash);                                                               \
+        uint64_t step_ = (hash);                                                                      \
+        size_t cell = 0;                                                                              \
+        body;                                                                                         \
+        for (uint64_t size_ = 1; size_ < (n); size_ *= 2) {                                           \
+            uint64_t r_ = mix(step_ += STEP);                                                         \
+            if (in_many && size_ <= 4) {                                                              \
+                for (cell = size_; cell < 2 * size_ && cell < (n); cell++)                            \
+                    body;                                                                             \
+            } else if (in_many) {                                                                     \
+                for (unsigned q_ = 0; q_ < 4; q_++) {                                                 \
+                    cell = size_ + q_ * (size_ / 4) + ((size_ / 4 * (r_ >> 16 * q_ & 0xffff)) >> 16); \
+                    if (cell < (n))                                                                   \
+                        body;                                                                         \
+                }                                                                                     \
+            } else if (is_in_block(r_)) {                                                             \
+                cell = size_ + cell_in_block(size_, r_);                                              \
+                if (cell < (n))                                                                       \
+                    body;                                                                             \
+            }                                                                                         \
+        }                                                                                             \
     } while (0)
+
+static inline void toggle_cell(nova_cell *cell, uint64_t id, uint32_t check, uint32_t weight)
+{
+    cell->ids ^= id;
+    cell->checks ^= check;
+    cell->count += weight;
+}
 
 void nova_cells_toggle(nova_cell *cells, size_t n, uint64_t seed, uint64_t id, uint32_t weight)
 {
-    uint64_t hash = mix(id ^ mix(seed + 0x6a09e667f3bcc909u));
+    uint64_t hash = mix(id ^ mix(seed + 0x6a09e667f3bcc909u)), step = hash;
     uint32_t check = check_of(hash);
     if (!n)
         return;
-    FOR_CELLS(hash, n, cell, {
-        cells[cell].ids ^= id;
-        cells[cell].checks ^= check;
-        cells[cell].count += weight;
-    });
+    if (is_in_many(hash)) {
+        FOR_CELLS(hash, n, cell, toggle_cell(&cells[cell], id, check, weight));
+        return;
+    }
+    toggle_cell(&cells[0], id, check, weight);
+    for (uint64_t size = 1; size < n; size *= 2) { /* whether it is in a block is chance: computed, not guessed */
+        uint64_t r = mix(step += STEP), cell = size + cell_in_block(size, r),
+                 in = -(uint64_t)(is_in_block(r) && cell < n);
+        toggle_cell(&cells[cell & in], id & in, check & (uint32_t)in, weight & (uint32_t)in);
+    }
 }
 
 /* While cells are taken apart, bit 8 of a count says that the cell waits on the stack. */

@@ -6,7 +6,7 @@
 enum { LANES = 64, AHEAD = 8, FEW = 8 };
 
 /* Writers whose numbers share their upper 26 bits; rows[] has an entry per set bit of `live`, in order. */
-typedef struct {
+typedef struct nova_totals_page {
     uint64_t live;
     nova_digest sum; /* of the rows, unless stale */
     uint32_t refs, number;
@@ -24,19 +24,32 @@ struct nova_totals {
 /* ---- numbers of writers ---- */
 
 static struct {
-    uint64_t *hashes;
+    uint64_t
+        *hashes[26]; /* of 64 numbers, the next 64, 128 .. : they never move, so whoever digests a page that names a
+                             number may read its hash while others get new ones */
     uint32_t *uses, *open, *idle; /* `open` numbers are nobody's; those of `idle` were, and may be in use again */
     uint32_t size, room, nopen, nidle, idle_room;
 } ids;
 
+static inline unsigned part_of(uint32_t id)
+{
+    return id < LANES ? 0 : 26 - (unsigned)__builtin_clz(id);
+}
+
+static inline uint64_t *hash_of(uint32_t id)
+{
+    unsigned part = part_of(id);
+    return &ids.hashes[part][part ? id - (LANES / 2u << part) : id];
+}
+
 static int grow_ids(void)
 {
-    uint32_t room = ids.room ? 2 * ids.room : 64;
+    uint32_t room = ids.room ? 2 * ids.room : LANES;
     if (room >= NOVA_ID_NONE / 2)
         return NOVA_TOTALS_NOMEM;
-    uint64_t *hashes = realloc(ids.hashes, room * sizeof *hashes);
-    if (hashes)
-        ids.hashes = hashes;
+    uint64_t **hashes = &ids.hashes[part_of(ids.room)];
+    if (!*hashes) /* else it was had before, and then memory ran out */
+        *hashes = malloc((room - ids.room) * sizeof **hashes);
     uint32_t *uses = realloc(ids.uses, room * sizeof *uses);
     if (uses)
         ids.uses = uses;
@@ -46,7 +59,7 @@ static int grow_ids(void)
     uint32_t *idle = realloc(ids.idle, room * sizeof *idle); /* a number is in it once at most: see nova_ids_drop */
     if (idle)
         ids.idle = idle;
-    if (!hashes || !uses || !open || !idle)
+    if (!*hashes || !uses || !open || !idle)
         return NOVA_TOTALS_NOMEM;
     ids.room = room;
     return 0;
@@ -68,7 +81,7 @@ uint32_t nova_ids_take(uint64_t name_hash)
     if (!ids.nopen && ids.size == ids.room && grow_ids())
         return NOVA_ID_NONE;
     id = ids.nopen ? ids.open[--ids.nopen] : ids.size++;
-    ids.hashes[id] = name_hash;
+    *hash_of(id) = name_hash;
     ids.uses[id] = 0;
     settle_idle(id); /* until something holds it */
     return id;
@@ -141,7 +154,13 @@ static void append(page *p, unsigned lane, const nova_total *row)
 {
     p->rows[bits_in(p->live)] = *row;
     p->live |= (uint64_t)1 << lane;
-    nova_ids_hold(id_of(p, lane));
+}
+
+/* Let a new page count as one that names its writers. */
+static void hold_writers(const page *p)
+{
+    for (uint64_t live = p->live; live; live &= live - 1)
+        nova_ids_hold(id_of(p, (unsigned)__builtin_ctzll(live)));
 }
 
 /* A page that is only ours, with room for one more row: *p, or in its place one more like it. */
@@ -167,6 +186,7 @@ static int own_page(page **p, unsigned more)
     const nova_total *row = old->rows;
     for (uint64_t live = old->live; live; live &= live - 1)
         append(copy, (unsigned)__builtin_ctzll(live), row++);
+    hold_writers(copy);
     drop_page(old);
     *p = copy;
     return 0;
@@ -317,27 +337,33 @@ size_t nova_totals_value(const nova_totals *t, const nova_total *total, uint8_t 
     return t->kinds == 1 ? n : n + nova_put_number(out + n, total->down);
 }
 
-static void refresh(const nova_totals *t, page *p)
+/* The sum of a page, which another thread may find out at the same time: both write the same. */
+static nova_digest sum_of(const nova_totals *t, page *p)
 {
+    nova_digest sum = {0, 0};
+    if (!__atomic_load_n(&p->stale, __ATOMIC_ACQUIRE)) {
+        sum.lo = __atomic_load_n(&p->sum.lo, __ATOMIC_RELAXED);
+        sum.hi = __atomic_load_n(&p->sum.hi, __ATOMIC_RELAXED);
+        return sum;
+    }
     const nova_total *row = p->rows;
     uint8_t value[20];
-    p->sum = (nova_digest){0, 0};
     for (uint64_t live = p->live; live; live &= live - 1, row++) {
-        uint64_t name = ids.hashes[id_of(p, (unsigned)__builtin_ctzll(live))];
+        uint64_t name = *hash_of(id_of(p, (unsigned)__builtin_ctzll(live)));
         size_t n = nova_totals_value(t, row, value);
-        p->sum = nova_digest_add(p->sum, nova_digest_row(NULL, 0, NULL, 0, name, row->last, 0, value, n));
+        sum = nova_digest_add(sum, nova_digest_row(NULL, 0, NULL, 0, name, row->last, 0, value, n));
     }
-    p->stale = 0;
+    __atomic_store_n(&p->sum.lo, sum.lo, __ATOMIC_RELAXED);
+    __atomic_store_n(&p->sum.hi, sum.hi, __ATOMIC_RELAXED);
+    __atomic_store_n(&p->stale, 0, __ATOMIC_RELEASE);
+    return sum;
 }
 
 nova_digest nova_totals_digest(nova_totals *t)
 {
     nova_digest out = {0, 0};
-    for (uint32_t i = 0; i < t->npages; i++) {
-        if (t->pages[i]->stale)
-            refresh(t, t->pages[i]);
-        out = nova_digest_add(out, t->pages[i]->sum);
-    }
+    for (uint32_t i = 0; i < t->npages; i++)
+        out = nova_digest_add(out, sum_of(t, t->pages[i]));
     return out;
 }
 
@@ -349,11 +375,8 @@ enum { NEWS = 1, OLDS = 2 }; /* theirs knows more of a writer; ours does */
 static int compare(const nova_totals *t, page *a, page *b, uint32_t me)
 {
     if (a && a->live == b->live && bits_in(a->live) > FEW) {
-        if (a->stale)
-            refresh(t, a);
-        if (b->stale)
-            refresh(t, b);
-        if (a->sum.lo == b->sum.lo && a->sum.hi == b->sum.hi)
+        nova_digest x = sum_of(t, a), y = sum_of(t, b);
+        if (x.lo == y.lo && x.hi == y.hi)
             return 0;
     }
     uint64_t mine = a ? a->live : 0;
@@ -374,7 +397,7 @@ static int compare(const nova_totals *t, page *a, page *b, uint32_t me)
     return out;
 }
 
-/* A page of what either knows. */
+/* A page of what either knows; it names nobody yet. */
 static page *union_of(page *a, page *b)
 {
     page *p = new_page(a->number, bits_in(a->live | b->live));
@@ -389,28 +412,23 @@ static page *union_of(page *a, page *b)
     return p;
 }
 
-/* Pages that take the places of ours, ascending by number. */
-typedef struct {
-    page **pages;
-    uint32_t size, room, added; /* added: of numbers that we have no page of */
-} news;
-
-static int push_news(news *out, page *p)
+static int push_page(nova_totals_plan *plan, page *p, int ours)
 {
-    if (out->size == out->room) {
-        uint32_t room = out->room ? 2 * out->room : 8;
-        page **grown = realloc(out->pages, room * sizeof *grown);
+    if (plan->size == plan->room) {
+        uint32_t room = plan->room ? 2 * plan->room : 8;
+        nova_totals_news *grown = realloc(plan->news, room * sizeof *grown);
         if (!grown)
             return NOVA_TOTALS_NOMEM;
-        out->pages = grown;
-        out->room = room;
+        plan->news = grown;
+        plan->room = room;
     }
-    out->pages[out->size++] = p;
+    plan->news[plan->size++] = (nova_totals_news){p, ours};
     return 0;
 }
 
-static int find_news(nova_totals *t, nova_totals *o, uint32_t me, news *out)
+int nova_totals_find_news(nova_totals *t, nova_totals *o, uint32_t me, nova_totals_plan *plan)
 {
+    *plan = (nova_totals_plan){NULL, 0, 0, 0};
     for (uint32_t i = 0, j = 0; j < o->npages; j++) {
         page *a = NULL, *b = o->pages[j];
         if (i < t->npages && t->pages[i] == b) { /* copies of one counter share nearly all */
@@ -430,37 +448,40 @@ static int find_news(nova_totals *t, nova_totals *o, uint32_t me, news *out)
             return how;
         if (!(how & NEWS))
             continue;
-        page *p = b;
-        if (how & OLDS) {
-            if (!(p = union_of(a, b)))
-                return NOVA_TOTALS_NOMEM;
-        } else
-            b->refs++;
-        if (push_news(out, p)) {
-            drop_page(p);
+        page *p = how & OLDS ? union_of(a, b) : b;
+        if (!p)
+            return NOVA_TOTALS_NOMEM;
+        if (push_page(plan, p, p != b)) {
+            if (p != b)
+                free(p);
             return NOVA_TOTALS_NOMEM;
         }
-        out->added += !a;
+        plan->added += !a;
     }
-    return 0;
+    return plan->size ? NOVA_TOTALS_CHANGED : NOVA_TOTALS_SAME;
 }
 
-int nova_totals_merge(nova_totals *t, nova_totals *o, uint32_t me)
+void nova_totals_plan_free(nova_totals_plan *plan)
 {
-    news found = {NULL, 0, 0, 0};
-    int failed = find_news(t, o, me, &found);
-    if (!failed)
-        failed = reserve_pages(t, t->npages + found.added);
-    if (failed) {
-        for (uint32_t k = 0; k < found.size; k++)
-            drop_page(found.pages[k]);
-        free(found.pages);
-        return failed;
-    }
-    uint32_t from = t->npages, to = from + found.added; /* from behind, so that nothing is moved twice */
+    for (uint32_t k = 0; k < plan->size; k++)
+        if (plan->news[k].made)
+            free(plan->news[k].page);
+    free(plan->news);
+    *plan = (nova_totals_plan){NULL, 0, 0, 0};
+}
+
+int nova_totals_take_news(nova_totals *t, nova_totals_plan *plan)
+{
+    if (reserve_pages(t, t->npages + plan->added))
+        return NOVA_TOTALS_NOMEM;
+    uint32_t from = t->npages, to = from + plan->added; /* from behind, so that nothing is moved twice */
     t->npages = to;
-    for (uint32_t k = found.size; k--;) {
-        page *p = found.pages[k];
+    for (uint32_t k = plan->size; k--;) {
+        page *p = plan->news[k].page;
+        if (plan->news[k].made)
+            hold_writers(p);
+        else
+            p->refs++;
         while (from && t->pages[from - 1]->number > p->number)
             t->pages[--to] = t->pages[--from];
         t->size += bits_in(p->live);
@@ -470,6 +491,6 @@ int nova_totals_merge(nova_totals *t, nova_totals *o, uint32_t me)
         }
         t->pages[--to] = p;
     }
-    free(found.pages);
-    return found.size ? NOVA_TOTALS_CHANGED : NOVA_TOTALS_SAME;
+    plan->size = 0; /* its pages are t's */
+    return 0;
 }

@@ -7,7 +7,8 @@
  * ours. What a counter holds that is not honest is for csrc/rows.h.
  *
  * Numbers are counted as long as a page or a `hold` names them. Nothing here is safe to call from two threads at once,
- * not even for different counters. */
+ * not even for different counters, but for nova_totals_digest and nova_totals_find_news: they may run beside anything
+ * that leaves their own counters as they are. */
 #pragma once
 #include "digest.h"
 #include <stddef.h>
@@ -56,5 +57,20 @@ size_t nova_totals_value(const nova_totals *t, const nova_total *total, uint8_t 
 /* The digest of all rows, as nova_rows_digest has it. */
 nova_digest nova_totals_digest(nova_totals *t);
 
-/* Learn all that o knows. me: the writer who writes here, or NOVA_ID_NONE. After an error nothing is changed. */
-int nova_totals_merge(nova_totals *t, nova_totals *o, uint32_t me);
+/* Pages that will take the places of ours, ascending. `made`: not one of theirs but of what either side knows. */
+typedef struct {
+    struct nova_totals_page *page;
+    int made;
+} nova_totals_news;
+
+typedef struct {
+    nova_totals_news *news;
+    uint32_t size, room, added; /* added: pages of which we have none */
+} nova_totals_plan;
+
+/* What o knows and t does not. me: the writer who writes here, or NOVA_ID_NONE. NOVA_TOTALS_SAME, NOVA_TOTALS_CHANGED or
+ * an error. Changes nothing but sums. Free the plan in any case. */
+int nova_totals_find_news(nova_totals *t, nova_totals *o, uint32_t me, nova_totals_plan *plan);
+/* Learn it; o and t are as they were then. After an error nothing is changed. */
+int nova_totals_take_news(nova_totals *t, nova_totals_plan *plan);
+void nova_totals_plan_free(nova_totals_plan *plan);

@@ -122,7 +122,9 @@ cdef extern from "totals.h" nogil:
     enum:
         NOVA_TOTALS_TWICE
         NOVA_TOTALS_OURS
+        NOVA_TOTALS_NOMEM
         NOVA_TOTALS_SAME
+        NOVA_TOTALS_CHANGED
         NOVA_ID_NONE
     ctypedef struct nova_total:
         uint64_t last
@@ -145,7 +147,11 @@ cdef extern from "totals.h" nogil:
     void nova_totals_sum(const nova_totals *t, uint64_t *up, uint64_t *down)
     size_t nova_totals_value(const nova_totals *t, const nova_total *total, uint8_t *out)
     nova_digest nova_totals_digest(nova_totals *t)
-    int nova_totals_merge(nova_totals *t, nova_totals *o, uint32_t me)
+    ctypedef struct nova_totals_plan:
+        pass
+    int nova_totals_find_news(nova_totals *t, nova_totals *o, uint32_t me, nova_totals_plan *plan)
+    int nova_totals_take_news(nova_totals *t, nova_totals_plan *plan)
+    void nova_totals_plan_free(nova_totals_plan *plan)
 
 
 # The kernel's rows, and the names of their writers.
@@ -153,7 +159,15 @@ cdef bytes pack(object value)
 cdef int check_value(const uint8_t *at, size_t size, bint element) noexcept nogil
 
 
-cdef class Store:
+# What a thread may have for itself.
+cdef class Claimed:
+    cdef size_t claims              # of the thread that has it
+    cdef unsigned long owner        # that thread
+    cdef PyThread_type_lock lock    # held as long as there are claims; made by the first one
+    cdef size_t waiting             # threads that will go on with it
+
+
+cdef class Store(Claimed):          # as long as threads wait for it a replica must not take another form
     cdef nova_rows *rows
     cdef int type
     cdef object actor               # str, or None: nobody writes here
@@ -163,10 +177,6 @@ cdef class Store:
     cdef uint64_t serial            # which store this is; a copy is another one
     cdef uint64_t version           # goes up when something is learned
     cdef bint broken                # memory ran out in the middle of a join
-    cdef size_t claims              # of the thread that has it for itself
-    cdef unsigned long owner        # that thread
-    cdef PyThread_type_lock lock    # held as long as there are claims; made by the first one
-    cdef size_t waiting             # threads that will go on with it, so a replica must not take another form
     cdef uint32_t *map              # numbers of another store's writers here
     cdef bint map_whole             # all of them have one
     cdef size_t map_size
@@ -195,7 +205,7 @@ cdef class Cell:
 
 
 # A counter that is honest. Its writers are numbered for the whole process.
-cdef class Totals:
+cdef class Totals(Claimed):
     cdef int type
     cdef object actor
     cdef nova_totals *totals

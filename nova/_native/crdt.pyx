@@ -45,7 +45,8 @@ DEF U64_MAX = 0xFFFFFFFFFFFFFFFF
 DEF KEY_BYTES_MAX = 65536
 DEF DEPTH_MAX = 32
 DEF ROWS_ALONE = 128                    # work on so many rows takes about 20 us, and others may run meanwhile,
-DEF CHUNKED_ALONE = 8192                # and so does a look at whether so many are equal
+DEF CHUNKED_ALONE = 8192                # and so does a look at whether so many are equal,
+DEF TOTALS_ALONE = 1024                 # or at the totals of so many actors
 
 cdef enum:
     G_COUNTER = 1
@@ -125,6 +126,8 @@ cdef class Replica:
     cdef Store grow(self):
         """From now on we are rows."""
         if self.store is None:
+            settled_totals(self)
+        if self.store is None:
             self.store = self.rows()
             nova_rows_begin_log(self.store.rows)
             self.cell, self.totals = None, None
@@ -191,7 +194,7 @@ cdef class Replica:
             if merge_cells(self.cell, other.cell):
                 return self
         elif self.totals is not None and other.totals is not None and self.totals.type == other.totals.type:
-            if self is other or self.totals.merge(other.totals):
+            if self is other or merge_totals(self, other):
                 return self
         if self.steps or other.steps:
             self.check_root()
@@ -247,7 +250,7 @@ cdef class Replica:
         cdef CausalContext context, news, gone, kept, base = CausalContext()
         cdef nova_known *keeping
         cdef Store theirs, mine
-        cdef Totals totals
+        cdef Totals totals, counter
         cdef int kind, long_
         self.check_root()
         kind = self.kind()
@@ -268,9 +271,11 @@ cdef class Replica:
         try:
             if self.totals is not None:
                 totals = totals_of(theirs, keeping)
-                check_base_in(self.totals, base)
-                if totals is not None and self.totals.merge(totals):
-                    return self
+                counter = settled_totals(self)
+                if counter is not None:
+                    check_base_in(counter, base)
+                    if totals is not None and counter.merge(totals):
+                        return self
             mine = self.grow()
             settled(mine)
             claim(mine)
@@ -355,7 +360,7 @@ cdef class Replica:
         if self.totals is not None:
             counter = self.totals.copy(None)
             body = b"".join(context_parts(known_in(counter)))
-            d = nova_totals_digest(counter.totals)
+            d = digest_of_totals(counter)
         else:
             store = self.rows()
             claim(store)

@@ -34,8 +34,9 @@ cdef int totals(nova_row *row, int type, uint64_t *up, uint64_t *down) noexcept:
 
 cdef int count_on(Replica self, int type, uint64_t more, uint64_t less) except -1:
     """Replace our own total by a new one."""
-    if self.totals is not None:
-        return self.totals.count(more, less)
+    cdef Totals counter = settled_totals(self)
+    if counter is not None:
+        return counter.count(more, less)
     cdef uint64_t up = 0, down = 0
     cdef uint32_t own = own_row(self)
     cdef nova_row row

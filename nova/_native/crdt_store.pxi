@@ -31,28 +31,35 @@ cdef uint64_t after(uint64_t last, object actor) except 0:
     return last + 1
 
 
-# Who works on a store without the interpreter lock, or must not be disturbed by code that garbage collection runs,
-# claims it. Everybody else calls `settled` after the last moment at which another thread may have run, and then does not
-# give one that chance: no object that is collected is made before the rows are left alone again.
+# Who works on a store, or on the totals of a counter, without the interpreter lock, or must not be disturbed by code that
+# garbage collection runs, claims it. Everybody else calls `settled` after the last moment at which another thread may have
+# run, and then does not give one that chance: no object that is collected is made before the rows are left alone again.
+# Totals may be read meanwhile, because their claimant only looks.
 
-cdef inline int settled(Store store) except -1:
-    """Wait until no other thread has claimed a store."""
-    if store.claims:
-        wait_for(store)
+cdef class Claimed:
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+
+cdef inline int settled(Claimed it) except -1:
+    """Wait until no other thread has claimed it."""
+    if it.claims:
+        wait_for(it)
     return 0
 
 
-cdef int wait_for(Store store) except -1:
-    store.waiting += 1
-    while store.claims and store.owner != PyThread_get_thread_ident():
+cdef int wait_for(Claimed it) except -1:
+    it.waiting += 1
+    while it.claims and it.owner != PyThread_get_thread_ident():
         with nogil:
-            PyThread_acquire_lock(store.lock, WAIT_LOCK)
-            PyThread_release_lock(store.lock)
-    store.waiting -= 1
+            PyThread_acquire_lock(it.lock, WAIT_LOCK)
+            PyThread_release_lock(it.lock)
+    it.waiting -= 1
     return 0
 
 
-cdef int both_settled(Store one, Store other) except -1:
+cdef int both_settled(Claimed one, Claimed other) except -1:
     one.waiting += 1
     while one.claims and one.owner != PyThread_get_thread_ident() \
             or other.claims and other.owner != PyThread_get_thread_ident():
@@ -62,23 +69,33 @@ cdef int both_settled(Store one, Store other) except -1:
     return 0
 
 
-cdef int claim(Store store) except -1:
-    """Have a settled store for this thread alone, until as many calls of `release`."""
-    if store.lock == NULL:
-        store.lock = PyThread_allocate_lock()
-        if store.lock == NULL:
+cdef int claim(Claimed it) except -1:
+    """Have it, which is settled, for this thread alone, until as many calls of `release`."""
+    if it.lock == NULL:
+        it.lock = PyThread_allocate_lock()
+        if it.lock == NULL:
             raise MemoryError
-    if not store.claims:
-        PyThread_acquire_lock(store.lock, WAIT_LOCK)    # who waits for it holds it for no longer than a moment
-        store.owner = PyThread_get_thread_ident()
-    store.claims += 1
+    if not it.claims:
+        PyThread_acquire_lock(it.lock, WAIT_LOCK)       # who waits for it holds it for no longer than a moment
+        it.owner = PyThread_get_thread_ident()
+    it.claims += 1
     return 0
 
 
-cdef int release(Store store) except -1:
-    store.claims -= 1
-    if not store.claims:
-        PyThread_release_lock(store.lock)
+cdef int claim_both(Claimed one, Claimed other) except -1:
+    claim(one)
+    try:
+        claim(other)
+    except MemoryError:
+        release(one)
+        raise
+    return 0
+
+
+cdef int release(Claimed it) except -1:
+    it.claims -= 1
+    if not it.claims:
+        PyThread_release_lock(it.lock)
     return 0
 
 
@@ -98,8 +115,6 @@ cdef class Store:
     def __dealloc__(self):
         nova_rows_free(self.rows)
         PyMem_Free(self.map)
-        if self.lock != NULL:
-            PyThread_free_lock(self.lock)
 
     cdef uint32_t writer(self, str name) except? 0xFFFFFFFF:
         """The number of a writer, a new one if need be."""
@@ -210,12 +225,7 @@ cdef class Store:
             or (kept == NULL and nova_rows_size(self.rows) > CHUNKED_ALONE)
         cdef const uint32_t *map = self.map_from(other, False)
         if alone:
-            claim(self)
-            try:
-                claim(other)
-            except MemoryError:
-                release(self)
-                raise
+            claim_both(self, other)
             with nogil:
                 failed = nova_rows_plan(self.rows, other.rows, map, kept, &plan)
         else:

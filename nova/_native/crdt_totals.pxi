@@ -79,11 +79,22 @@ cdef class Totals:
         return <object>up[0] - down[0] if down[0] else up[0]
 
     cdef bint merge(self, Totals other) except -1:
-        """False: rows have to do it, because there is something to be told apart."""
+        """False: rows have to do it, because there is something to be told apart. Both are settled."""
+        cdef nova_totals_plan plan
         cdef int done
         if self.seen == other.serial and self.seen_version == other.version:
             return True
-        done = nova_totals_merge(self.totals, other.totals, self.me)
+        if nova_totals_size(other.totals) > TOTALS_ALONE:
+            claim_both(self, other)
+            with nogil:
+                done = nova_totals_find_news(self.totals, other.totals, self.me, &plan)
+            release(other)
+            release(self)               # and nobody runs before the news are taken
+        else:
+            done = nova_totals_find_news(self.totals, other.totals, self.me, &plan)
+        if done == NOVA_TOTALS_CHANGED and nova_totals_take_news(self.totals, &plan):
+            done = NOVA_TOTALS_NOMEM
+        nova_totals_plan_free(&plan)
         if done == NOVA_TOTALS_TWICE or done == NOVA_TOTALS_OURS:
             return False
         if done < 0:
@@ -118,6 +129,36 @@ cdef class Totals:
         if out.totals == NULL:
             raise MemoryError
         return out
+
+
+cdef bint merge_totals(Replica self, Replica other) except -1:
+    """Merge counters that both have totals. False: rows have to do it."""
+    cdef Totals mine = self.totals, theirs = other.totals
+    while mine.claims or theirs.claims:
+        both_settled(mine, theirs)
+        mine, theirs = self.totals, other.totals
+        if mine is None or theirs is None:              # they took another form meanwhile
+            return False
+    return mine.merge(theirs)
+
+
+cdef Totals settled_totals(Replica self):
+    """The totals of a counter, to be changed; None if it has none."""
+    cdef Totals out = self.totals
+    while out is not None and out.claims:
+        settled(out)
+        out = self.totals
+    return out
+
+
+cdef nova_digest digest_of_totals(Totals counter):
+    """Of a copy that nobody else knows of."""
+    cdef nova_digest out
+    if nova_totals_size(counter.totals) <= TOTALS_ALONE:
+        return nova_totals_digest(counter.totals)
+    with nogil:
+        out = nova_totals_digest(counter.totals)
+    return out
 
 
 cdef Totals no_totals(int type, object actor):

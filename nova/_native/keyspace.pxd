@@ -95,8 +95,6 @@ cdef class Keyspace:
     cdef uint16_t refer(self, uint32_t index) except *
     cdef int put_context(self, Bytes *out, Dots *context) except -1
     cdef void clear_table(self)
-    cdef int put_head(self, Bytes *out, bytes magic) except -1
-    cdef int put_entries(self, Bytes *out, list picked) except -1
     cdef object supersede(self, Entry entry, Row head, Dots *context, Write write)
     cdef int put_clock(self, Bytes *out) except -1
     cdef Reconciler current(self)
@@ -107,8 +105,6 @@ cdef class Keyspace:
     cdef list entries_in(self, const uint8_t *wanted)
     cdef list rows_with(self, object ids)
     cdef int pick(self, list out, const uint64_t *filter, set ids, Entry entry, Row head) except -1
-    cdef object difference(self, Cursor *c)
-    cdef object wider(self, list names, list counts, uint64_t rows, uint64_t tried)
     cdef tuple apply(self, str key, Write write, bint clear, list puts, list drops)
     cdef Entry entry_for(self, str key, uint8_t kind)
     cdef int settle_kind(self, Entry entry) except -1

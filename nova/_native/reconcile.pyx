@@ -2,6 +2,7 @@
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.long cimport PyLong_AsUnsignedLongLong
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -24,6 +25,14 @@ cdef str WHAT = "set summary"
 
 
 cdef uint64_t as_id(object id) except 0:
+    cdef uint64_t out
+    if type(id) is int:
+        try:
+            out = PyLong_AsUnsignedLongLong(id)
+            if out:
+                return out
+        except OverflowError:
+            pass
     if isinstance(id, bool) or not isinstance(id, int):
         raise UsageError(f"id {id!r} is a {type(id).__name__}; ids are int")
     if not 1 <= id <= U64_MAX:

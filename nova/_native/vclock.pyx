@@ -15,21 +15,6 @@ from nova.errors import CorruptionError, LimitError, UsageError
 from nova.types import Dot, Order
 
 
-cdef extern from "bytes.h" nogil:
-    ctypedef struct nova_reader:
-        const uint8_t *at
-        const uint8_t *end
-        int ok
-    nova_reader nova_reader_of(const void *p, size_t n)
-    size_t nova_left(const nova_reader *r)
-    const uint8_t *nova_take(nova_reader *r, uint64_t n)
-    uint8_t nova_take_byte(nova_reader *r)
-    uint64_t nova_take_number(nova_reader *r)
-    uint64_t nova_take_size(nova_reader *r, size_t each)
-    size_t nova_put_number(uint8_t *out, uint64_t value)
-    uint64_t nova_load64le(const void *p)
-    void nova_store64le(void *p, uint64_t v)
-
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import struct
 import sys
@@ -472,16 +473,77 @@ def test_threads_that_merge_large_states_at_once_lose_nothing(kind):
     assert len(shared) == 9000 + 4 * 6 * 301
 
 
-@pytest.mark.parametrize("what", ["read", "merge", "write"])
+@pytest.mark.parametrize("what", ["counts", "merges"])
+def test_who_changes_a_large_counter_waits_for_whoever_merges_into_it(what):
+    """Large counters are compared without the interpreter lock; what came meanwhile would be lost."""
+    large, fewer = large_counter(20_000).fork("a"), large_counter(20_000, but=32).fork("b")  # no page of both is equal
+    other, done, counted = large.fork("c"), threading.Event(), 0
+    lost: list[object] = []
+
+    def count():
+        nonlocal counted
+        while not done.is_set():
+            before = large.value
+            if before % 10**9 != 20_000 + counted:  # what the round before brought is not here any more
+                lost.append(before)
+            if what == "counts":
+                large.increment()
+            else:
+                other.increment()
+                large.merge(other)
+            counted += 1
+            after = large.value
+            if after % 10**9 != 20_000 + counted or after < before:
+                lost.append((before, after))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            counting_on = pool.submit(count)
+            for n in range(1, 201):
+                if large.value // 10**9 != n - 1:
+                    lost.append(n - 1)
+                fewer.increment(10**9)
+                if large.merge(fewer).value // 10**9 != n:
+                    lost.append(n)
+            done.set()
+            counting_on.result()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not lost
+    assert large.value == 200 * 10**9 + 20_000 + counted
+    assert large.digest() == PNCounter.from_bytes(large.to_bytes()).digest()
+
+
+def large_counter(actors, *, but=sys.maxsize):
+    """But: one of so many actors is left out."""
+    out = PNCounter()
+    for i in range(actors):
+        if i % but != but - 1:
+            out.merge(counting(f"actor {i}", 1, kind=PNCounter))
+    return out
+
+
+LARGE = ["read", "merge", "write", "fork", "digest", "merge of counters", "digest of counters"]
+
+
+@pytest.mark.parametrize("what", LARGE)
 def test_large_states_are_worked_on_while_other_threads_run(what):
     large = ORSet(actor="a")
     large.add_many(range(100_000))
     data, other = large.to_bytes(), large.fork("b")
     other.add_many(range(50_000))
+    numbers = itertools.count(100_000)
+    counter, fewer = large_counter(20_000), large_counter(20_000, but=32).fork("b")  # no page of both is equal
     work = {
         "read": lambda: ORSet.from_bytes(data),
-        "merge": lambda: large.fork(None).merge(other),
+        "merge": lambda: other.add(next(numbers)) or large.merge(other),
         "write": large.to_bytes,
+        "fork": lambda: large.fork(None),
+        "digest": large.digest,
+        "merge of counters": lambda: fewer.increment() or counter.merge(fewer),
+        "digest of counters": counter.digest,
     }[what]
 
     def meanwhile() -> bool:
@@ -500,7 +562,7 @@ def test_large_states_are_worked_on_while_other_threads_run(what):
     interval = sys.getswitchinterval()
     sys.setswitchinterval(60)  # nobody is made to give up the interpreter: who ran was let
     try:
-        assert any(meanwhile() for _ in range(100))
+        assert any(meanwhile() for _ in range(300))
     finally:
         sys.setswitchinterval(interval)
 
