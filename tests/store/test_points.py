@@ -137,7 +137,10 @@ def test_a_counter_goes_back_and_what_others_add_meanwhile_still_counts():
     here.sync_with(there)
     assert here.get("hits").value == there.get("hits").value == 105
     here.rollback("hits", point)
+    there.put("hits", 50, merge=True)
     assert here.get("hits").value == 5
+    here.sync_with(there)
+    assert here.get("hits").value == there.get("hits").value == 55
 
 
 def test_going_back_to_where_one_is_writes_nothing(store):
