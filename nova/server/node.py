@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ Points = list[Point]
 TICK_MS = 100
 LIST_MAX = 1_000
 EXPORT_LINES = 200
+DAY_MS = 86_400_000
+RETAIN_SECONDS = 10
+KEEP_ALL = Retention()
 
 
 class Node:
@@ -477,13 +480,21 @@ class Node:
         )
 
     async def _keep_house(self) -> None:
-        """Snapshots when the log has grown, and the index of the audit archive."""
-        while self._failure is None:
+        """Snapshots when the log has grown, the index of the audit archive, and that it does not grow for ever."""
+        limits = self.config.limits
+        retention = Retention(limits.audit_days * DAY_MS or None, limits.audit_events or None)
+        for second in count(1):
+            if self._failure is not None:
+                break
             await asyncio.sleep(1)
             try:
                 self.directory.index()
                 if self.directory.since_snapshot_bytes > self.config.limits.snapshot_log_bytes:
                     await self._snapshot()
+                if second % RETAIN_SECONDS == 0 and retention != KEEP_ALL and not self._stopped.is_set():
+                    dropped = await self.audit_retain(retention)
+                    if dropped:
+                        log.info("retention dropped %d audit events", dropped)
             except (NovaError, OSError) as error:
                 self._fatal(error)
 

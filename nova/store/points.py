@@ -8,7 +8,7 @@ that had not heard of the rollback, is not undone: the first stays and is told, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -17,7 +17,7 @@ from nova.conflict.detect import MISSING
 from nova.crdt.keyspace import Entry as Rows
 from nova.crdt.keyspace import Row
 from nova.digest import digest128
-from nova.errors import KeyNotFoundError, UsageError
+from nova.errors import KeyNotFoundError, LimitError, UsageError
 from nova.store.kinds import BY_CODE, KINDS, kind_named
 
 if TYPE_CHECKING:
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 _pack = msgspec.msgpack.Encoder(order="deterministic").encode
 _unpack = msgspec.msgpack.Decoder().decode
+
+
+POINT_BYTES_MAX: Final = 16 * 1024 * 1024
+NOTE_CHARACTERS_MAX: Final = 1000
+"""Of the note of a point, and of the name of who rolls back."""
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -59,15 +64,22 @@ class Rollback(msgspec.Struct, frozen=True):
 def make_point(replica: Replica, key: str, note: str = "") -> tuple[int, str]:
     """Keep what a key holds now as a point; (token, id). Durable with the event Durable of that token.
 
-    raises  KeyNotFoundError
+    raises  KeyNotFoundError; LimitError for a state over POINT_BYTES_MAX or a note over NOTE_CHARACTERS_MAX
     """
+    _check_words("note", note)
     rows = replica.space.get(key)
     if rows is None:
         raise KeyNotFoundError(f"key {key!r} holds nothing; there is no state to keep")
     kind = BY_CODE[rows.kind].name
     leaves, clock = _settled(replica, rows), dict(rows.clock)
     now = replica.now_ms()
-    point = "p" + digest128(_pack([key, leaves, clock, now, note])).hex()[:15]
+    state = _pack([key, leaves, clock, now, note])
+    if len(state) > POINT_BYTES_MAX:
+        raise LimitError(
+            f"the state of {key!r} takes {len(state)} bytes; a point holds at most {POINT_BYTES_MAX}: "
+            "split the key over several"
+        )
+    point = "p" + digest128(state).hex()[:15]
     return replica.note("point", point, key, point_body(point, kind, leaves, clock, note), now), point
 
 
@@ -97,8 +109,9 @@ def roll_back(
     context  the clock that the decision was made on; rows that it does not know are left as they are. None: the clock
              that the key has now
     raises   UsageError if the point is of another key, or the key holds another kind by now; UnavailableError for a
-             context that is ahead of this replica
+             context that is ahead of this replica; LimitError as for `make_point`
     """
+    _check_words("by", by)
     if point.type != "point" or point.resource_id != key:
         raise UsageError(f"event {point.seq} is no rollback point of {key!r}; nova points list shows those that are")
     to, wanted, kind = point.body["point"], dict(point.body["leaves"]), kind_named(point.body["kind"])
@@ -151,6 +164,11 @@ def roll_back(
         replica.now_ms(),
     )  # fmt: skip
     return token, done
+
+
+def _check_words(name: str, words: str) -> None:
+    if len(words) > NOTE_CHARACTERS_MAX:
+        raise LimitError(f"`{name}` has {len(words)} characters; the limit is {NOTE_CHARACTERS_MAX}: shorten it")
 
 
 def _recount(
