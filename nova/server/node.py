@@ -47,7 +47,8 @@ TICK_MS = 100
 LIST_MAX = 1_000
 EXPORT_LINES = 200
 DAY_MS = 86_400_000
-RETAIN_SECONDS = 10
+RETAIN_SECONDS = 60
+RETAIN_EVENTS_MIN = 16
 KEEP_ALL = Retention()
 
 
@@ -359,9 +360,9 @@ class Node:
         while some := await asyncio.to_thread(lambda: list(islice(lines, EXPORT_LINES))):
             yield "".join(line + "\n" for line in some).encode()
 
-    async def audit_retain(self, policy: Retention) -> int:
+    async def audit_retain(self, policy: Retention, least: int = 1) -> int:
         self._check_writable()
-        anchor = self.directory.audit.outlived(policy, self.replica.now_ms())
+        anchor = self.directory.audit.outlived(policy, self.replica.now_ms(), least)
         if anchor is None:
             return 0
         dropped = anchor.count - self.directory.audit.anchor.count
@@ -492,7 +493,10 @@ class Node:
                 if self.directory.since_snapshot_bytes > self.config.limits.snapshot_log_bytes:
                     await self._snapshot()
                 if second % RETAIN_SECONDS == 0 and retention != KEEP_ALL and not self._stopped.is_set():
-                    dropped = await self.audit_retain(retention)
+                    # Each time adds an event, so that a little has to come together first.
+                    audit = self.directory.audit
+                    held = audit.mark.count - audit.anchor.count
+                    dropped = await self.audit_retain(retention, max(RETAIN_EVENTS_MIN, held // 64))
                     if dropped:
                         log.info("retention dropped %d audit events", dropped)
             except (NovaError, OSError) as error:
