@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
+from nova.conflict.audit.bodies import events_of
 from nova.conflict.audit.chain import (
     AuditChain,
     AuditEvent,
@@ -21,6 +22,8 @@ from nova.conflict.audit.chain import (
 )
 from nova.conflict.audit.patterns import Pattern, PatternDetector
 from nova.conflict.audit.retention import Retention, Vault, reveal_fields, seal_fields
+from nova.conflict.detect import Conflict
+from nova.conflict.strategies import Resolution
 from nova.errors import CorruptionError, UsageError
 
 HEAD: Final = "audit_head"
@@ -192,6 +195,10 @@ class AuditLog:
             seq += 1
             self._note(IndexRow(seq, time_ms, type, conflict_id, resource_id, record), body)
         return seq
+
+    def settled(self, conflict: Conflict, outcome: Resolution | BaseException, time_ms: int) -> int:
+        """The events of a conflict and of what became of it, see `events_of`; the number of the last."""
+        return self.append_many(events_of(conflict, outcome, time_ms))
 
     def add(self, records: list[bytes]) -> None:
         """Take records that were chained elsewhere. Raises CorruptionError, and takes none, if they do not follow."""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nova.conflict.audit.chain import GENESIS, AuditEvent
-from nova.conflict.strategies import show
+from nova.conflict.words import show
 
 
 def when(time_ms: int) -> str:
@@ -44,6 +44,8 @@ def describe(event: AuditEvent) -> str:
             text = f"conflict {event.conflict_id[:8]} on {about} could not be settled: {body.get('error', 'no reason')}"
         case "escalate":
             text = f"conflict {event.conflict_id[:8]} on {about} was escalated: {body.get('reason', 'no reason given')}"
+            text += f"; {str(body['action']).replace('_', ' ')}" if body.get("action") else ""
+            text += f", to {body['to']}" if body.get("to") else ""
         case "vote":
             ballots = [f"{name} {choice}" for name, choice in sorted(_map(body.get("ballots")).items())]
             text = f"a vote on {about}" + (f" asked {body['question']!r}" if "question" in body else "")
@@ -131,6 +133,8 @@ def _details(event: AuditEvent) -> Iterator[str]:
     elif event.type == "decision":
         for path, value in sorted(_map(event.body.get("values")).items()):
             yield f"  {path or 'the value'} shall be {show(value)}"
+        for path in _texts(event.body.get("removed")):
+            yield f"  {path or 'the value'} shall be gone"
         yield from _discarded(event.body)
     elif event.type == "rollback":
         for path, value in sorted(_map(event.body.get("restored")).items()):
