@@ -372,7 +372,7 @@ class Node:
         return dropped
 
     def points(self, key: str) -> Points:
-        return points(self.directory.audit.events, key)
+        return points(self.directory.audit, key)
 
     async def make_point(self, key: str, note: str) -> str:
         self._check_writable()
@@ -382,7 +382,7 @@ class Node:
 
     async def rollback(self, key: str, to: str, context: dict[str, int] | None, by: str) -> Rollback:
         self._check_writable()
-        event = chosen(self.directory.audit.events(resource=key, type="point"), key, to)
+        event = chosen(self.directory.audit, key, to)
         token, done = roll_back(self.replica, key, event, context, by)
         await self._durable(token)
         return done

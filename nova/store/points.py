@@ -7,12 +7,12 @@ that had not heard of the rollback, is not undone: the first stays and is told, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from nova.conflict.audit import AuditEvent, point_body, rollback_body
+from nova.conflict.audit import AuditEvent, AuditLog, point_body, rollback_body
 from nova.conflict.detect import MISSING
 from nova.crdt.keyspace import Entry as Rows
 from nova.crdt.keyspace import Row
@@ -27,6 +27,7 @@ _pack = msgspec.msgpack.Encoder(order="deterministic").encode
 _unpack = msgspec.msgpack.Decoder().decode
 
 
+POINTS_MAX: Final = 100
 POINT_BYTES_MAX: Final = 16 * 1024 * 1024
 NOTE_CHARACTERS_MAX: Final = 1000
 """Of the note of a point, and of the name of who rolls back."""
@@ -91,14 +92,24 @@ def point_of(event: AuditEvent) -> Point:
     return Point(body["point"], event.resource_id, event.time_ms, kind.name, value, body["clock"], body["note"])
 
 
-def chosen(events: Iterable[AuditEvent], key: str, to: str) -> AuditEvent:
-    """The point event that `to` names: its id, or the beginning of one that only it has. Raises KeyNotFoundError."""
-    found = [event for event in events if event.body["point"].startswith(to)] if to else []
-    exact = [event for event in found if event.body["point"] == to] or found
-    if len(exact) != 1:
-        problem = f"{to!r} is the beginning of {len(exact)} points" if exact else f"there is no point {to!r}"
+def points(audit: AuditLog, key: str) -> list[Point]:
+    """The newest points of a key on this node, at most POINTS_MAX, oldest first."""
+    return [point_of(event) for event in audit.latest(POINTS_MAX, resource=key, type="point")]
+
+
+def chosen(audit: AuditLog, key: str, to: str) -> AuditEvent:
+    """The point event that `to` names: an id, or the beginning of one that only one of the newest points has.
+
+    raises  KeyNotFoundError
+    """
+    found = audit.latest(1, resource=key, conflict=to, type="point")
+    if not found and to:
+        newest = audit.latest(POINTS_MAX, resource=key, type="point")
+        found = [event for event in newest if event.conflict_id.startswith(to)]
+    if len(found) != 1:
+        problem = f"{to!r} is the beginning of {len(found)} points" if found else f"there is no point {to!r}"
         raise KeyNotFoundError(f"{problem} of {key!r} on this node; nova points list shows those that there are")
-    return exact[0]
+    return found[0]
 
 
 def roll_back(
@@ -200,15 +211,6 @@ def _settled(replica: Replica, rows: Rows) -> dict[str, Any]:
 def _told(path: str, row: Row) -> dict[str, Any]:
     actor = row.write.dot.actor
     return {"path": path, "value": _unpack(row.value), "origin": actor.rpartition("~")[0] or actor}
-
-
-Events = Callable[..., Iterable[AuditEvent]]
-"""How points are found: `AuditLog.events`."""
-
-
-def points(events: Events, key: str) -> list[Point]:
-    """The points of a key on this node, oldest first."""
-    return [point_of(event) for event in events(resource=key, type="point")]
 
 
 __all__ = ["Point", "Rollback", "chosen", "make_point", "point_of", "points", "roll_back"]

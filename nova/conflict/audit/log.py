@@ -72,6 +72,7 @@ class Index(Protocol):
         until_ms: int | None = None,
         after: int = 0,
         limit: int = 100,
+        newest: bool = False,
     ) -> list[Any]: ...
     def last_indexed(self) -> int: ...
     def event_counts(self) -> list[tuple[str, int, int, int]]:
@@ -265,6 +266,11 @@ class AuditLog:
             if len(page) < PAGE:
                 return
             after = page[-1].seq
+
+    def latest(self, count: int, **query: Any) -> list[AuditEvent]:
+        """The newest `count` events that match a query as for `events`, oldest first."""
+        self.flush()
+        return [decode_event(row.body) for row in self.index.events(**query, limit=count, newest=True)]
 
     def stored_head(self) -> ChainMark:
         """The head as of the last `flush`. Raises CorruptionError if its seal does not fit."""
@@ -507,12 +513,14 @@ class MemoryIndex:
         until_ms: int | None = None,
         after: int = 0,
         limit: int = 100,
+        newest: bool = False,
     ) -> list[IndexRow]:
         wanted = {"resource_id": resource, "conflict_id": conflict, "type": type}
         lists = [self._by.get((field, value), []) for field, value in wanted.items() if value is not None]
         shortest = min(lists or [self._all], key=len)
         found: list[IndexRow] = []
-        for at in range(bisect_right(shortest, after), len(shortest)):
+        places = range(bisect_right(shortest, after), len(shortest))
+        for at in reversed(places) if newest else places:
             row = self._rows[shortest[at]]
             if (
                 all(value is None or getattr(row, field) == value for field, value in wanted.items())
@@ -522,7 +530,7 @@ class MemoryIndex:
                 found.append(row)
                 if len(found) == limit:
                     break
-        return found
+        return found[::-1] if newest else found
 
     def last_indexed(self) -> int:
         return self._all[-1] if self._all else 0
