@@ -51,7 +51,7 @@ def describe(event: AuditEvent) -> str:
             text = f"a vote on {about}" + (f" asked {body['question']!r}" if "question" in body else "")
             text += f": {_listed(ballots) or 'nobody voted'}; "
             text += f"{body['outcome']} won" if body.get("outcome") is not None else "no majority"
-            text += f" ({body['needed']} of {body['voters']} needed)" if "needed" in body else ""
+            text += f" ({body['needed']} of {body['voters']} needed)" if "needed" in body and "voters" in body else ""
         case "decision":
             text = f"{body.get('by', 'somebody')} decided conflict {event.conflict_id[:8]} on {about}"
             text += f": {body['note']}" if body.get("note") else ""
@@ -162,7 +162,8 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _map(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    """A map with names for keys, whatever a foreign trail holds there."""
+    return {str(name): item for name, item in value.items()} if isinstance(value, Mapping) else {}
 
 
 def _maps(value: Any) -> list[Mapping[str, Any]]:
