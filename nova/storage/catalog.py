@@ -28,7 +28,7 @@ CREATE INDEX events_by_conflict ON events (conflict_id, seq);
 CREATE INDEX events_by_type ON events (type, seq);
 CREATE INDEX events_by_time ON events (time_ms, seq);
 """
-_UPGRADE = "CREATE INDEX events_by_time ON events (time_ms, seq);"  # from version 1
+_UPGRADE = "CREATE INDEX IF NOT EXISTS events_by_time ON events (time_ms, seq);"  # from version 1
 
 
 class EventRow(NamedTuple):
