@@ -10,7 +10,7 @@ from nova._version import __version__
 
 if TYPE_CHECKING:
     from nova.clock import CausalContext, ClockBatch, DottedVersionVector, HybridLogicalClock, VectorClock
-    from nova.conflict import AuditChain, Conflict, ConflictDetector, Resolution, Version, VMState
+    from nova.conflict import AuditChain, AuditLog, Conflict, ConflictDetector, Resolution, Version, VMState
     from nova.crdt import (
         RGA,
         BoundedCounter,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "nova.clock": ("CausalContext", "ClockBatch", "DottedVersionVector", "HybridLogicalClock", "VectorClock"),
-    "nova.conflict": ("AuditChain", "Conflict", "ConflictDetector", "Resolution", "VMState", "Version"),
+    "nova.conflict": ("AuditChain", "AuditLog", "Conflict", "ConflictDetector", "Resolution", "VMState", "Version"),
     "nova.crdt": (
         "RGA",
         "BoundedCounter",
@@ -61,6 +61,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "RGA",
     "AuditChain",
+    "AuditLog",
     "BoundedCounter",
     "CausalContext",
     "ClockBatch",

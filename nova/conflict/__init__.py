@@ -4,7 +4,7 @@
 """
 
 from nova.conflict import audit, detect, healing, merge, policy, resolver, strategies, vm
-from nova.conflict.audit import AuditChain, AuditEvent
+from nova.conflict.audit import AuditChain, AuditEvent, AuditLog
 from nova.conflict.detect import MISSING, Conflict, ConflictDetector, ConflictType, Invariant, Severity, Version
 from nova.conflict.merge import (
     Atomic,
@@ -55,6 +55,7 @@ __all__ = [
     "Atomic",
     "AuditChain",
     "AuditEvent",
+    "AuditLog",
     "AutomaticRollback",
     "Conflict",
     "ConflictDetector",

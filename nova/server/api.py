@@ -250,7 +250,7 @@ class AuditCheck(msgspec.Struct):
 
 
 class PointPage(msgspec.Struct):
-    """The rollback points of a key that this node made, oldest first."""
+    """The newest rollback points of a key that this node made, at most 100, oldest first."""
 
     points: list[Point]
 

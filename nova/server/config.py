@@ -31,7 +31,7 @@ KEY_CHARS_MIN = 32
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the node accepts and how much it keeps. Bytes."""
+    """What the node accepts and how much it keeps: bytes, and for the audit trail days and events (0: all)."""
 
     body_bytes_max: int = 1024 * 1024
     value_bytes_max: int = 256 * 1024
@@ -39,6 +39,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     history_bytes: int = 64 * 1024 * 1024
     segment_bytes: int = 64 * 1024 * 1024
     snapshot_log_bytes: int = 256 * 1024 * 1024
+    audit_days: int = 0
+    audit_events: int = 0
 
 
 class Gossip(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -425,6 +427,8 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "limits.history_bytes": _between(MIB, 64 * GIB),
     "limits.segment_bytes": _between(MIB, 4 * GIB),
     "limits.snapshot_log_bytes": _between(MIB, 1024 * GIB),
+    "limits.audit_days": _between(0, 36_500),
+    "limits.audit_events": _between(0, 10**12),
     "gossip.round_ms": _between(10, 10_000),
     "gossip.push_pull_ms": _between(10, 3_600_000),
     "gossip.probe_ms": _between(10, 600_000),

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,10 @@ Waits = list[Waiting]
 TICK_MS = 100
 LIST_MAX = 1_000
 EXPORT_LINES = 200
+DAY_MS = 86_400_000
+RETAIN_SECONDS = 60
+RETAIN_EVENTS_MIN = 16
+KEEP_ALL = Retention()
 
 
 class Node:
@@ -358,9 +362,9 @@ class Node:
         while some := await asyncio.to_thread(lambda: list(islice(lines, EXPORT_LINES))):
             yield "".join(line + "\n" for line in some).encode()
 
-    async def audit_retain(self, policy: Retention) -> int:
+    async def audit_retain(self, policy: Retention, least: int = 1) -> int:
         self._check_writable()
-        anchor = self.directory.audit.outlived(policy, self.replica.now_ms())
+        anchor = self.directory.audit.outlived(policy, self.replica.now_ms(), least)
         if anchor is None:
             return 0
         dropped = anchor.count - self.directory.audit.anchor.count
@@ -370,7 +374,7 @@ class Node:
         return dropped
 
     def points(self, key: str) -> Points:
-        return points(self.directory.audit.events, key)
+        return points(self.directory.audit, key)
 
     async def make_point(self, key: str, note: str) -> str:
         self._check_writable()
@@ -380,7 +384,7 @@ class Node:
 
     async def rollback(self, key: str, to: str, context: dict[str, int] | None, by: str) -> Rollback:
         self._check_writable()
-        event = chosen(self.directory.audit.events(resource=key, type="point"), key, to)
+        event = chosen(self.directory.audit, key, to)
         token, done = roll_back(self.replica, key, event, context, by)
         await self._durable(token)
         return done
@@ -488,13 +492,24 @@ class Node:
         )
 
     async def _keep_house(self) -> None:
-        """Snapshots when the log has grown, and the index of the audit archive."""
-        while self._failure is None:
+        """Snapshots when the log has grown, the index of the audit archive, and that it does not grow for ever."""
+        limits = self.config.limits
+        retention = Retention(limits.audit_days * DAY_MS or None, limits.audit_events or None)
+        for second in count(1):
+            if self._failure is not None:
+                break
             await asyncio.sleep(1)
             try:
                 self.directory.index()
                 if self.directory.since_snapshot_bytes > self.config.limits.snapshot_log_bytes:
                     await self._snapshot()
+                if second % RETAIN_SECONDS == 0 and retention != KEEP_ALL and not self._stopped.is_set():
+                    # Each time adds an event, so that a little has to come together first.
+                    audit = self.directory.audit
+                    held = audit.mark.count - audit.anchor.count
+                    dropped = await self.audit_retain(retention, max(RETAIN_EVENTS_MIN, held // 64))
+                    if dropped:
+                        log.info("retention dropped %d audit events", dropped)
             except (NovaError, OSError) as error:
                 self._fatal(error)
 

@@ -28,7 +28,7 @@ CREATE INDEX events_by_conflict ON events (conflict_id, seq);
 CREATE INDEX events_by_type ON events (type, seq);
 CREATE INDEX events_by_time ON events (time_ms, seq);
 """
-_UPGRADE = "CREATE INDEX events_by_time ON events (time_ms, seq);"  # from version 1
+_UPGRADE = "CREATE INDEX IF NOT EXISTS events_by_time ON events (time_ms, seq);"  # from version 1
 
 
 class EventRow(NamedTuple):
@@ -138,10 +138,12 @@ class Catalog:
         until_ms: int | None = None,
         after: int = 0,
         limit: int = 100,
+        newest: bool = False,
     ) -> list[EventRow]:
         """Up to `limit` events with seq > `after`, oldest first, that match everything given.
 
         since_ms, until_ms  times from .. to before
+        newest              True: the newest of them, not the oldest; their order is the same
         """
         if not 1 <= limit <= EVENTS_MAX:
             raise LimitError(f"limit is {limit}; it lies between 1 and {EVENTS_MAX}")
@@ -157,8 +159,11 @@ class Catalog:
             if value is not None:
                 where.append(condition)
                 values.append(value)
-        rows = self._run(f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?", (*values, limit))
-        return [EventRow(*row) for row in rows]
+        order = "DESC" if newest else "ASC"
+        rows = self._run(
+            f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?", (*values, limit)
+        ).fetchall()
+        return [EventRow(*row) for row in (reversed(rows) if newest else rows)]
 
     def last_indexed(self) -> int:
         """The greatest seq in the index, 0 if it is empty."""

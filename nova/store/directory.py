@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -120,7 +119,7 @@ class Directory:
 
     def story(self, key: str) -> list[AuditEvent]:
         """The newest audit events about a key, oldest first."""
-        return list(deque(self.audit.events(resource=key), maxlen=STORY_MAX))
+        return self.audit.latest(STORY_MAX, resource=key)
 
     def index(self) -> None:
         """Bring the index of the audit archive up to date; called now and then, and before it is asked."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -184,7 +183,7 @@ class ReplicatedStore:
 
     def why(self, key: str) -> dict[str, Any]:
         """Why a key holds what it holds; `text` says it in sentences."""
-        return self.replica.why(key, list(deque(self.audit.events(resource=key), maxlen=STORY_MAX)))
+        return self.replica.why(key, self.audit.latest(STORY_MAX, resource=key))
 
     def point(self, key: str, note: str = "") -> str:
         """Keep what a key holds now as a rollback point; its id. One fsync. Raises KeyNotFoundError."""
@@ -193,8 +192,8 @@ class ReplicatedStore:
         return point
 
     def points(self, key: str) -> list[Point]:
-        """The rollback points of a key that were made here, oldest first."""
-        return points(self.audit.events, key)
+        """The newest rollback points of a key that were made here, at most 100, oldest first."""
+        return points(self.audit, key)
 
     def rollback(self, key: str, to: str, *, context: Mapping[str, int] | None = None, by: str = "") -> Rollback:
         """Bring a key back to a point, by a new write that dominates what `context` (None: what is here) knows.
@@ -202,7 +201,7 @@ class ReplicatedStore:
         to      id of a point of this key, or the beginning of it
         raises  KeyNotFoundError if there is no such point; see `nova.store.points.roll_back`
         """
-        event = chosen(self.audit.events(resource=key, type="point"), key, to)
+        event = chosen(self.audit, key, to)
         _, done = roll_back(self.replica, key, event, context, by)
         self._commit()
         return done

@@ -7,17 +7,17 @@ that had not heard of the rollback, is not undone: the first stays and is told, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from nova.conflict.audit import AuditEvent, point_body, rollback_body
+from nova.conflict.audit import AuditEvent, AuditLog, point_body, rollback_body
 from nova.conflict.detect import MISSING
 from nova.crdt.keyspace import Entry as Rows
 from nova.crdt.keyspace import Row
 from nova.digest import digest128
-from nova.errors import KeyNotFoundError, UsageError
+from nova.errors import KeyNotFoundError, LimitError, UsageError
 from nova.store.kinds import BY_CODE, KINDS, kind_named
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 _pack = msgspec.msgpack.Encoder(order="deterministic").encode
 _unpack = msgspec.msgpack.Decoder().decode
+
+
+POINTS_MAX: Final = 100
+POINT_BYTES_MAX: Final = 16 * 1024 * 1024
+NOTE_CHARACTERS_MAX: Final = 1000
+"""Of the note of a point, and of the name of who rolls back."""
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -59,15 +65,22 @@ class Rollback(msgspec.Struct, frozen=True):
 def make_point(replica: Replica, key: str, note: str = "") -> tuple[int, str]:
     """Keep what a key holds now as a point; (token, id). Durable with the event Durable of that token.
 
-    raises  KeyNotFoundError
+    raises  KeyNotFoundError; LimitError for a state over POINT_BYTES_MAX or a note over NOTE_CHARACTERS_MAX
     """
+    _check_words("note", note)
     rows = replica.space.get(key)
     if rows is None:
         raise KeyNotFoundError(f"key {key!r} holds nothing; there is no state to keep")
     kind = BY_CODE[rows.kind].name
     leaves, clock = _settled(replica, rows), dict(rows.clock)
     now = replica.now_ms()
-    point = "p" + digest128(_pack([key, leaves, clock, now, note])).hex()[:15]
+    state = _pack([key, leaves, clock, now, note])
+    if len(state) > POINT_BYTES_MAX:
+        raise LimitError(
+            f"the state of {key!r} takes {len(state)} bytes; a point holds at most {POINT_BYTES_MAX}: "
+            "split the key over several"
+        )
+    point = "p" + digest128(state).hex()[:15]
     return replica.note("point", point, key, point_body(point, kind, leaves, clock, note), now), point
 
 
@@ -79,14 +92,24 @@ def point_of(event: AuditEvent) -> Point:
     return Point(body["point"], event.resource_id, event.time_ms, kind.name, value, body["clock"], body["note"])
 
 
-def chosen(events: Iterable[AuditEvent], key: str, to: str) -> AuditEvent:
-    """The point event that `to` names: its id, or the beginning of one that only it has. Raises KeyNotFoundError."""
-    found = [event for event in events if event.body["point"].startswith(to)] if to else []
-    exact = [event for event in found if event.body["point"] == to] or found
-    if len(exact) != 1:
-        problem = f"{to!r} is the beginning of {len(exact)} points" if exact else f"there is no point {to!r}"
+def points(audit: AuditLog, key: str) -> list[Point]:
+    """The newest points of a key on this node, at most POINTS_MAX, oldest first."""
+    return [point_of(event) for event in audit.latest(POINTS_MAX, resource=key, type="point")]
+
+
+def chosen(audit: AuditLog, key: str, to: str) -> AuditEvent:
+    """The point event that `to` names: an id, or the beginning of one that only one of the newest points has.
+
+    raises  KeyNotFoundError
+    """
+    found = audit.latest(1, resource=key, conflict=to, type="point")
+    if not found and to:
+        newest = audit.latest(POINTS_MAX, resource=key, type="point")
+        found = [event for event in newest if event.conflict_id.startswith(to)]
+    if len(found) != 1:
+        problem = f"{to!r} is the beginning of {len(found)} points" if found else f"there is no point {to!r}"
         raise KeyNotFoundError(f"{problem} of {key!r} on this node; nova points list shows those that there are")
-    return exact[0]
+    return found[0]
 
 
 def roll_back(
@@ -97,8 +120,9 @@ def roll_back(
     context  the clock that the decision was made on; rows that it does not know are left as they are. None: the clock
              that the key has now
     raises   UsageError if the point is of another key, or the key holds another kind by now; UnavailableError for a
-             context that is ahead of this replica
+             context that is ahead of this replica; LimitError as for `make_point`
     """
+    _check_words("by", by)
     if point.type != "point" or point.resource_id != key:
         raise UsageError(f"event {point.seq} is no rollback point of {key!r}; nova points list shows those that are")
     to, wanted, kind = point.body["point"], dict(point.body["leaves"]), kind_named(point.body["kind"])
@@ -153,6 +177,11 @@ def roll_back(
     return token, done
 
 
+def _check_words(name: str, words: str) -> None:
+    if len(words) > NOTE_CHARACTERS_MAX:
+        raise LimitError(f"`{name}` has {len(words)} characters; the limit is {NOTE_CHARACTERS_MAX}: shorten it")
+
+
 def _recount(
     kind: Any,
     wanted: Mapping[str, Any],
@@ -182,15 +211,6 @@ def _settled(replica: Replica, rows: Rows) -> dict[str, Any]:
 def _told(path: str, row: Row) -> dict[str, Any]:
     actor = row.write.dot.actor
     return {"path": path, "value": _unpack(row.value), "origin": actor.rpartition("~")[0] or actor}
-
-
-Events = Callable[..., Iterable[AuditEvent]]
-"""How points are found: `AuditLog.events`."""
-
-
-def points(events: Events, key: str) -> list[Point]:
-    """The points of a key on this node, oldest first."""
-    return [point_of(event) for event in events(resource=key, type="point")]
 
 
 __all__ = ["Point", "Rollback", "chosen", "make_point", "point_of", "points", "roll_back"]

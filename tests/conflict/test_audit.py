@@ -16,6 +16,7 @@ from nova.conflict.audit import (
     GENESIS,
     MAGIC,
     AuditChain,
+    AuditEvent,
     ChainMark,
     decision_body,
     decode_event,
@@ -310,12 +311,23 @@ def test_why_tells_the_owners_of_a_contended_resource():
         ("resolve", {"strategy": "lww", "discarded": [{}], "pending": True}, "1 value discarded; pending"),
         ("detect", {"types": 5, "versions": "x", "paths": None}, "conflict c on r"),
         ("resolve", {}, "settled by a strategy"),
+        ("rollback", {"kept": [{}, {}]}, "2 writes that came meanwhile stay"),
     ],
 )
 def test_every_event_is_one_sentence_whatever_its_body(type_, body, words):
     event = decode_event(AuditChain().append(type_, 1 << 60, "c", "r", body))
     assert words in describe(event)
     assert explain("r", 1, [], [event])
+
+
+def test_maps_of_a_foreign_trail_are_told_whatever_their_keys():
+    mixed = {1: 2, "a": "b"}
+    for type_, body, words in [
+        ("vote", {"ballots": mixed, "needed": 2}, "1 2 and a b; no majority"),
+        ("rollback", {"restored": mixed}, '  a is "b" again'),
+        ("detect", {"versions": [{"origin": "x", "values": mixed}]}, "  x wrote 1 = 2"),
+    ]:
+        assert words in explain("r", None, [], [AuditEvent(1, 0, type_, "c", "r", body, GENESIS, GENESIS)])
 
 
 def test_the_rules_of_vms_are_registered():

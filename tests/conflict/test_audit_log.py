@@ -95,6 +95,7 @@ def test_every_query_finds_what_a_scan_finds_before_and_after_a_restart(kind, tm
                 and n >= query.get("after", 0)
             ]
             assert [event.body["n"] for event in log.events(**query)] == expected
+            assert [event.body["n"] for event in log.latest(7, **query)] == expected[-7:]
         assert log.verify().ok
         counts = log.statistics()
         assert (counts.events, sum(counts.by_type.values())) == (2500, 2500)

@@ -37,7 +37,7 @@ IN_C = {
     "log": ["log.c"],
 }
 # functions of tests/fuzz/targets/decoders.py
-IN_PYTHON = ["state", "delta", "clock", "pieces", "keyspace"]
+IN_PYTHON = ["state", "delta", "clock", "pieces", "keyspace", "audit"]
 
 SECONDS_MAX = 10  # for one input; a sanitizer build on a busy machine is a hundred times slower than the real one
 RSS_MB_MAX = 1024

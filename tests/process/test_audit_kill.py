@@ -35,9 +35,11 @@ log = AuditLog(FileLog(sys.argv[1] + "/events", segment_bytes=64 << 10), Catalog
 while True:
     for type in ("detect", "vote", "resolve", "rollback", "escalate", "decision"):
         log.append(type, log.mark.count, f"c{log.mark.count}", "vm/1", {"paths": ["/cpu"], "x": "y" * 200})
-    if log.mark.count % 4:
+    if log.mark.count % 4 and not sys.argv[2:]:
         log.flush()
     os.write(1, (json.dumps(str(log.commit())) + "\\n").encode())
+    if sys.argv[2:]:
+        sys.stdin.read()
 """
 
 STORE = """
@@ -81,9 +83,11 @@ while True:
 """
 
 
-def said_before_kill(program: str, folder: Path, lines_min: int, delay_s: float) -> list[Any]:
+def said_before_kill(program: str, folder: Path, lines_min: int, delay_s: float, *more: str) -> list[Any]:
     """Run a program until it acknowledged so many times and a moment more, kill it; all that it acknowledged."""
-    child = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder), *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert child.stdout is not None
     told = b""
     try:
@@ -98,6 +102,8 @@ def said_before_kill(program: str, folder: Path, lines_min: int, delay_s: float)
         child.wait()
     told += child.stdout.read()
     child.stdout.close()
+    assert child.stdin is not None
+    child.stdin.close()
     return [json.loads(line) for line in told[: told.rindex(b"\n")].split(b"\n")]
 
 
@@ -129,6 +135,14 @@ def test_no_acknowledged_event_is_lost_by_kill_and_power_cut(tmp_path):
             verdict = log.verify(head)
             assert verdict.ok, verdict
             assert [event.seq for event in log.events()] == list(range(1, log.mark.count + 1))
+
+
+def test_what_was_killed_right_behind_its_answer_is_there(tmp_path):
+    """The moment at which nothing but the commit that was answered can have written anything."""
+    said = said_before_kill(LOG, tmp_path, 1, 0, "once")
+    cut(tmp_path / "events")
+    with FileLog(tmp_path / "events", segment_bytes=64 << 10) as records, catalog_of(tmp_path) as index:
+        assert str(AuditLog(records, index).mark) == said[0]
 
 
 def test_a_store_killed_while_it_settles_and_rolls_back_keeps_what_it_acknowledged(tmp_path):

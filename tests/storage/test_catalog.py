@@ -69,6 +69,23 @@ def test_a_newer_version_and_another_programs_database_are_refused(tmp_path):
         Catalog(tmp_path / "other.db")
 
 
+def test_a_catalogue_of_version_1_is_taken_over(tmp_path):
+    with Catalog(tmp_path / "catalog.db") as catalog:
+        catalog.index_events([(1, 10, "detect", "c", "r", b"x"), (2, 20, "fail", "c", "r", b"y")])
+    db = sqlite3.connect(tmp_path / "catalog.db")
+    db.executescript("DROP INDEX events_by_time; PRAGMA user_version=1;")
+    db.close()
+    with Catalog(tmp_path / "catalog.db") as catalog:
+        assert [row.seq for row in catalog.events(since_ms=15)] == [2]
+        assert catalog.event_counts() == [("detect", 1, 10, 10), ("fail", 1, 20, 20)]
+        catalog.forget_events(1)
+        assert catalog.events(until_ms=15) == []
+    db = sqlite3.connect(tmp_path / "catalog.db")
+    assert db.execute("PRAGMA user_version").fetchone()[0] == 2
+    assert db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'events_by_time'").fetchone()[0] == 1
+    db.close()
+
+
 def test_a_file_that_is_no_database_is_corruption(tmp_path):
     (tmp_path / "catalog.db").write_bytes(b"rubbish" * 1000)
     with pytest.raises(CorruptionError):

@@ -8,8 +8,12 @@ from hypothesis import strategies as st
 
 from nova.clock import VectorClock
 from nova.conflict.audit import Retention
-from nova.errors import KeyNotFoundError, UnavailableError, UsageError
-from nova.store import ReplicatedStore, verify_audit
+from nova.errors import KeyNotFoundError, LimitError, UnavailableError, UsageError
+from nova.metrics import Registry
+from nova.runtime import wall_ns
+from nova.store import Put, ReplicatedStore, verify_audit
+from nova.store.core import StoreConfig
+from nova.store.directory import Directory
 from nova.types import Order
 
 VM = {"id": "vm1", "power_state": "running", "cpu": 2, "labels": {"tier": "gold"}}
@@ -137,7 +141,10 @@ def test_a_counter_goes_back_and_what_others_add_meanwhile_still_counts():
     here.sync_with(there)
     assert here.get("hits").value == there.get("hits").value == 105
     here.rollback("hits", point)
+    there.put("hits", 50, merge=True)
     assert here.get("hits").value == 5
+    here.sync_with(there)
+    assert here.get("hits").value == there.get("hits").value == 55
 
 
 def test_going_back_to_where_one_is_writes_nothing(store):
@@ -163,6 +170,44 @@ def test_a_point_is_named_by_its_beginning_and_only_of_its_own_key(store):
     store.put("vm/1", {"cpu": 9}, merge=True)
     with pytest.raises(UnavailableError, match="try again"):
         store.rollback("vm/1", point, context={"a~1": 999})
+
+
+def test_what_a_stranger_could_fill_the_trail_with_has_limits(store, monkeypatch):
+    point = with_vm(store)
+    with pytest.raises(LimitError, match="`note` has 1001 characters"):
+        store.point("vm/1", "x" * 1001)
+    with pytest.raises(LimitError, match="`by` has 1001 characters"):
+        store.rollback("vm/1", point, by="x" * 1001)
+    monkeypatch.setattr("nova.store.points.POINT_BYTES_MAX", 50)
+    with pytest.raises(LimitError, match="a point holds at most 50"):
+        store.point("vm/1")
+    store.put("vm/1", {"cpu": 3}, merge=True)
+    value = store.get("vm/1").value
+    with pytest.raises(LimitError, match="a point holds at most 50"):
+        store.rollback("vm/1", point)
+    assert store.get("vm/1").value == value, "no rollback that could not be undone"
+
+
+def test_conflicts_that_recur_are_counted_and_told(tmp_path):
+    directory, registry = Directory(tmp_path / "d", node="a"), Registry()
+    replica = directory.open(region="r", wall_ns=wall_ns, config=StoreConfig(), metrics=registry)
+    other = ReplicatedStore(node="b")
+    try:
+        for n in range(5):
+            replica.put(Put("x", n))
+            other.put("x", -n - 1)
+            for delta in other.delta_since(replica.space.clock):
+                for outputs in (replica.turn(), replica.receive(delta)):
+                    directory.log.append(outputs.persist)
+                    for event in outputs.apply:
+                        replica.applied(event)
+                        directory.applied(event)
+        page = registry.render().decode()
+        assert 'dwcp_conflict_patterns_total{pattern="resource"} 1' in page
+        assert directory.audit.statistics().hotspots[0].subject == "x"
+        assert directory.audit.statistics().hotspots[0].count == 5
+    finally:
+        directory.close()
 
 
 def test_another_kind_is_not_overwritten(store):

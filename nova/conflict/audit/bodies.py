@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from nova.conflict.audit.chain import Event
 from nova.conflict.detect import MISSING, Conflict
-from nova.conflict.strategies import Resolution
+from nova.conflict.strategies import Discarded, Resolution
+from nova.conflict.strategies.manual import Decision, Escalation
+from nova.conflict.strategies.vote import Asker, Ballot, Question, Tally
+from nova.conflict.words import show
 
 
 def detect_body(conflict: Conflict) -> dict[str, Any]:
@@ -51,15 +55,7 @@ def resolve_body(resolution: Resolution) -> dict[str, Any]:
         "strategy": resolution.strategy,
         "values": {path: value for path, value in settled.items() if value is not MISSING},
         "explanation": list(resolution.explanation),
-        "discarded": [
-            {
-                "path": lost.path,
-                "value": None if lost.value is MISSING else lost.value,
-                "origin": lost.origin,
-                "reason": lost.reason,
-            }
-            for lost in resolution.discarded
-        ],
+        "discarded": _lost(resolution.discarded),
         "confidence": resolution.confidence,
         "pending": resolution.pending,
     }
@@ -68,7 +64,84 @@ def resolve_body(resolution: Resolution) -> dict[str, Any]:
         body["removed"] = removed
     if resolution.alarms:
         body["alarms"] = list(resolution.alarms)
+    if len(resolution.via) > 1:
+        body["via"] = list(resolution.via)
+    if resolution.attempts > 1:
+        body["attempts"] = resolution.attempts
     return body
+
+
+def _lost(discarded: Iterable[Discarded]) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": lost.path,
+            "value": None if lost.value is MISSING else lost.value,
+            "origin": lost.origin,
+            "reason": lost.reason,
+        }
+        for lost in discarded
+    ]
+
+
+def events_of(conflict: Conflict, outcome: Resolution | BaseException, time_ms: int) -> list[Event]:
+    """The events of one conflict: that it was found, that it was settled or was not, and each action of escalation.
+
+    outcome  what a strategy or `PolicyManager.resolve` returned or raised
+    """
+    about = (conflict.id, conflict.resource_id)
+    events: list[Event] = [("detect", time_ms, *about, detect_body(conflict))]
+    if isinstance(outcome, BaseException):
+        return [*events, ("fail", time_ms, *about, fail_body(outcome))]
+    events.append(("resolve", time_ms, *about, resolve_body(outcome)))
+    for action in outcome.actions:
+        body = escalate_body(action.action, f"{action.rule}: {action.reason}", action.to or None)
+        events.append(("escalate", time_ms, conflict.id, action.resource_id, body))
+    return events
+
+
+def decision_event(decision: Decision) -> Event:
+    """What somebody decided about a case, from `ManualQueue.decide`."""
+    values = {path: value for path, value in decision.settled.items() if value is not MISSING}
+    body = decision_body(decision.by, values, _lost(decision.discarded))
+    if removed := sorted(decision.settled.keys() - values.keys()):
+        body["removed"] = removed
+    return "decision", decision.decided_ms, decision.case_id, decision.resource_id, body
+
+
+def escalation_event(escalation: Escalation, time_ms: int) -> Event:
+    """That a case waited too long, from `ManualQueue.due`."""
+    body = escalate_body("notify", f"undecided for {escalation.waited_ms} ms, level {escalation.level}", escalation.to)
+    return "escalate", time_ms, escalation.case.id, escalation.case.resource_id, body
+
+
+class RecordedVotes:
+    """An `Asker` that makes an event of every vote that is taken through it.
+
+    asker   who really asks
+    record  is called with the event when a vote ends, however it ends
+    now_ms  the time of the event
+    """
+
+    def __init__(self, asker: Asker, record: Callable[[Event], object], now_ms: Callable[[], int]) -> None:
+        self._asker, self._record, self._now_ms = asker, record, now_ms
+
+    def ask(self, question: Question) -> Iterator[Ballot]:
+        """The ballots of the asker, as they come."""
+        tally = Tally(question.voters)
+        named = {candidate.id: show(candidate.value) for candidate in question.candidates}
+        ballots: dict[str, str] = {}
+        try:
+            for ballot in self._asker.ask(question):
+                if ballot.choice in named:
+                    tally.cast(ballot.voter, ballot.choice)
+                    if ballot.voter in question.voters:
+                        ballots.setdefault(ballot.voter, named[ballot.choice])
+                yield ballot
+        finally:
+            winner = named.get(tally.winner) if tally.winner is not None else None
+            words = f"{question.path or 'the value'}: {' or '.join(named.values())}?"
+            body = vote_body(words, ballots, voters=len(question.voters), needed=tally.majority, outcome=winner)
+            self._record(("vote", self._now_ms(), question.conflict_id, question.resource_id, body))
 
 
 def fail_body(error: object, strategy: str | None = None, attempts: int = 1) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
+from nova.conflict.audit.bodies import events_of
 from nova.conflict.audit.chain import (
     AuditChain,
     AuditEvent,
@@ -21,6 +22,8 @@ from nova.conflict.audit.chain import (
 )
 from nova.conflict.audit.patterns import Pattern, PatternDetector
 from nova.conflict.audit.retention import Retention, Vault, reveal_fields, seal_fields
+from nova.conflict.detect import Conflict
+from nova.conflict.strategies import Resolution
 from nova.errors import CorruptionError, UsageError
 
 HEAD: Final = "audit_head"
@@ -69,6 +72,7 @@ class Index(Protocol):
         until_ms: int | None = None,
         after: int = 0,
         limit: int = 100,
+        newest: bool = False,
     ) -> list[Any]: ...
     def last_indexed(self) -> int: ...
     def event_counts(self) -> list[tuple[str, int, int, int]]:
@@ -144,8 +148,9 @@ class AuditLog:
                 continue
             self._chain.resume(event)
             if position > indexed:
-                self._note(event, record)
-            self._watch(event.time_ms, event.type, event.resource_id, event.body)
+                self._note(_row(event, record), event.body)
+            else:
+                self._watch(_row(event, record), event.body)
 
     # -- writing --
 
@@ -176,17 +181,25 @@ class AuditLog:
         """
         if personal:
             body = seal_fields(body, personal, self._the_vault(), _context(type, conflict_id, resource_id))
-        self._take([self._chain.append(type, time_ms, conflict_id, resource_id, body)])
-        self._watch(time_ms, type, resource_id, body)
+        record = self._chain.append(type, time_ms, conflict_id, resource_id, body)
+        self.records.append([record])
+        self._note(IndexRow(self._chain.seq, time_ms, type, conflict_id, resource_id, record), body)
         return self._chain.seq
 
     def append_many(self, events: Iterable[Event]) -> int:
         """The next events, all or, if one is wrong, none; the number of the last."""
         events = list(events)
-        self._take(self._chain.append_many(events))
-        for type, time_ms, _, resource_id, body in events:
-            self._watch(time_ms, type, resource_id, body)
-        return self._chain.seq
+        seq = self._chain.seq
+        records = self._chain.append_many(events)
+        self.records.append(records)
+        for (type, time_ms, conflict_id, resource_id, body), record in zip(events, records, strict=True):
+            seq += 1
+            self._note(IndexRow(seq, time_ms, type, conflict_id, resource_id, record), body)
+        return seq
+
+    def settled(self, conflict: Conflict, outcome: Resolution | BaseException, time_ms: int) -> int:
+        """The events of a conflict and of what became of it, see `events_of`; the number of the last."""
+        return self.append_many(events_of(conflict, outcome, time_ms))
 
     def add(self, records: list[bytes]) -> None:
         """Take records that were chained elsewhere. Raises CorruptionError, and takes none, if they do not follow."""
@@ -194,11 +207,11 @@ class AuditLog:
         verdict = verify(records, anchor=mark, key=self._key)
         if not verdict.ok:
             raise CorruptionError(f"{verdict.error}; nothing was taken")
+        events = [decode_event(record) for record in records]
         self._chain.go_on(verdict.head.hash, verdict.head.count)
-        self._take(records)
-        for record in records:
-            event = decode_event(record)
-            self._watch(event.time_ms, event.type, event.resource_id, event.body)
+        self.records.append(records)
+        for event, record in zip(events, records, strict=True):
+            self._note(_row(event, record), event.body)
 
     def commit(self) -> ChainMark:
         """Make all events durable; the mark that they reach."""
@@ -210,25 +223,20 @@ class AuditLog:
         if self._unindexed:
             self.records.commit()
             self.index.index_events(self._unindexed)
-            newest = decode_event(self._unindexed[-1].body)
-            self.index.set(HEAD, ChainMark(newest.seq, newest.hash).seal(self._key))
+            newest = self._unindexed[-1]
+            self.index.set(HEAD, ChainMark(newest.seq, newest.body[4:36]).seal(self._key))
             self._unindexed = []
 
-    def _take(self, records: list[bytes]) -> None:
-        self.records.append(records)
-        for record in records:
-            self._note(decode_event(record), record)
-
-    def _note(self, event: AuditEvent, record: bytes) -> None:
-        self._unindexed.append(
-            IndexRow(event.seq, event.time_ms, event.type, event.conflict_id, event.resource_id, record)
-        )
+    def _note(self, row: IndexRow, body: Mapping[str, Any]) -> None:
+        """An event that is appended: to be indexed, and watched."""
+        self._unindexed.append(row)
+        self._watch(row, body)
         if len(self._unindexed) >= UNINDEXED_MAX:
             self.flush()
 
-    def _watch(self, time_ms: int, type: str, resource_id: str, body: Mapping[str, Any]) -> None:
-        if type == "detect":
-            for pattern in self.patterns.observe(time_ms, resource_id, body):
+    def _watch(self, row: IndexRow, body: Mapping[str, Any]) -> None:
+        if row.type == "detect":
+            for pattern in self.patterns.observe(row.time_ms, row.resource_id, body):
                 if self._found is not None:
                     self._found(pattern)
 
@@ -258,6 +266,11 @@ class AuditLog:
             if len(page) < PAGE:
                 return
             after = page[-1].seq
+
+    def latest(self, count: int, **query: Any) -> list[AuditEvent]:
+        """The newest `count` events that match a query as for `events`, oldest first."""
+        self.flush()
+        return [decode_event(row.body) for row in self.index.events(**query, limit=count, newest=True)]
 
     def stored_head(self) -> ChainMark:
         """The head as of the last `flush`. Raises CorruptionError if its seal does not fit."""
@@ -328,8 +341,8 @@ class AuditLog:
         self.drop(anchor)
         return dropped
 
-    def outlived(self, policy: Retention, now_ms: int) -> ChainMark | None:
-        """The anchor that a policy asks for, None if it asks for nothing new.
+    def outlived(self, policy: Retention, now_ms: int, least: int = 1) -> ChainMark | None:
+        """The anchor that a policy asks for, None if fewer than `least` events would go.
 
         An owner who chains elsewhere puts a `retain` event with this anchor into the chain before he calls `drop`.
         """
@@ -340,7 +353,7 @@ class AuditLog:
         if policy.age_ms_max is not None:
             kept = self.index.events(since_ms=now_ms - policy.age_ms_max, after=cut, limit=1)
             cut = max(cut, kept[0].seq - 1 if kept else self._chain.seq)
-        if cut == self.anchor.count:
+        if cut - self.anchor.count < max(least, 1):
             return None
         (row,) = self.index.events(after=cut - 1, limit=1)
         return ChainMark(cut, decode_event(row.body).hash)
@@ -348,6 +361,8 @@ class AuditLog:
     def drop(self, anchor: ChainMark) -> None:
         """Forget the events up to an anchor that an event of the chain vouches for. Raises UsageError if none does."""
         self.flush()
+        if anchor.count <= self.anchor.count:
+            return  # somebody else dropped more meanwhile
         newest = self.index.events(type="retain", after=anchor.count, limit=PAGE)
         if not any(decode_event(row.body).body.get("anchor") == str(anchor) for row in newest):
             raise UsageError(f"no retain event vouches for the anchor {anchor}; append one first")
@@ -427,6 +442,10 @@ def verify_kept(
     return verdict if error is None else Verdict(False, verdict.events, verdict.head, error)
 
 
+def _row(event: AuditEvent, record: bytes) -> IndexRow:
+    return IndexRow(event.seq, event.time_ms, event.type, event.conflict_id, event.resource_id, record)
+
+
 def _context(type: str, conflict_id: str, resource_id: str) -> str:
     return f"{type}\0{conflict_id}\0{resource_id}"
 
@@ -494,12 +513,14 @@ class MemoryIndex:
         until_ms: int | None = None,
         after: int = 0,
         limit: int = 100,
+        newest: bool = False,
     ) -> list[IndexRow]:
         wanted = {"resource_id": resource, "conflict_id": conflict, "type": type}
         lists = [self._by.get((field, value), []) for field, value in wanted.items() if value is not None]
         shortest = min(lists or [self._all], key=len)
         found: list[IndexRow] = []
-        for at in range(bisect_right(shortest, after), len(shortest)):
+        places = range(bisect_right(shortest, after), len(shortest))
+        for at in reversed(places) if newest else places:
             row = self._rows[shortest[at]]
             if (
                 all(value is None or getattr(row, field) == value for field, value in wanted.items())
@@ -509,7 +530,7 @@ class MemoryIndex:
                 found.append(row)
                 if len(found) == limit:
                     break
-        return found
+        return found[::-1] if newest else found
 
     def last_indexed(self) -> int:
         return self._all[-1] if self._all else 0

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nova.conflict.audit.chain import GENESIS, AuditEvent
-from nova.conflict.strategies import show
+from nova.conflict.words import show
 
 
 def when(time_ms: int) -> str:
@@ -44,12 +44,14 @@ def describe(event: AuditEvent) -> str:
             text = f"conflict {event.conflict_id[:8]} on {about} could not be settled: {body.get('error', 'no reason')}"
         case "escalate":
             text = f"conflict {event.conflict_id[:8]} on {about} was escalated: {body.get('reason', 'no reason given')}"
+            text += f"; {str(body['action']).replace('_', ' ')}" if body.get("action") else ""
+            text += f", to {body['to']}" if body.get("to") else ""
         case "vote":
             ballots = [f"{name} {choice}" for name, choice in sorted(_map(body.get("ballots")).items())]
             text = f"a vote on {about}" + (f" asked {body['question']!r}" if "question" in body else "")
             text += f": {_listed(ballots) or 'nobody voted'}; "
             text += f"{body['outcome']} won" if body.get("outcome") is not None else "no majority"
-            text += f" ({body['needed']} of {body['voters']} needed)" if "needed" in body else ""
+            text += f" ({body['needed']} of {body['voters']} needed)" if "needed" in body and "voters" in body else ""
         case "decision":
             text = f"{body.get('by', 'somebody')} decided conflict {event.conflict_id[:8]} on {about}"
             text += f": {body['note']}" if body.get("note") else ""
@@ -131,6 +133,8 @@ def _details(event: AuditEvent) -> Iterator[str]:
     elif event.type == "decision":
         for path, value in sorted(_map(event.body.get("values")).items()):
             yield f"  {path or 'the value'} shall be {show(value)}"
+        for path in _texts(event.body.get("removed")):
+            yield f"  {path or 'the value'} shall be gone"
         yield from _discarded(event.body)
     elif event.type == "rollback":
         for path, value in sorted(_map(event.body.get("restored")).items()):
@@ -158,7 +162,8 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _map(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    """A map with names for keys, whatever a foreign trail holds there."""
+    return {str(name): item for name, item in value.items()} if isinstance(value, Mapping) else {}
 
 
 def _maps(value: Any) -> list[Mapping[str, Any]]:

@@ -11,7 +11,19 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from nova._native.audit import blake3, blake3_derive
 from nova.clock import CausalContext, ClockBatch, DottedVersionVector, VectorClock
+from nova.conflict.audit import (
+    MAGIC,
+    AuditChain,
+    ChainMark,
+    decode_event,
+    describe,
+    explain,
+    export_lines,
+    import_lines,
+    verify,
+)
 from nova.crdt import (
     RGA,
     BoundedCounter,
@@ -244,6 +256,36 @@ def keyspace(data: bytes) -> None:
             require_same_elsewhere(mine)
 
 
+# --- the audit trail --------------------------------------------------------------------------------------------------
+
+
+def audit(data: bytes) -> None:
+    """A record of an audit trail, by the first byte with its hash made right or not, or a line of an export."""
+    if not data:
+        return
+    if data[0] % 3 == 2:
+        try:
+            for record in import_lines([data[1:]]):
+                assert [*import_lines(export_lines([record]))] == [record]
+        except REFUSED:
+            return
+        return
+    record = data[1:]
+    if data[0] % 3 == 1:
+        content = blake3(record, blake3_derive("nova audit 2: content of a record", b""))
+        digest = blake3(bytes(32) + content, blake3_derive("nova audit 2: link of a chain", b""))
+        record = MAGIC + digest + bytes(32) + record
+    verdict = verify([record])
+    try:
+        event = decode_event(record)
+    except REFUSED:
+        return
+    assert data[0] % 3 != 1 or verdict.ok == (event.seq == 1)
+    assert not verdict.ok or verdict.head == ChainMark(1, event.hash)
+    assert describe(event)
+    assert explain(event.resource_id, None, [], [event])
+
+
 # --- seeds -----------------------------------------------------------------------------------------------------------
 
 
@@ -444,12 +486,28 @@ def seeds_of_logs() -> Iterator[bytes]:
     yield b"\1" + b"NOVALOG\n" + b"\1\0\0\0" + bytes(4) + b"12345678" + bytes(40)
 
 
+def seeds_of_audits() -> Iterator[bytes]:
+    lost = [{"path": "/a", "value": 1, "origin": "x", "reason": "older"}]
+    bodies: dict[str, dict[str, Any]] = {
+        "detect": {"types": ["semantic"], "paths": ["/a"], "versions": [{"origin": "x", "values": {"/a": 1}}]},
+        "resolve": {"strategy": "lww", "explanation": ["so"], "discarded": lost},
+        "vote": {"question": "?", "ballots": {"a": "1"}, "voters": 3, "needed": 2, "outcome": None},
+        "rollback": {"to": "p", "restored": {"/a": 1}, "removed": ["/b"], "kept": lost, "discarded": lost},
+    }
+    for kind, body in bodies.items():
+        record = AuditChain().append(kind, 1 << 40, "c" * 32, "vm/1", body)
+        yield b"\0" + record
+        yield b"\1" + record[68:]
+        yield b"\2" + next(export_lines([record])).encode()
+
+
 SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "state": seeds_of_states,
     "delta": seeds_of_deltas,
     "clock": seeds_of_clocks,
     "pieces": seeds_of_pieces,
     "keyspace": seeds_of_keyspaces,
+    "audit": seeds_of_audits,
     "sequence": seeds_of_sequences,
     "pack": seeds_of_packs,
     "sketch": seeds_of_sketches,
@@ -471,6 +529,7 @@ MAGICS = [
     b"NVB\1",
     b"NVS\1",
     b"NVQ\1",
+    MAGIC,
     b"NOVALOG\n",
     b"N\1",
 ]
