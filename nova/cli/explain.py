@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from nova.cli.client import Client, key_path
+from nova.cli.keys import parse_value
 from nova.cli.output import DEFAULT_NODE, Json, Node, Token, print_facts, print_json, print_table, words
-from nova.errors import KeyNotFoundError
+from nova.errors import KeyNotFoundError, UsageError
 
 conflicts = typer.Typer(
     help="Show conflicts and how they were settled.", add_completion=False, rich_markup_mode=None, no_args_is_help=True
@@ -67,6 +68,64 @@ def conflicts_show(
     with Client(node, token) as client:
         conflict = _find(client, id_)
     print_json(conflict) if as_json else _print_conflict(conflict)
+
+
+@conflicts.command("waiting")
+def conflicts_waiting(
+    limit: Limit = 20,
+    node: Node = DEFAULT_NODE,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """List what waits for somebody to decide, oldest first, with the values to choose from.
+
+    Example: nova conflicts waiting
+    """
+    with Client(node, token) as client:
+        page = client.get("/v1/decisions", limit=limit)
+    if as_json:
+        print_json(page)
+        return
+    rows = [
+        (each["key"], each["shown"], one["path"] or "value", words(one["value"]), one["origin"])
+        for each in page["waiting"]
+        for one in each["candidates"] or [{"path": each["reason"], "value": None, "origin": ""}]
+    ]
+    print_table(("KEY", "SHOWN", "PATH", "VALUE", "WRITTEN BY"), rows, "nothing waits")
+
+
+@conflicts.command("decide")
+def conflicts_decide(
+    key: Annotated[str, typer.Argument(help="Name of the key.", show_default=False)],
+    values: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH=VALUE...", help="A value, in JSON, for each path; =VALUE is the whole value."),
+    ],
+    shown: Annotated[str, typer.Option(help="What `nova conflicts waiting` showed; refused if it changed since.")],
+    by: Annotated[str, typer.Option(help="Who decides; told by `nova why`.")] = "",
+    node: Node = DEFAULT_NODE,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Decide a conflict that waits for somebody. Exits with 4 if its candidates are others by now.
+
+    Example: nova conflicts decide vm/7 /cpus=8 --shown 3f2a91 --by ann
+    """
+    given = {}
+    for text in values:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"{text!r} is no PATH=VALUE; write =VALUE for the whole value")
+        given[path] = parse_value(value)
+    with Client(node, token) as client:
+        done = client.post(key_path("/v1/decisions", key), {"shown": shown, "values": given, "by": by})
+    if as_json:
+        print_json(done)
+        return
+    print(f"{key}: decided")
+    print_facts({f"  {path or 'value'}": value for path, value in done["values"].items()})
+    for gone in done["discarded"]:
+        print(f"  {gone['path'] or 'value'} {words(gone['value'])} of {gone['origin']} lost: {gone['reason']}")
 
 
 def why(

@@ -49,6 +49,7 @@ from nova.errors import (
 )
 from nova.server.config import NodeConfig, is_loopback, split_address
 from nova.server.page import PAGE, PAGE_POLICY
+from nova.store.decisions import Decided, Waiting
 from nova.store.model import Change, Entry, Put
 from nova.store.points import Point, Rollback
 
@@ -68,6 +69,8 @@ Page = tuple[list[Entry], str | None]
 Rows = list[dict[str, Any]]
 Names = list[str]
 Points = list[Point]
+Waits = list[Waiting]
+Values = dict[str, Any]
 
 
 class Backend(Protocol):
@@ -110,6 +113,8 @@ class Backend(Protocol):
     def points(self, key: str) -> Points: ...
     async def make_point(self, key: str, note: str) -> str: ...
     async def rollback(self, key: str, to: str, context: dict[str, int] | None, by: str) -> Rollback: ...
+    def waiting(self, limit: int) -> Waits: ...
+    async def decide(self, key: str, shown: str, values: Values, by: str) -> Decided: ...
     def metrics(self) -> bytes: ...
     def ready(self) -> tuple[bool, str]: ...
     def chaos_cut(self, peers: Names) -> Names: ...
@@ -266,6 +271,20 @@ class RollbackTo(msgspec.Struct, forbid_unknown_fields=True):
     by: str = ""
 
 
+class WaitingPage(msgspec.Struct):
+    """What waits for somebody to decide, oldest first."""
+
+    waiting: list[Waiting]
+
+
+class Decide(msgspec.Struct, forbid_unknown_fields=True):
+    """A decision about what was `shown`: path -> value for each path that has candidates, "" is the whole value."""
+
+    shown: str
+    values: dict[str, Any]
+    by: str = ""
+
+
 class Keep(msgspec.Struct, forbid_unknown_fields=True):
     """What the audit trail shall keep; null: no such limit."""
 
@@ -293,7 +312,7 @@ class Ready(msgspec.Struct):
 
 
 class Problem(msgspec.Struct):
-    """Every error. 409 adds `current` (Entry) and `yours`, 410 adds `oldest`."""
+    """Every error. 409 adds `current` (an Entry and `yours`, or what waits now), 410 adds `oldest`."""
 
     code: str
     error: str
@@ -730,6 +749,20 @@ def _routes(api: Api) -> list[Any]:
         done = await backend.rollback(key_in(request.scope, "/v1/rollback/"), data.to, data.context, data.by)
         return _json(_encode(done))
 
+    @get("/v1/decisions", operation_id="waiting", **_described("Conflicts that wait for somebody.", WaitingPage, 400))
+    async def waiting(limit: Limit = 100) -> Response[bytes]:
+        return _json(_encode(WaitingPage(backend.waiting(limit))))
+
+    @post(
+        "/v1/decisions/{key:path}",
+        operation_id="decide",
+        **_described("Decide a conflict, if its candidates are those that were shown.", Decided, 400, 404, 409, 503),
+    )
+    async def decide(key: FromPath[str], data: JSONBody[Decide], request: Request[Any, Any, Any]) -> Response[bytes]:
+        key = key_in(request.scope, "/v1/decisions/")
+        _check_depth(data.values)
+        return _json(_encode(await backend.decide(key, data.shown, data.values, data.by)))
+
     @post("/v1/chaos/cut", operation_id="cut", **_described("Stop talking to peers (--chaos).", CutPeers, 400, 404))
     async def cut(data: JSONBody[Cut]) -> Response[bytes]:
         return _json(_encode({"cut": backend.chaos_cut(data.peers)}))
@@ -769,6 +802,7 @@ def _routes(api: Api) -> list[Any]:
 
     routes: list[Any] = [put_key, get_key, delete_key, put_batch, list_keys, watch, status, peers, conflicts, why]
     routes += [audit, audit_verify, audit_statistics, audit_export, audit_retain, points, make_point, rollback]
+    routes += [waiting, decide]
     routes += [metrics, healthz, readyz, openapi, page]
     return [*routes, cut, heal] if api.config.chaos else routes
 

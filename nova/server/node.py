@@ -21,9 +21,10 @@ from nova.errors import CompactedError, LimitError, NovaError, StaleContextError
 from nova.metrics import Registry
 from nova.runtime import Runtime, seeded, wall_ns
 from nova.server.api import bind, make_app, make_server
-from nova.server.config import NodeConfig
+from nova.server.config import NodeConfig, read_policy
 from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
 from nova.store.core import Durable, StoreConfig
+from nova.store.decisions import Decided, Waiting, decide, waiting
 from nova.store.directory import Directory
 from nova.store.model import Change, Entry, Put
 from nova.store.points import Point, Rollback, chosen, make_point, points, roll_back
@@ -42,6 +43,7 @@ Entries = list[Entry]
 Rows = list[dict[str, Any]]
 Names = list[str]
 Points = list[Point]
+Waits = list[Waiting]
 
 TICK_MS = 100
 LIST_MAX = 1_000
@@ -75,6 +77,7 @@ class Node:
                 config=StoreConfig(
                     kinds=config.kinds,
                     strategies=config.strategies,
+                    policies={"": read_policy(config.policy)} if config.policy else {},
                     audit_key=(config.audit_key or "").encode(),
                     key_bytes_max=config.limits.key_bytes_max,
                     value_bytes_max=config.limits.value_bytes_max,
@@ -379,6 +382,15 @@ class Node:
         self._check_writable()
         event = chosen(self.directory.audit.events(resource=key, type="point"), key, to)
         token, done = roll_back(self.replica, key, event, context, by)
+        await self._durable(token)
+        return done
+
+    def waiting(self, limit: int) -> Waits:
+        return waiting(self.replica, limit)
+
+    async def decide(self, key: str, shown: str, values: dict[str, Any], by: str) -> Decided:
+        self._check_writable()
+        token, done = decide(self.replica, key, shown, values, by)
         await self._durable(token)
         return done
 

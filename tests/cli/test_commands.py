@@ -101,6 +101,16 @@ def test_a_key_goes_back_to_a_point(nova: Any) -> None:
     failed(nova("rollback", "vm/9"), 2, "--to")
 
 
+def test_what_waits_is_shown_and_decided(nova: Any) -> None:
+    rows = [line.split() for line in nova("conflicts", "waiting").stdout.splitlines()]
+    assert rows[1:] == [["vm/1", "s1", "/cpus", "4", "n1"], ["vm/1", "s1", "/cpus", "8", "n2"]]
+    done = nova("conflicts", "decide", "vm/1", "/cpus=8", "--shown", "s1", "--by", "ann").stdout
+    assert done.startswith("vm/1: decided")
+    assert "/cpus 4 of n1 lost: ann decided otherwise" in done
+    failed(nova("conflicts", "decide", "vm/1", "/cpus=8", "--shown", "s0"), 4, "siblings changed")
+    failed(nova("conflicts", "decide", "vm/1", "8", "--shown", "s1"), 2, "PATH=VALUE")
+
+
 def test_links_are_cut_and_healed(nova: Any) -> None:
     assert nova("chaos", "cut", "n2", "n3").stdout == "cut off from: n2, n3\n"
     assert json.loads(nova("chaos", "heal", "--json").stdout) == {"cut": []}

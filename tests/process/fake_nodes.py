@@ -103,6 +103,8 @@ class FakeCluster:
                 "by_type": {"concurrent_update": 110, "resource_contention": 13},
                 "by_strategy": {"semantic": 116, "manual": 13},
             }
+        if route == "/v1/decisions":
+            return {"waiting": []}
         if route.startswith("/v1/why/"):
             key = route.removeprefix("/v1/why/")
             return {

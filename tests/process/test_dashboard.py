@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from fake_nodes import FakeCluster, conflict, fake_cluster
+from real_nodes import TOKEN
 
 pytest.importorskip("nicegui", reason="the dashboard needs the extra ui: pip install 'novacron[ui]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs the extra test")
@@ -55,18 +56,17 @@ def listening(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def dashboard(cluster: FakeCluster, folder: Path) -> Iterator[str]:
+def dashboard(node: str, token: str, folder: Path) -> Iterator[str]:
     port = free_port()
     log = folder / "dashboard.log"
-    first = next(iter(cluster.urls.values()))  # it finds the others by itself
     # NiceGUI takes part in tests if it sees that it runs under one; this is the real thing.
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "NICEGUI", "NOVA"))
     }
     with open(log, "wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "nova", "dashboard", "--node", f"http://{first}", "--listen", f"127.0.0.1:{port}"],
-            env=environment | {"NOVA_TOKEN": cluster.token},
+            [sys.executable, "-m", "nova", "dashboard", "--node", f"http://{node}", "--listen", f"127.0.0.1:{port}"],
+            env=environment | {"NOVA_TOKEN": token},
             stdout=out,
             stderr=out,
             cwd=ROOT,
@@ -101,8 +101,41 @@ def page_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
         context.close()
 
 
+def first_of(cluster: FakeCluster) -> str:
+    return next(iter(cluster.urls.values()))  # the dashboard finds the others by itself
+
+
+def test_a_manual_conflict_is_decided_in_the_browser(page_of, nodes, tmp_path):
+    a, b = nodes.start("a", "b", environment={"NOVA_STRATEGIES": "m/=manual", "NOVA_KINDS": "m/=map"})
+    base = a.put("m/1", {"cpus": 1, "name": "base"})["clock"]
+    eventually(lambda: b.get("m/1") is not None)
+    a.cut(b)
+    b.cut(a)
+    a.put("m/1", {"cpus": 4}, merge=True)
+    b.put("m/1", {"cpus": 8}, merge=True)
+    a.heal()
+    b.heal()
+    eventually(lambda: a.call("GET", "/v1/decisions")["waiting"] and b.call("GET", "/v1/decisions")["waiting"])
+    with dashboard(a.http, TOKEN, tmp_path) as url:
+        page = page_of.new_page()
+        page.goto(url)
+        waits = page.get_by_test_id("waiting")
+        waits.wait_for()
+        assert waits.get_by_text("8 of b").count() == 1
+        b.put("m/1", {"cpus": 16}, merge=True, context=base)  # by somebody who has not seen the others
+        waits.get_by_text("16 of b").wait_for()
+        waits.get_by_text("4 of a").click()
+        waits.get_by_role("button", name="Decide").click()
+        waits.wait_for(state="hidden")
+        page.close()
+    eventually(lambda: (b.get("m/1") or {}).get("value") == {"cpus": 4, "name": "base"})
+    assert a.call("GET", "/v1/decisions")["waiting"] == []
+    told = a.call("GET", "/v1/why/m/1")["text"]
+    assert "the dashboard decided" in told, told
+
+
 def test_the_dashboard_shows_a_live_cluster_without_errors_or_outside_requests(page_of, tmp_path):
-    with fake_cluster() as cluster, dashboard(cluster, tmp_path) as url:
+    with fake_cluster() as cluster, dashboard(first_of(cluster), cluster.token, tmp_path) as url:
         page = page_of.new_page()
         complaints: list[str] = []
         asked: list[str] = []
@@ -119,7 +152,7 @@ def test_the_dashboard_shows_a_live_cluster_without_errors_or_outside_requests(p
         # all three regions, found through one of them
         eventually(lambda: page.get_by_test_id("node").count() == 3)
         for region in cluster.urls:
-            assert page.locator("svg.world text", has_text=region).count() == 1
+            eventually(lambda region=region: page.locator("svg.world text", has_text=region).count() == 1)
         eventually(lambda: "all 3 nodes hold the same" in page.get_by_test_id("state").inner_text())
         assert page.get_by_test_id("conflict").count() == 6
         assert "ranks highest of running" in page.locator(".feed").inner_text()

@@ -21,6 +21,7 @@ from nova.errors import (
 )
 from nova.server.api import bind, make_app, make_server
 from nova.server.config import NodeConfig
+from nova.store.decisions import Candidate, Decided, Waiting
 from nova.store.model import Change, Entry, Put
 
 KEEP_ALIVE_S = 0.2
@@ -186,6 +187,16 @@ class MemoryBackend:
             raise KeyNotFoundError(f"there is no point {to!r} of {key!r}")
         kept = [{"path": "/x", "value": 1, "origin": "n2"}] if context else []
         return {"point": to, "undo": "p3", "restored": {"/a": by}, "removed": [], "kept": kept, "discarded": []}
+
+    def waiting(self, limit: int) -> list[Waiting]:
+        one = Candidate("/cpus", 4, "n1", 1), Candidate("/cpus", 8, "n2", 2)
+        return [Waiting("c1", "s1", "vm/1", "vm", 1, "two writers met", list(one), {"/cpus": 4}, [])][:limit]
+
+    async def decide(self, key: str, shown: str, values: dict[str, Any], by: str) -> Decided:
+        if shown != "s1":
+            raise StaleContextError(f"stale decision: siblings changed; {key!r} is now s1", self.waiting(1)[0])
+        gone = {"path": "/cpus", "value": 4, "origin": "n1", "reason": f"{by} decided otherwise"}
+        return Decided("c1", key, values, [gone])
 
     def metrics(self) -> bytes:
         return b"nova_keys %d\n" % len(self.entries)

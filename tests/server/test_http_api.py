@@ -288,6 +288,18 @@ def test_points_are_made_listed_and_gone_back_to(node: Running) -> None:
     refused(ask(node, "POST", "/v1/audit/retain", {"days": 3}), 400, "bad_request")
 
 
+def test_what_waits_is_listed_and_decided(node: Running) -> None:
+    (waits,) = ask(node, "GET", "/v1/decisions").json()["waiting"]
+    assert [each["value"] for each in waits["candidates"]] == [4, 8]
+    decision = {"shown": waits["shown"], "values": {"/cpus": 8}, "by": "ann"}
+    done = ask(node, "POST", "/v1/decisions/vm/1", decision).json()
+    assert (done["key"], done["values"], done["discarded"][0]["origin"]) == ("vm/1", {"/cpus": 8}, "n1")
+    stale = ask(node, "POST", "/v1/decisions/vm/1", decision | {"shown": "s0"})
+    refused(stale, 409, "conflict")
+    assert stale.json()["current"]["shown"] == "s1"
+    refused(ask(node, "POST", "/v1/decisions/vm/1", {"values": {}}), 400, "bad_request")
+
+
 def test_health_is_the_process_and_readiness_the_node(node: Running) -> None:
     assert ask(node, "GET", "/healthz").status == 200
     assert ask(node, "GET", "/readyz").json() == {"ready": True, "reason": "serving"}
@@ -313,9 +325,12 @@ def test_the_description_names_every_route(node: Running) -> None:
     routes = {(method.upper(), path) for path, methods in paths.items() for method in methods}
     keys = {(method, "/v1/keys/{key}") for method in ("PUT", "GET", "DELETE")}
     plain = "/ /healthz /readyz /metrics /openapi.json /v1/keys /v1/watch /v1/status /v1/peers /v1/conflicts"
-    plain += " /v1/why/{key} /v1/audit /v1/audit/verify /v1/audit/statistics /v1/audit/export /v1/points/{key}"
+    plain += (
+        " /v1/why/{key} /v1/audit /v1/audit/verify /v1/audit/statistics /v1/audit/export /v1/points/{key} /v1/decisions"
+    )
     gets = {("GET", path) for path in plain.split()}
     writes = "/v1/batch /v1/chaos/cut /v1/chaos/heal /v1/audit/retain /v1/points/{key} /v1/rollback/{key}"
+    writes += " /v1/decisions/{key}"
     posts = {("POST", path) for path in writes.split()}
     assert routes == keys | gets | posts
     answers = paths["/v1/keys/{key}"]["put"]["responses"]

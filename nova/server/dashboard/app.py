@@ -75,6 +75,7 @@ def _page(view: ClusterView) -> None:
             ui.html("<h2>Writes per second</h2>", sanitize=False)
             rates = ui.echart(_rates(view)).style("height:220px;width:100%")
         parts.append(Part(view, render.links, "s6"))
+        waiting = _Waiting(view)
         parts.append(Part(view, render.feed, "s8"))
         with ui.element("div").classes("s4").style("display:grid;gap:14px;align-content:start"):
             parts.append(Part(view, render.statistics, ""))
@@ -88,12 +89,68 @@ def _page(view: ClusterView) -> None:
         shown = view.rounds
         for part in parts:
             part.refresh()
+        waiting.refresh()
         fresh = _rates(view)
         rates.options["series"] = fresh["series"]
         rates.options["legend"] = fresh["legend"]
         rates.update()
 
     ui.timer(POLL_S / 2, refresh)
+
+
+class _Waiting:
+    """What waits for somebody: its candidates side by side, to choose from. Nothing is shown while nothing waits."""
+
+    def __init__(self, view: ClusterView) -> None:
+        self._view = view
+        self._shown: list[str] = []
+        self._card = ui.element("div").classes("card s12 waiting")
+        self.refresh()
+
+    def refresh(self) -> None:
+        waits = self._view.waiting
+        shown = [each["shown"] for each in waits]
+        self._card.set_visibility(bool(waits))
+        if shown == self._shown:
+            return  # what is being chosen stays as it is
+        self._shown = shown
+        self._card.clear()
+        with self._card:
+            ui.html("<h2>Waits for somebody</h2>", sanitize=False)
+            for each in waits:
+                self._one(each)
+
+    def _one(self, waits: dict[str, Any]) -> None:
+        paths: dict[str, list[dict[str, Any]]] = {}
+        for candidate in waits["candidates"]:
+            paths.setdefault(candidate["path"], []).append(candidate)
+        chosen: dict[str, Any] = {}
+
+        async def decide() -> None:
+            values = {path: paths[path][radio.value]["value"] for path, radio in chosen.items()}
+            try:
+                await self._view.decide(waits, values)
+            except NovaError as error:
+                ui.notify(str(error), type="negative", multi_line=True)
+            else:
+                ui.notify(f"{waits['key']} is decided", type="positive")
+
+        with ui.element("div").classes("conflict pending").props("data-testid=waiting"):
+            with ui.element("div").classes("top"):
+                ui.label(waits["key"]).classes("name")
+                ui.label(waits["reason"]).classes("dim")
+            for path, candidates in sorted(paths.items()):
+                with ui.row().classes("items-center"):
+                    ui.label(path or "value").classes("mono")
+                    options = {i: render.choice(candidate) for i, candidate in enumerate(candidates)}
+                    kept = next(
+                        (i for i, one in enumerate(candidates) if one["value"] == waits["settled"].get(path)), 0
+                    )
+                    chosen[path] = ui.radio(options, value=kept).props("inline dense")
+            if paths:
+                ui.button("Decide", on_click=decide).props("unelevated no-caps dense")
+            else:
+                ui.label("Change one of the keys that claim it.").classes("dim")
 
 
 def _why(view: ClusterView) -> None:

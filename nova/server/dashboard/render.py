@@ -214,6 +214,11 @@ def _conflict(conflict: dict[str, Any]) -> str:
     )
 
 
+def choice(candidate: dict[str, Any]) -> str:
+    """One value to decide for, in words; no markup."""
+    return f"{_text(candidate['value'])} of {candidate['origin']}"
+
+
 def _text(value: Any) -> str:
     if value is None:
         return "removed"

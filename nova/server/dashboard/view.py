@@ -61,6 +61,7 @@ class ClusterView:
         self.nodes = {url.rstrip("/"): NodeView(url.rstrip("/"), token) for url in urls}
         self._given = set(self.nodes)
         self.conflicts: dict[str, Any] = {"conflicts": [], "total": 0, "by_type": {}, "by_strategy": {}}
+        self.waiting: list[dict[str, Any]] = []
         self.times: deque[int] = deque(maxlen=HISTORY)
         self.rates: dict[str, deque[float]] = {}
         self.lags: deque[int] = deque(maxlen=HISTORY)
@@ -114,6 +115,15 @@ class ClusterView:
         nodes = self.up or list(self.nodes.values())
         return await nodes[0].client.get("/v1/why/" + key_target(key).removeprefix("/v1/keys/"))  # type: ignore[no-any-return]
 
+    async def decide(self, waits: dict[str, Any], values: dict[str, Any]) -> None:
+        """Settle what waits, as it was shown. Raises UsageError if it is something else by now; NovaError."""
+        from nova.client import key_target
+
+        nodes = self.up or list(self.nodes.values())
+        target = "/v1/decisions/" + key_target(waits["key"]).removeprefix("/v1/keys/")
+        body = {"shown": waits["shown"], "values": values, "by": "the dashboard"}
+        await nodes[0].client.call("POST", target, body)
+
     async def ask(self) -> None:
         """One round over all nodes."""
         await asyncio.gather(*(node.ask() for node in self.nodes.values()))
@@ -121,6 +131,7 @@ class ClusterView:
         for node in self.up:
             with contextlib.suppress(NovaError):
                 self.conflicts = await node.client.get("/v1/conflicts", limit=FEED)
+                self.waiting = (await node.client.get("/v1/decisions", limit=FEED))["waiting"]
                 break
         self.times.append(int(time.time() * 1000))
         for node in self.nodes.values():
