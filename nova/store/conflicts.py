@@ -12,7 +12,7 @@ import msgspec
 
 from nova.clock import VectorClock, stamp_ms
 from nova.conflict import vm
-from nova.conflict.audit import AuditChain, AuditEvent, decode_event, detect_body, explain, resolve_body
+from nova.conflict.audit import AuditChain, AuditEvent, decode_event, detect_body, escalate_body, explain, resolve_body
 from nova.conflict.detect import MISSING, Conflict, ConflictDetector, Contention, ResourceIndex, Version
 from nova.conflict.policy import PolicyManager, PolicyStrategy
 from nova.conflict.strategies import Resolution, ResolveContext, Strategy, strategy_named
@@ -234,10 +234,14 @@ class Conflicts:
         self._resolved.labels(strategy=settlement["strategy"], result=result).inc()
         self._logged.labels(event_type="detect").inc()
         self._logged.labels(event_type="resolve").inc()
-        return [
+        out = [
             self.chain.append("detect", now, conflict.id, record["key"], record),
             self.chain.append("resolve", now, conflict.id, record["key"], {"resolution": settlement}),
         ]
+        for action in settlement.get("actions", ()):
+            body = escalate_body(action["action"], f"{action['rule']}: {action['reason']}", action["to"] or None)
+            out += self.note("escalate", conflict.id, record["key"], body, now)
+        return out
 
     def note(self, type: str, conflict_id: str, key: str, body: Mapping[str, Any], time_ms: int) -> list[bytes]:
         """Put any event into the chain."""

@@ -119,7 +119,7 @@ class Replica:
         rows = self.space.get(key)
         kind = self._kind_for(key, rows, request.kind)
         self._check_condition(key, rows, request)
-        self._check_frozen(key)
+        self.check_frozen(key)
         leaves: dict[str, Any]
         drops: list[str] = []
         if not request.merge and kind.code == REGISTER and (rows is None or rows.single is not None):
@@ -154,7 +154,7 @@ class Replica:
             self._check_siblings(rows, puts, request.context)
         return self._write(key, kind.code, puts, drops, False, request.context)
 
-    def _check_frozen(self, key: str) -> None:
+    def check_frozen(self, key: str) -> None:
         """A policy may freeze what is in conflict. What other nodes wrote before they heard of it still comes in."""
         if self.config.policies and (record := self.conflicts.frozen(key)) is not None:
             raise UnavailableError(
@@ -180,7 +180,7 @@ class Replica:
         if rows is None:
             raise KeyNotFoundError(f"key {key!r} holds nothing; nothing to delete")
         self._check_condition(key, rows, Put(key, None, context=dict(context or {}), conditional=conditional))
-        self._check_frozen(key)
+        self.check_frozen(key)
         return self._write(key, rows.kind, [], [], True, context)
 
     def _write(

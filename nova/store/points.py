@@ -120,9 +120,10 @@ def roll_back(
     context  the clock that the decision was made on; rows that it does not know are left as they are. None: the clock
              that the key has now
     raises   UsageError if the point is of another key, or the key holds another kind by now; UnavailableError for a
-             context that is ahead of this replica; LimitError as for `make_point`
+             context that is ahead of this replica, or a key that is frozen; LimitError as for `make_point`
     """
     _check_words("by", by)
+    replica.check_frozen(key)
     if point.type != "point" or point.resource_id != key:
         raise UsageError(f"event {point.seq} is no rollback point of {key!r}; nova points list shows those that are")
     to, wanted, kind = point.body["point"], dict(point.body["leaves"]), kind_named(point.body["kind"])

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from nova.clock import VectorClock
 from nova.conflict.audit import Retention
+from nova.conflict.policy import PolicyBuilder
+from nova.conflict.policy.conditions import always
 from nova.errors import KeyNotFoundError, LimitError, UnavailableError, UsageError
 from nova.metrics import Registry
 from nova.runtime import wall_ns
@@ -208,6 +210,28 @@ def test_conflicts_that_recur_are_counted_and_told(tmp_path):
         assert directory.audit.statistics().hotspots[0].count == 5
     finally:
         directory.close()
+
+
+def test_a_frozen_key_is_not_rolled_back_and_why_tells_of_escalation_and_decision():
+    freeze = PolicyBuilder("strict").default("lww").escalate("all", always(), action="freeze", to="ann").build()
+    here, there = ReplicatedStore(node="a", policies={"": freeze}), ReplicatedStore(node="b", policies={"": freeze})
+    here.put("x", 0)
+    point = here.point("x")
+    there.sync_with(here)
+    here.put("x", 1)
+    there.put("x", 2)
+    here.sync_with(there)
+    with pytest.raises(UnavailableError, match="frozen by conflict"):
+        here.rollback("x", point)
+    (shown,) = here.waiting()
+    here.decide("x", shown.shown, {"": 2}, by="ann")
+    here.rollback("x", point, by="bob")
+    assert here.get("x").value == 0
+    types = [event.type for event in here.audit.events(resource="x")]
+    assert types == ["point", "detect", "resolve", "escalate", "decision", "point", "rollback"]
+    text = here.why("x")["text"]
+    for words in ("was escalated: all: ", "; freeze, to ann", "ann decided conflict", f"rolled back to {point} by bob"):
+        assert words in text, text
 
 
 def test_another_kind_is_not_overwritten(store):
