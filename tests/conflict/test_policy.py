@@ -8,7 +8,7 @@ from itertools import permutations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nova.clock import VectorClock
@@ -364,6 +364,7 @@ values = st.recursive(
 )
 
 
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(values, min_size=2, max_size=3), values, st.booleans())
 def test_one_policy_gives_identical_bytes_in_any_order(several, base, known):
     policy = builder().field("/x", "max").field("y[*].v", "manual").field("z.*", "min").build()
@@ -477,6 +478,7 @@ def test_what_is_wrong_in_a_file_is_told_with_line_and_mend(old, new, mark, mess
     assert str(caught.value).startswith(f"p.toml line {line}:"), caught.value
 
 
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=60) | st.sampled_from(GOOD.splitlines()).map(lambda line: GOOD.replace(line, line[::-1])))
 def test_any_text_is_a_policy_or_a_clear_error(text):
     with contextlib.suppress(ConfigError):
