@@ -218,7 +218,9 @@ class Time:
 
 
 def test_a_user_strategy_that_raises_leaves_no_half_result():
-    for wrong in (ValueError("no"), "no resolution", resolve(builder().build(), whole(7, 8))):
+    good = resolve(builder().default("lww").build(), at_paths({"/x": [7, 7]}))
+    forgetful = msgspec.structs.replace(good, clock=VectorClock({"a": 1}))
+    for wrong in (ValueError("no"), "no resolution", resolve(builder().build(), whole(7, 8)), forgetful):
         policy = builder().strategy("mine", Raises(wrong)).default("mine").fallback("mine", "lww").build()
         conflict = at_paths({"/x": [1, 2]})
         found = resolve(policy, conflict)
@@ -320,6 +322,14 @@ def test_conflicts_past_the_limit_escalate_until_the_window_is_over():
         asked.append(bool(found.actions))
         assert found.value == 2  # how often changes who is told, not the value: replicas count differently
     assert asked == [False, False, True, True, False]
+
+
+def test_a_conflict_that_is_read_again_is_not_another_one():
+    policy = builder().default("lww").auto_limit(1, window_ms=1_000).build()
+    applied = PolicyManager([policy], timer=Time()).applied("production")
+    assert applied.settle(whole(1, 2)).actions == ()
+    assert [applied.resolve(whole(1, 2)).actions for _ in range(3)] == [(), (), ()]
+    assert applied.settle(whole(1, 2)).actions
 
 
 # ------------------------------------------------------------------------------------------------ many callers

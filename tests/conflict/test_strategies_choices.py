@@ -56,6 +56,14 @@ def test_every_strategy_gives_the_same_bytes_in_any_order_and_a_clock_that_domin
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_which_side_is_local_makes_no_difference(name):
+    base = Version("ac", VectorClock({"z": 1}), 1, "z")
+    one, other = versions("abc", "aXc")
+    found = [ConflictDetector().detect("r", *pair, base=base) for pair in ((one, other), (other, one))]
+    assert frozen(strategy_named(name).resolve(found[0])) == frozen(strategy_named(name).resolve(found[1]))
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_a_stamp_from_the_far_future_is_refused_and_told(name):
     conflict = whole(1, 2, 9, base=0)
     far = msgspec.structs.replace(conflict.versions[2], timestamp=1 << 60)
