@@ -8,7 +8,7 @@ from itertools import permutations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nova.clock import VectorClock
@@ -218,7 +218,9 @@ class Time:
 
 
 def test_a_user_strategy_that_raises_leaves_no_half_result():
-    for wrong in (ValueError("no"), "no resolution", resolve(builder().build(), whole(7, 8))):
+    good = resolve(builder().default("lww").build(), at_paths({"/x": [7, 7]}))
+    forgetful = msgspec.structs.replace(good, clock=VectorClock({"a": 1}))
+    for wrong in (ValueError("no"), "no resolution", resolve(builder().build(), whole(7, 8)), forgetful):
         policy = builder().strategy("mine", Raises(wrong)).default("mine").fallback("mine", "lww").build()
         conflict = at_paths({"/x": [1, 2]})
         found = resolve(policy, conflict)
@@ -322,6 +324,14 @@ def test_conflicts_past_the_limit_escalate_until_the_window_is_over():
     assert asked == [False, False, True, True, False]
 
 
+def test_a_conflict_that_is_read_again_is_not_another_one():
+    policy = builder().default("lww").auto_limit(1, window_ms=1_000).build()
+    applied = PolicyManager([policy], timer=Time()).applied("production")
+    assert applied.settle(whole(1, 2)).actions == ()
+    assert [applied.resolve(whole(1, 2)).actions for _ in range(3)] == [(), (), ()]
+    assert applied.settle(whole(1, 2)).actions
+
+
 # ------------------------------------------------------------------------------------------------ many callers
 
 
@@ -364,6 +374,7 @@ values = st.recursive(
 )
 
 
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(values, min_size=2, max_size=3), values, st.booleans())
 def test_one_policy_gives_identical_bytes_in_any_order(several, base, known):
     policy = builder().field("/x", "max").field("y[*].v", "manual").field("z.*", "min").build()
@@ -477,6 +488,7 @@ def test_what_is_wrong_in_a_file_is_told_with_line_and_mend(old, new, mark, mess
     assert str(caught.value).startswith(f"p.toml line {line}:"), caught.value
 
 
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=60) | st.sampled_from(GOOD.splitlines()).map(lambda line: GOOD.replace(line, line[::-1])))
 def test_any_text_is_a_policy_or_a_clear_error(text):
     with contextlib.suppress(ConfigError):
