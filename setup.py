@@ -37,6 +37,7 @@ KERNELS = {
     "meter": ["csrc/meter.c"],
     "merge": ["csrc/digest.c", "csrc/text.c"],
     "ottext": ["csrc/ottext.c"],
+    "conflict": ["csrc/vclock.c"],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
+from nova._native.conflict import Resolution, last_write
 from nova.clock import VectorClock
 from nova.conflict.detect import (
     MISSING,
@@ -39,33 +40,6 @@ class Discarded(msgspec.Struct, frozen=True):
     value: Any
     origin: str
     reason: str
-
-
-class Resolution(msgspec.Struct, frozen=True):
-    """The outcome of one conflict.
-
-    value        the settled value of a conflict of whole values; for one at paths the same as `settled`
-    clock        covers the clock of every version: a write with it as context supersedes them all
-    explanation  one plain sentence per decision
-    discarded    every value that is not in the outcome
-    confidence   1 where nothing was at stake, least where a guess was made: 1.0 all agree, 0.9 a declared rule decided,
-                 0.6 the last writer won, 1/n one of n kept siblings is shown, 0.3 somebody has to look
-    settled      path -> leaf value, or MISSING, for every contended path; {"": value} for whole values
-    siblings     path -> versions that stay readable beside the value (MultiValue), oldest first
-    alarms       what an operator should hear about now
-    pending      True: a deterministic stand-in until a human or a quorum decides
-    """
-
-    value: Any
-    clock: VectorClock
-    strategy: str
-    explanation: tuple[str, ...]
-    discarded: tuple[Discarded, ...]
-    confidence: float
-    settled: Mapping[str, Any]
-    siblings: Mapping[str, tuple[Version, ...]] = {}
-    alarms: tuple[str, ...] = ()
-    pending: bool = False
 
 
 class ResolveContext(msgspec.Struct, frozen=True):
@@ -230,11 +204,17 @@ class LastWriteWins:
     name = "lww"
 
     def resolve(self, conflict: Conflict, context: ResolveContext = NO_CONTEXT) -> Resolution:
+        if (quick := last_write(conflict, self.name, Discarded, _last_said)) is not None:
+            return quick
         outcomes: dict[str, tuple[Sequence[Version], Settled]] = {}
         for path in sorted(conflict.siblings):
             versions = ordered(conflict.siblings[path])
             outcomes[path] = versions, _agreed(path, versions) or last_writer(path, versions, context)
         return _finish(conflict, self.name, outcomes)
+
+
+def _last_said(versions: Sequence[Version]) -> tuple[str, ...]:
+    return ((_agreed("", versions) or last_writer("", versions, NO_CONTEXT)).explanation,)
 
 
 # ------------------------------------------------------------------------------------------------ multi-value
@@ -413,7 +393,7 @@ class SemanticMerge:
             merged = {**context.leaves, **resolution.settled}
             value = schema.join({path: leaf for path, leaf in merged.items() if leaf is not MISSING})
             if broken := _broken(schema.invariants, value):
-                resolution = msgspec.structs.replace(resolution, alarms=resolution.alarms + broken)
+                resolution = resolution.replace(alarms=resolution.alarms + broken)
         return resolution
 
     def _leaf(self, path: str, versions: Sequence[Version], schema: Schema, context: ResolveContext) -> Settled:
@@ -481,7 +461,7 @@ class SemanticMerge:
         outcomes[""] = (), Settled(value, note, "", 1.0, bool(broken))
         part = _finish(conflict, self.name, outcomes)
         explanation = tuple(sentence for sentence in part.explanation if sentence) + broken
-        return msgspec.structs.replace(part, explanation=explanation, settled={"": value}, alarms=broken)
+        return part.replace(explanation=explanation, settled={"": value}, alarms=broken)
 
 
 def _broken(invariants: Sequence[Invariant], value: Any) -> tuple[str, ...]:

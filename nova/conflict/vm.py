@@ -499,7 +499,7 @@ register_schema("vm", Schema(RULES, (SNAPSHOT_LINKS,), split, join))
 # ------------------------------------------------------------------------------------------------ split brain
 
 
-@classifier("vm_split_brain")
+@classifier("vm_split_brain", kind="vm")
 def _split_brain(case: Case) -> Finding | None:
     """One VM, running on two hosts (or in two regions) for writers that did not know of each other."""
     if case.kind != "vm":
@@ -532,7 +532,7 @@ def _running_places(case: Case, field: str) -> list[Any]:
     return [places[key] for key in sorted(places)]
 
 
-@classifier("vm_address")
+@classifier("vm_address", kind="vm")
 def _address(case: Case) -> Finding | None:
     """One MAC that concurrent writers gave different addresses."""
     if case.kind != "vm":

@@ -1,0 +1,22 @@
+from nova._native.vclock cimport VectorClock
+
+
+# What is wrong between versions; see conflict.pyx.
+cdef class Conflict:
+    cdef readonly object resource_id, kind, severity, siblings, base, reason
+    cdef readonly tuple versions, types, paths, contentions, broken
+    cdef readonly bint auto_resolvable
+    cdef object named, weighed
+    cdef bint is_whole(self)
+    cdef object version(self, Py_ssize_t at)
+    cdef tuple told(self)
+
+
+cdef class Resolution:
+    cdef readonly object value, strategy, confidence, settled, siblings
+    cdef readonly VectorClock clock
+    cdef readonly tuple discarded, alarms
+    cdef readonly bint pending
+    cdef tuple said             # None: say(about) tells it
+    cdef object say, about
+    cdef tuple told(self)
