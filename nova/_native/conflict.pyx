@@ -273,7 +273,7 @@ def rank_of(version):
     return version.timestamp, version.origin, canonical(version.value), exact(version.value)
 
 
-cdef int newer(object a, object b) except -2:
+cdef int newer(object a, object b) except? -1:
     """1: a is newer than b, 0: b than a, by timestamp and origin; -1: these are equal."""
     one, other = a.timestamp, b.timestamp
     if PyObject_RichCompareBool(one, other, Py_GT):
@@ -306,6 +306,7 @@ cdef list in_order(object versions):
         while k:
             how = newer(out[k - 1], version)
             if how < 0:         # their bytes decide
+                out[k] = version
                 out.sort(key=rank_of)
                 return out
             if not how:
