@@ -16,6 +16,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItemWithError, PyDict_Next, PyDict_Size
 from cpython.object cimport Py_EQ, Py_GT, PyObject, PyObject_RichCompareBool
 
+from libc.stdint cimport int8_t, uint32_t, uint64_t
+
 from nova._native.vclock cimport VectorClock, nova_clock, nova_vclock_compare
 
 from nova.errors import UsageError
@@ -263,6 +265,25 @@ def orders(pairs):
         local, remote = given[i]
         at[i] = <char>order_of(local, remote)
     return out
+
+
+def last_of(const int8_t[::1] orders not None, const uint64_t[::1] mine not None, const uint64_t[::1] yours not None,
+            const uint32_t[::1] my_origin not None, const uint32_t[::1] your_origin not None, int8_t[::1] out not None):
+    """Which of two versions stays, a row each: 0 ours, 1 theirs, 2 for what only the values can tell.
+
+    orders   nova_order of ours to theirs; of concurrent ones the timestamps decide, then the ranks of the origins
+    """
+    cdef Py_ssize_t i, n = out.shape[0]
+    cdef bint later, equal
+    if not (orders.shape[0] == mine.shape[0] == yours.shape[0] == my_origin.shape[0] == your_origin.shape[0] == n):
+        raise UsageError("columns of versions differ in length; all must be equally long")
+    with nogil:
+        for i in range(n):
+            equal = mine[i] == yours[i]
+            later = (yours[i] > mine[i]) | (equal & (your_origin[i] > my_origin[i]))
+            equal &= your_origin[i] == my_origin[i]
+            out[i] = (orders[i] == BEFORE) | ((orders[i] == CONCURRENT) & later)
+            out[i] |= ((orders[i] == CONCURRENT) & equal) << 1
 
 
 def stamp_of(version):
