@@ -1,7 +1,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, final
 
-from typing_extensions import Buffer
+from numpy import int8, uint32, uint64
+from numpy.typing import NDArray
 
 from nova.clock import VectorClock
 from nova.conflict.detect import ConflictType, Contention, Severity, Version
@@ -22,7 +23,12 @@ def differing(a: Any, b: Any, base: Any) -> tuple[str, ...]: ...
 def concurrent(local: Version, remote: Version) -> bool: ...
 def orders(pairs: Iterable[tuple[Version, Version]]) -> bytes: ...
 def last_of(
-    orders: Buffer, mine: Buffer, yours: Buffer, my_origin: Buffer, your_origin: Buffer, out: Buffer
+    orders: NDArray[int8],
+    mine: NDArray[uint64],
+    yours: NDArray[uint64],
+    my_origin: NDArray[uint32],
+    your_origin: NDArray[uint32],
+    out: NDArray[int8],
 ) -> None: ...
 def stamp_of(version: Version) -> tuple[int, str]: ...
 def rank_of(version: Version) -> tuple[int, str, bytes, bytes]: ...
