@@ -43,7 +43,7 @@ def repeated(call, times, *arguments):
 
 
 MERGES = {
-    "nova": lambda *sides: merge(*sides).value,
+    "nova": works.nova_merge,
     "plain Python": works.plain_merge,
     "dictdiffer": works.dictdiffer_merge,
     "nbdime": works.nbdime_merge,

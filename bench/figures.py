@@ -1,4 +1,4 @@
-"""The figures that the clocks, CRDTs, digests and conflicts are held to: what, how much, and which benchmark says what it came to.
+"""The figures that clocks, CRDTs, digests and conflicts are held to: what, how much, and which benchmark has it.
 
 `report.py` makes the table of them, and the plots of how cost grows, from the results of one run.
 """

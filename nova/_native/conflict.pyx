@@ -18,6 +18,7 @@ from cpython.object cimport Py_EQ, Py_GT, PyObject, PyObject_RichCompareBool
 
 from libc.stdint cimport int8_t, uint32_t, uint64_t
 
+from nova._native.merge cimport beside
 from nova._native.vclock cimport VectorClock, nova_clock, nova_vclock_compare
 
 from nova.errors import UsageError
@@ -204,13 +205,13 @@ cdef int differ_maps(dict a, dict b, object base, str path, list out) except -1:
     cdef PyObject *key
     cdef PyObject *value
     cdef PyObject *other
-    cdef Py_ssize_t at = 0, common = 0
+    cdef Py_ssize_t at = 0, at_b = 0, common = 0
     cdef type kind
     cdef list keys = []
     cdef dict known = None
     cdef str where
     while PyDict_Next(a, &at, &key, &value):
-        other = PyDict_GetItemWithError(b, <object>key)
+        other = beside(b, &at_b, key)
         common += other is not NULL
         if other is value:
             continue

@@ -186,22 +186,6 @@ cdef dict NONE_SPECIAL = {}
 cdef frozenset PLAIN = frozenset((str, int, float, bool, NONE, dict, list))
 
 
-cdef inline PyObject *beside(dict side, Py_ssize_t *at, PyObject *key) except? NULL:
-    """The value of a key, NULL if there is none. It is mostly the next one of the side, since copies keep the order of
-    a map and mostly its very keys: then there is nothing to look up."""
-    cdef PyObject *here
-    cdef PyObject *value
-    cdef Py_ssize_t after = at[0]
-    if PyDict_Next(side, &after, &here, &value):
-        if here is key or (
-            type(<object>here) is str and type(<object>key) is str
-            and PyObject_RichCompareBool(<object>here, <object>key, Py_EQ)
-        ):
-            at[0] = after
-            return value
-    return PyDict_GetItemWithError(side, <object>key)
-
-
 cdef inline bint is_word(object value) noexcept:
     """Whether a value is of a type of which two are equal if Python says so."""
     return type(value) is str or type(value) is int

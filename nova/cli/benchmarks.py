@@ -620,7 +620,7 @@ CASES = [
          "dicts", simple(lambda: conflicts.plain_settles_many(10_000)), 10_000),
     *(
         Case("conflict", f"three-way merge of a record of {n} fields",
-             simple(partial(conflicts.merges_plainly, conflicts.merge, n)), "15 lines of Python",
+             simple(partial(conflicts.merges_plainly, conflicts.nova_merge, n)), "15 lines of Python",
              simple(partial(conflicts.merges_plainly, conflicts.plain_merge, n)), 1,
              (Peer("nbdime", simple(partial(conflicts.merges_plainly, conflicts.nbdime_merge, n)), "nbdime"),
               Peer("dictdiffer", simple(partial(conflicts.merges_plainly, conflicts.dictdiffer_merge, n)),

@@ -46,6 +46,11 @@ def dictdiffer_merge(base: Any, local: Any, remote: Any) -> Any:
     return library.patch(merger.unified_patches, base)
 
 
+def nova_merge(base: Any, local: Any, remote: Any) -> Any:
+    """The same by us."""
+    return merge(base, local, remote).value
+
+
 def nbdime_merge(base: Any, local: Any, remote: Any) -> Any:
     """The same by nbdime."""
     decide = importlib.import_module("nbdime.merging.generic").decide_merge
@@ -94,8 +99,8 @@ def clean_pair() -> tuple[Version, Version]:
 
 def detects(pair: tuple[Version, Version]) -> Work:
     """Detection of one pair, boxed: a clean one gives nothing."""
-    detect = ConflictDetector().detect
-    return lambda: (detect("vm/1", *pair),)
+    detect, (a, b) = ConflictDetector().detect, pair
+    return lambda: (detect("vm/1", a, b),)
 
 
 def plain_detect(pair: tuple[Version, Version]) -> Work:
@@ -113,8 +118,8 @@ def plain_detect(pair: tuple[Version, Version]) -> Work:
 def settles() -> Work:
     """The last writer of two stays, and the loser is recorded."""
     found = ConflictDetector().detect("vm/1", *concurrent_pair())
-    resolve = LastWriteWins().resolve
-    return lambda: resolve(found).discarded if found is not None else None
+    assert found is not None
+    return partial(LastWriteWins().resolve, found)
 
 
 def plain_last_writer(pair: list[dict[str, Any]]) -> dict[str, Any]:
@@ -142,7 +147,7 @@ def plain_settles() -> Work:
 def prunes() -> Work:
     """What of three siblings nothing supersedes: all."""
     versions = [version(i, f"node-{i}", 6, i) for i in range(3)]
-    return lambda: prune(versions)
+    return partial(prune, versions)
 
 
 def plain_prune() -> Work:
