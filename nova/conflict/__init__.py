@@ -1,37 +1,15 @@
 """Conflicts: found by causality, merged and settled by rules, explained and recorded.
 
-`merge` is the module; its function is `nova.conflict.merge.merge`.
+`merge` is the module; its function is `nova.conflict.merge.merge`. What is not needed to find and settle conflicts is
+loaded when it is first asked for (PEP 562). Detection, strategies and the rules of VMs are there at once: they register
+themselves, and what is found must not depend on who imported what.
 """
 
-from nova.conflict import audit, detect, merge, strategies, vm
-from nova.conflict.audit import AuditChain, AuditEvent
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from nova.conflict import detect, strategies, vm
 from nova.conflict.detect import MISSING, Conflict, ConflictDetector, ConflictType, Invariant, Severity, Version
-from nova.conflict.merge import (
-    Atomic,
-    Counter,
-    Custom,
-    Document,
-    Group,
-    Keyed,
-    Max,
-    MergeConflict,
-    MergeResult,
-    Min,
-    Moves,
-    Patch,
-    Precedence,
-    Sequence,
-    SetOf,
-    Sum,
-    Text,
-    apply_json_patch,
-    apply_merge_patch,
-    diff,
-    merge_text,
-    patch,
-    to_json_patch,
-    to_merge_patch,
-)
 from nova.conflict.strategies import (
     LastWriteWins,
     MultiValue,
@@ -42,6 +20,85 @@ from nova.conflict.strategies import (
     strategy_named,
 )
 from nova.conflict.vm import VMState
+
+if TYPE_CHECKING:
+    from nova.conflict import audit, batch, merge, metrics, ot
+    from nova.conflict.audit import AuditChain, AuditEvent
+    from nova.conflict.batch import VersionBatch, settle_many
+    from nova.conflict.merge import (
+        Atomic,
+        Counter,
+        Custom,
+        Document,
+        Group,
+        Keyed,
+        Max,
+        MergeConflict,
+        MergeResult,
+        Min,
+        Moves,
+        Patch,
+        Precedence,
+        Sequence,
+        SetOf,
+        Sum,
+        Text,
+        apply_json_patch,
+        apply_merge_patch,
+        diff,
+        merge_text,
+        patch,
+        to_json_patch,
+        to_merge_patch,
+    )
+
+_MODULES: Final = ("audit", "batch", "merge", "metrics", "ot")
+_FROM: Final = {
+    "audit": ("AuditChain", "AuditEvent"),
+    "batch": ("VersionBatch", "settle_many"),
+    "merge": (
+        "Atomic",
+        "Counter",
+        "Custom",
+        "Document",
+        "Group",
+        "Keyed",
+        "Max",
+        "MergeConflict",
+        "MergeResult",
+        "Min",
+        "Moves",
+        "Patch",
+        "Precedence",
+        "Sequence",
+        "SetOf",
+        "Sum",
+        "Text",
+        "apply_json_patch",
+        "apply_merge_patch",
+        "diff",
+        "merge_text",
+        "patch",
+        "to_json_patch",
+        "to_merge_patch",
+    ),
+}
+_LATER: Final = {name: module for module, names in _FROM.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__} has no {name}")
+    found = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "MISSING",
@@ -77,14 +134,19 @@ __all__ = [
     "Text",
     "VMState",
     "Version",
+    "VersionBatch",
     "apply_json_patch",
     "apply_merge_patch",
     "audit",
+    "batch",
     "detect",
     "diff",
     "merge",
     "merge_text",
+    "metrics",
+    "ot",
     "patch",
+    "settle_many",
     "strategies",
     "strategy_named",
     "to_json_patch",
