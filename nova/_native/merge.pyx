@@ -454,31 +454,11 @@ cdef class MapMerge:
 
     cdef int note(self, object b, object side_node, str side, dict special, object path, int shift) except -1:
         """Note what one side changed in a stretch of keys that the other left alone."""
-        cdef uint32_t bits, bit
+        cdef list pairs = []
         cdef Py_ssize_t i
-        if type(b) is Branch and type(side_node) is Branch and alike_bits(b, side_node):
-            for i in range(len((<Branch>b).slots)):
-                if PyTuple_GET_ITEM((<Branch>b).slots, i) is not PyTuple_GET_ITEM((<Branch>side_node).slots, i):
-                    self.note(
-                        (<Branch>b).slots[i], (<Branch>side_node).slots[i], side, special, path, shift + BITS
-                    )
-            return 0
-        if known_same(b, side_node):
-            return 0
-        if not apart(b, side_node, None, shift):
-            bits = bits_of(b, shift) | bits_of(side_node, shift)
-            while bits:
-                bit = bits & -bits
-                bits ^= bit
-                before, after = child(b, bit, shift), child(side_node, bit, shift)
-                if before is not after:
-                    self.note(before, after, side, special, path, shift + BITS)
-            return 0
-        if shift < SHIFT_END:
-            return self.note_leaf(b, side_node, side, special, path)
-        before, after = by_key(b), by_key(side_node)
-        for key in {**before, **after}:
-            self.note_leaf(before.get(key), after.get(key), side, special, path)
+        leaves_apart(b, side_node, shift, pairs)
+        for i in range(0, len(pairs), 2):
+            self.note_leaf(pairs[i], pairs[i + 1], side, special, path)
         return 0
 
     cdef int note_leaf(self, Leaf one, Leaf other, str side, dict special, object path) except -1:
@@ -922,7 +902,7 @@ cdef class Document:
     def differences(self, Document other not None, missing):
         """(path of keys, before, after) of every leaf in which two documents differ. Cost: follows the edits."""
         cdef list found = []
-        differ_nodes(self.root, other.root, (), 0, missing, found)
+        differ_nodes(self.root, other.root, (), missing, found)
         return found
 
 
@@ -1061,33 +1041,47 @@ cdef inline bint one_key(object a, object b):
     return a is None or b is None or (<Leaf>a).hash == (<Leaf>b).hash and (<Leaf>a).key == (<Leaf>b).key
 
 
-cdef int differ_nodes(object a, object b, tuple path, int shift, object missing, list found) except -1:
+cdef int leaves_apart(object a, object b, int shift, list pairs) except -1:
+    """Append the leaves, two for each key, in which two nodes are not known to hold the same; None where there is none.
+    Cost: follows the edits."""
     cdef uint32_t bits, bit
-    cdef Leaf one, other
     cdef Py_ssize_t i
     if known_same(a, b):
         return 0
     if type(a) is Branch and type(b) is Branch and alike_bits(a, b):
         for i in range(len((<Branch>a).slots)):
             if PyTuple_GET_ITEM((<Branch>a).slots, i) is not PyTuple_GET_ITEM((<Branch>b).slots, i):
-                differ_nodes((<Branch>a).slots[i], (<Branch>b).slots[i], path, shift + BITS, missing, found)
+                leaves_apart((<Branch>a).slots[i], (<Branch>b).slots[i], shift + BITS, pairs)
         return 0
     if not apart(a, b, None, shift):
         bits = bits_of(a, shift) | bits_of(b, shift)
         while bits:
             bit = bits & -bits
             bits ^= bit
-            differ_nodes(child(a, bit, shift), child(b, bit, shift), path, shift + BITS, missing, found)
+            leaves_apart(child(a, bit, shift), child(b, bit, shift), shift + BITS, pairs)
+        return 0
+    if shift < SHIFT_END:       # leaves of one key
+        pairs += [a, b]
         return 0
     mine, yours = by_key(a), by_key(b)
     for key in {**mine, **yours}:
-        one, other = mine.get(key), yours.get(key)
+        pairs += [mine.get(key), yours.get(key)]
+    return 0
+
+
+cdef int differ_nodes(object a, object b, tuple path, object missing, list found) except -1:
+    cdef list pairs = []
+    cdef Leaf one, other
+    cdef Py_ssize_t i
+    leaves_apart(a, b, 0, pairs)
+    for i in range(0, len(pairs), 2):
+        one, other = pairs[i], pairs[i + 1]
         if one is other:
             continue
-        where = path + (key,)
+        where = path + ((other if one is None else one).key,)
         if one is not None and other is not None:
             if type(one.value) is Document and type(other.value) is Document:
-                differ_nodes((<Document>one.value).root, (<Document>other.value).root, where, 0, missing, found)
+                differ_nodes((<Document>one.value).root, (<Document>other.value).root, where, missing, found)
                 continue
             if same_value(one.value, other.value):
                 continue
