@@ -564,7 +564,7 @@ cdef class Resolution:
 
     cdef tuple told(self):
         return (self.value, self.clock, self.strategy, self.explanation, self.discarded, self.confidence, self.settled,
-                self.siblings, self.alarms, self.pending)
+                {} if self.siblings is NOTHING else self.siblings, self.alarms, self.pending)
 
     def __eq__(self, other):
         return self.told() == (<Resolution>other).told() if type(other) is Resolution else NotImplemented

@@ -12,6 +12,7 @@ same record under the same id without talking to each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from enum import IntEnum, StrEnum
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ from nova._native.conflict import (
     same,
 )
 from nova.clock import VectorClock
-from nova.errors import UsageError
+from nova.errors import LimitError, UsageError
 from nova.types import Order
 
 __all__ = [
@@ -169,7 +170,7 @@ class Case(msgspec.Struct, frozen=True):
     versions: tuple[Version, ...]
     paths: tuple[str, ...]
     base: Version | None
-    invariants: Sequence[Invariant]
+    invariants: Sequence[Invariant | Mapping[str, Any]]
     contentions: tuple[Contention, ...]
     leaves: Mapping[str, Any]
 
@@ -243,21 +244,40 @@ def _causal_violation(case: Case) -> Finding | None:
 def _invariant(case: Case) -> Finding | None:
     if not case.invariants:
         return None
-    broken: list[tuple[str, str]] = []
-    for invariant in case.invariants:
-        # What the base already broke is not this conflict's doing, and must not block unrelated edits.
-        if case.base is not None and invariant.path == "" and invariant.broken(case.base.value) is not None:
-            continue
-        for path, versions in case.siblings.items():
-            if not matches(invariant.path, path):
-                continue
-            for version in versions:
-                if version.value is not MISSING and (wrong := invariant.broken(version.value)) is not None:
-                    broken.append((invariant.name, wrong))
+    broken = _broken_by_values(case) if "" in case.siblings else _broken_by_leaves(case)
     if not broken:
         return None
     broken = sorted(set(broken))
     return Finding(ConflictType.INVARIANT, Severity.HIGH, f"{broken[0][0]}: {broken[0][1]}", broken=tuple(broken))
+
+
+def _broken_by_values(case: Case) -> list[tuple[str, str]]:
+    """What one of the values breaks, or what they make together: two that fit may not fit beside each other.
+
+    What the base already broke is not this conflict's doing, and must not block unrelated edits.
+    """
+    from nova.conflict.merge import invariants, merge  # who declares none does not wait for the merge engine
+
+    base = MISSING if case.base is None else case.base.value
+    values = [version.value for version in case.versions]
+    if len(values) == 2 and base is not MISSING and MISSING not in values:
+        with suppress(UsageError, LimitError):  # values that do not merge are judged one by one
+            values.append(merge(base, *values).proposal)
+    return [
+        pair for value in values for pair in invariants.broken(case.invariants, value, base) if value is not MISSING
+    ]
+
+
+def _broken_by_leaves(case: Case) -> list[tuple[str, str]]:
+    asked = [invariant for invariant in case.invariants if isinstance(invariant, Invariant)]
+    return [
+        (invariant.name, wrong)
+        for invariant in asked
+        for path, versions in case.siblings.items()
+        if matches(invariant.path, path)
+        for version in versions
+        if version.value is not MISSING and (wrong := invariant.broken(version.value)) is not None
+    ]
 
 
 @classifier("resource_contention")
@@ -324,13 +344,16 @@ class ConflictDetector:
         remote: Version,
         *,
         base: Version | None = None,
-        invariants: Sequence[Invariant] = (),
+        invariants: Sequence[Invariant | Mapping[str, Any]] = (),
         kind: str = "register",
     ) -> Conflict | None:
         """The conflict between two versions; None, always and only, when their clocks are ordered or equal.
 
-        base  the last version both come from, if known: paths are then those that both changed, and differently
-        cost  one compare if there is none; else O(size of the values)
+        base        the last version both come from, if known: paths are then those that both changed, and differently
+        invariants  truths that either value, or with a base both merged, may break: an Invariant, or one across values
+                    as `nova.conflict.merge.invariants` declares it (sum_le, unique, reference, ge, le, gt, lt)
+        raises      UsageError for an invariant that is none
+        cost        one compare if there is none; else O(size of the values)
         """
         if not concurrent(local, remote):
             return None
