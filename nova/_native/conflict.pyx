@@ -26,6 +26,7 @@ from nova.errors import UsageError
 cdef extern from "Python.h":
     int Py_EnterRecursiveCall(const char *where) except -1
     void Py_LeaveRecursiveCall()
+    object PyUnicode_Concat(object, object)
 
 cdef enum:
     BEFORE = 1
@@ -587,7 +588,8 @@ def last_write(Conflict conflict not None, strategy, discarded, say):
     discarded  makes a record of one that goes: (path, value, origin, reason)
     say        makes the explanation of versions, oldest first
     """
-    cdef list versions, gone = []
+    cdef list versions
+    cdef tuple gone = ()
     cdef Resolution out
     cdef VectorClock clock
     cdef object winner, reason = None
@@ -606,14 +608,15 @@ def last_write(Conflict conflict not None, strategy, discarded, say):
             return None
         if not alike(other, value):
             if reason is None:
-                reason = "a later write by " + winner.origin
-            gone.append(discarded("", other, version.origin, reason))
+                reason = PyUnicode_Concat("a later write by ", winner.origin)
+            made = (discarded("", other, version.origin, reason),)
+            gone = gone + made if gone else made
     out = Resolution.__new__(Resolution)
     out.value = value
     out.clock = clock
     out.strategy = strategy
     out.say, out.about = say, versions
-    out.discarded = tuple(gone)
+    out.discarded = gone
     out.confidence = 0.6 if gone else 1.0
     out.settled = {"": value}
     out.siblings = NOTHING

@@ -357,7 +357,10 @@ class ConflictDetector:
         """
         if not concurrent(local, remote):
             return None
-        if base is None and self._plain.get(kind) and not (invariants or local.metadata or remote.metadata):
+        plain = self._plain.get(kind)
+        if plain is None:
+            plain = self._who(kind) == _OURS
+        if plain and base is None and not (invariants or local.metadata or remote.metadata):
             # Of our classifiers only the first has anything to say here: they need not be asked.
             return found(resource_id, kind, local, remote, _UPDATE, _DIFFER, _AGREE)
         paths = differing(local.value, remote.value, MISSING if base is None else base.value)
