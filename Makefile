@@ -19,7 +19,7 @@ SEEDS ?= 200
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 ARGS ?=
 NODE_PEERS := diamond-types-node@1.0.2 @automerge/automerge-wasm@0.17.0
-NATIVE := $(wildcard csrc/*.[ch] nova/_native/*.pyx nova/_native/*.pxd)
+NATIVE := $(wildcard csrc/*.[ch] nova/_native/*.pyx nova/_native/*.px[di])
 RECIPE := pyproject.toml setup.py
 
 .PHONY: run test bench lint wheels clean help

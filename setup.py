@@ -30,7 +30,15 @@ KERNELS = {
     ],
     "digest": ["csrc/digest.c"],
     "reconcile": ["csrc/sketch.c"],
-    "sequence": ["csrc/sequence.c", "csrc/runs.c", "csrc/marks.c", "csrc/pack.c", "csrc/digest.c"],
+    "sequence": [
+        "csrc/sequence.c",
+        "csrc/sequence_tree.c",
+        "csrc/sequence_join.c",
+        "csrc/runs.c",
+        "csrc/marks.c",
+        "csrc/pack.c",
+        "csrc/digest.c",
+    ],
     "keyspace": ["csrc/digest.c"],
     "log": ["csrc/log.c"],
     "frame": ["csrc/frame.c"],
@@ -38,6 +46,7 @@ KERNELS = {
     "merge": ["csrc/digest.c", "csrc/text.c"],
     "ottext": ["csrc/ottext.c"],
     "conflict": ["csrc/vclock.c"],
+    "audit": ["csrc/blake3.c"],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")

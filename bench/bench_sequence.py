@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from texts import NODE, TEXTS, Patches, in_node, lacks
+from texts import NODE, TEXTS, NovaBuffer, Patches, in_node, lacks
 
 from nova.cli.benchmarks import figure
 from nova.crdt import RGA
@@ -70,16 +70,18 @@ def test_a_paper_is_typed(benchmark: Any, best_of: Any, tmp_path: Path, peer: st
         assert measured_in_node(benchmark, peer, "typed", {"patches": patches}, tmp_path)["text"] == text
         return
 
+    given = NovaBuffer.of(patches) if peer == "nova-buffer" else patches
+
     def typed() -> str:
         paper = TEXTS[peer]("a")
-        paper.edit(patches)
+        paper.edit(given)
         return str(paper.text())
 
     assert best_of(typed) == text
 
 
 @pytest.mark.benchmark(group="crdt.text, the whole history of a paper from bytes to text")
-@pytest.mark.parametrize("peer", [name for name in TEXTS if name != "nova-batch"] + [*NODE])
+@pytest.mark.parametrize("peer", [name for name in TEXTS if not name.startswith("nova-")] + [*NODE])
 def test_a_paper_is_loaded(benchmark: Any, tmp_path: Path, peer: str) -> None:
     """`bytes` in the results: of the history, as each writes it to be kept."""
     need(peer)
@@ -132,14 +134,21 @@ def test_diverged_documents_merge(benchmark: Any, best_of: Any) -> None:
 @pytest.mark.parametrize("peer", ["nova", "nova-deltas", "loro", "pycrdt", *NODE])
 def test_diverged_documents_meet(benchmark: Any, best_of: Any, tmp_path: Path, peer: str) -> None:
     """Ours merge the other's state and find what is new in it. Peers, and ours as `deltas`, apply what the other wrote
-    since they parted, encoded beforehand. Each round has documents that were read from bytes."""
+    since they parted, encoded beforehand. Each round has documents that were read from bytes; ours have read their
+    history, too, which test_the_history_of_a_paper_is_read times."""
     need(peer)
     if peer in NODE:
         text = measured_in_node(benchmark, peer, "met", parted(), tmp_path)["text"]
     else:
         who = peer.partition("-")[0]
         (left, to_right), (right, to_left) = sides(who)
-        read = TEXTS[who].from_bytes
+
+        def read(data: bytes) -> Any:
+            document = TEXTS[who].from_bytes(data)
+            if who == "nova":
+                document.rga.digest()
+            return document
+
         there = read(right), read(left)
 
         def merged(a: Any, b: Any) -> tuple[Any, Any]:

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from nova.crdt import RGA
 
 Patches = list[tuple[int, int, str]]
@@ -58,6 +60,17 @@ class NovaText:
 class NovaBatch(NovaText):
     def edit(self, patches: Patches) -> None:
         self.rga.apply_patches(patches)
+
+
+class NovaBuffer(NovaText):
+    def edit(self, patches: Any) -> None:
+        self.rga.apply_patches(*patches)
+
+    @staticmethod
+    def of(patches: Patches) -> tuple[Any, str]:
+        """The same patches as rows of a buffer, and what they insert as one text."""
+        rows = np.array([(pos, n, len(inserted)) for pos, n, inserted in patches], dtype=np.int64)
+        return rows, "".join(inserted for _, _, inserted in patches)
 
 
 class LoroText:
@@ -140,7 +153,13 @@ class PycrdtText:
         self.doc.apply_update(data)
 
 
-TEXTS: dict[str, type[Any]] = {"nova": NovaText, "nova-batch": NovaBatch, "loro": LoroText, "pycrdt": PycrdtText}
+TEXTS: dict[str, type[Any]] = {
+    "nova": NovaText,
+    "nova-batch": NovaBatch,
+    "nova-buffer": NovaBuffer,
+    "loro": LoroText,
+    "pycrdt": PycrdtText,
+}
 
 
 def lacks(peer: str) -> str:

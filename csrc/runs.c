@@ -36,6 +36,18 @@ void nova_runs_free(nova_runs *runs)
     memset(runs, 0, sizeof *runs);
 }
 
+static void rename_id(uint64_t *id, const uint32_t *agents)
+{
+    if (*id != NOVA_SEQUENCE_ROOT)
+        *id = (uint64_t)agents[nova_agent_of(*id)] << NOVA_SEQUENCE_COUNT_BITS | nova_count_of(*id);
+}
+
+void nova_runs_rename(nova_runs *runs, const uint32_t *agents)
+{
+    for (size_t i = 0; i < runs->size; i++)
+        rename_id(&runs->at[i].dot, agents), rename_id(&runs->at[i].left, agents), rename_id(&runs->at[i].right, agents);
+}
+
 /* The insertion among those of one agent, ascending, that has an element; NULL if none does. */
 static const nova_run *run_of(const nova_run *first, const nova_run *end, uint64_t id)
 {

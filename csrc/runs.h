@@ -77,6 +77,9 @@ int nova_runs_grow(void **at, size_t size, size_t *room, size_t each, size_t mor
 
 void nova_runs_free(nova_runs *runs);
 
+/* Each agent gets another number, agents[agent]. */
+void nova_runs_rename(nova_runs *runs, const uint32_t *agents);
+
 /* Runs and marks, without elements, as bytes (malloc'd into *out): rank[agent] is an agent's place on the wire, of
  * `agents` places. */
 int nova_runs_write(const nova_runs *runs, const uint32_t *rank, size_t agents, uint8_t **out, size_t *size);

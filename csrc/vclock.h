@@ -16,8 +16,11 @@ typedef struct {
     size_t size;
 } nova_clock;
 
-/* How a stands to b. O(na + nb), less for a concurrent pair. */
+/* How a stands to b. O(na + nb), less for a concurrent pair or if both have one column of actors. */
 nova_order nova_vclock_compare(nova_clock a, nova_clock b);
+
+/* The same of two columns of n counts of the same actors. Fastest where both are aligned to 64 bytes. */
+nova_order nova_counts_compare(const uint64_t *a, const uint64_t *b, size_t n);
 
 /* Least upper bound of a and b. The outputs have room for na + nb items; returns how many they got. */
 size_t nova_vclock_merge(nova_clock a, nova_clock b, uint32_t *actors, uint64_t *counts);

@@ -46,6 +46,12 @@ class StaleContextError(UsageError):
         self.current = current
 
 
+class FenceRequiredError(UsageError):
+    """A second primary would come to be: fence the other side, and confirm that it is, first."""
+
+    code = "fence_required"
+
+
 class PeerError(NovaError):
     """The remote broke the protocol: drop or fence it."""
 

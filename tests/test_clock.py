@@ -95,6 +95,19 @@ def test_numbers_of_actors_are_given_back():
         assert merged.to_dict() == {f"{round}-{i}": 1 for i in range(50)}
 
 
+def test_clocks_made_apart_of_the_same_actors_share_their_column_from_the_first_comparison_on():
+    one, other = ({f"apart-{i}": i + 1 for i in range(100)} for _ in range(2))
+    a, b, c = VectorClock(one), VectorClock({**other, "apart-7": 99}), VectorClock({**other, "elsewhere": 1})
+    for _ in range(2):  # the second time by one column
+        assert a < b
+        assert a < c
+        assert b.concurrent(c)
+    del a
+    assert (b.to_dict(), c.to_dict()) == ({**other, "apart-7": 99}, {**other, "elsewhere": 1})
+    assert VectorClock.from_bytes(b.to_bytes()) == b
+    assert VectorClock({}) == VectorClock() <= b
+
+
 def test_int_text_and_bytes_are_different_actors():
     clock = VectorClock({1: 1, "1": 2, b"1": 3})
     assert [clock.get(1), clock.get("1"), clock.get(b"1")] == [1, 2, 3]

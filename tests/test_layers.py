@@ -187,7 +187,7 @@ def name_of(path: Path) -> str:
 
 
 def package_imports() -> list[Import]:
-    sources = [path for end in ("*.py", "*.pyx", "*.pxd") for path in sorted((ROOT / "nova").rglob(end))]
+    sources = [path for end in ("*.py", "*.pyx", "*.pxi", "*.pxd") for path in sorted((ROOT / "nova").rglob(end))]
     modules = {name_of(path) for path in sources}
     found: list[Import] = []
     for path in sources:

@@ -400,6 +400,19 @@ def complexity_of(int paths, int siblings, int depth, int types, int invariants)
     return round(1 - 1 / (1 + s + 0.25 * invariants), 3)
 
 
+cdef tuple CONFLICT_FIELDS = (
+    "resource_id", "kind", "versions", "types", "severity", "paths", "siblings", "base", "auto_resolvable", "reason",
+    "contentions", "broken",
+)
+
+
+cdef dict changed(tuple names, tuple values, dict changes, str what):
+    cdef dict fields = dict(zip(names, values))
+    if unknown := changes.keys() - fields.keys():
+        raise UsageError(f"a {what} has no {', '.join(sorted(unknown))}; its fields are {', '.join(names)}")
+    return fields | changes
+
+
 cdef class Conflict:
     """Versions of one resource, none of which saw the others, or claims of several on one exclusive thing.
 
@@ -413,14 +426,14 @@ cdef class Conflict:
     contentions      exclusive resources that more than one key claims
     broken           (invariant, what is wrong) pairs
 
-    Immutable; made by a ConflictDetector.
+    Immutable; made by a ConflictDetector, and `replace` makes another.
     """
 
     def __init__(self, resource_id, kind, tuple versions not None, tuple types not None, severity,
                  tuple paths not None, siblings, base, bint auto_resolvable, reason, tuple contentions not None=(),
                  tuple broken not None=()):
         if self.versions is not None:
-            raise UsageError("a Conflict is immutable; let a ConflictDetector make a new one")
+            raise UsageError("a Conflict is immutable; replace() makes another")
         self.resource_id = resource_id
         self.kind = kind
         self.versions = versions
@@ -436,12 +449,16 @@ cdef class Conflict:
 
     @property
     def id(self):
+        if self.source is not None:
+            return self.source.id
         if self.named is None:
             self.named = conflict_id(self.resource_id, self.versions, self.contentions)
         return self.named
 
     @property
     def complexity(self):
+        if self.weighed is None and self.source is not None:
+            return self.source.complexity
         if self.weighed is None:
             extra = sum([len(versions) - 2 for versions in self.siblings.values() if len(versions) > 2])
             depth = max([path.count("/") for path in self.paths], default=0)
@@ -472,6 +489,15 @@ cdef class Conflict:
         """{path: value} that `version`, one of `versions`, stands for."""
         return {"": version.value} if self.whole else version.value
 
+    def replace(self, **changes):
+        """The same conflict with these fields instead: a part of it, as a rule. It has its id and, unless another is
+        given, its complexity."""
+        cdef object weighed = changes.pop("complexity", None)
+        cdef Conflict out = Conflict(**changed(CONFLICT_FIELDS, self.told(), changes, "Conflict"))
+        out.source = self
+        out.weighed = weighed
+        return out
+
     cdef object version(self, Py_ssize_t at):
         if not self.versions:
             raise UsageError(f"conflict {self.id} is about resources, not versions; look at its contentions")
@@ -488,11 +514,16 @@ cdef class Conflict:
         return hash(self.id)
 
     def __reduce__(self):
-        return Conflict, self.told()
+        return (Conflict, self.told()) if self.source is None else (restored, (self.source, self.told(), self.weighed))
 
     def __repr__(self):
         types = ", ".join([str(each) for each in self.types])
         return f"<Conflict {self.id} of {self.resource_id!r}: {types}; {self.reason}>"
+
+
+def restored(Conflict source not None, tuple told not None, complexity):
+    """For pickle: a part of another conflict."""
+    return source.replace(complexity=complexity, **dict(zip(CONFLICT_FIELDS, told)))
 
 
 def found(resource_id, kind, local, remote, tuple types not None, differs, agrees):
@@ -530,12 +561,16 @@ cdef class Resolution:
     siblings     path -> versions that stay readable beside the value (MultiValue), oldest first
     alarms       what an operator should hear about now
     pending      True: a deterministic stand-in until a human or a quorum decides
+    via          names of the strategies that were asked, the one that decided last; () where it was only one
+    actions      what a policy's escalation rules ask for
+    attempts     how often a strategy that asks somebody was tried and had its time
 
     Immutable; `replace` makes another.
     """
 
     def __init__(self, value, clock, strategy, explanation, tuple discarded not None, confidence, settled,
-                 siblings=NOTHING, tuple alarms not None=(), bint pending=False):
+                 siblings=NOTHING, tuple alarms not None=(), bint pending=False, tuple via not None=(),
+                 tuple actions not None=(), attempts=1):
         if self.discarded is not None:
             raise UsageError("a Resolution is immutable; replace() makes another")
         self.value = value
@@ -548,6 +583,9 @@ cdef class Resolution:
         self.siblings = siblings
         self.alarms = alarms
         self.pending = pending
+        self.via = via
+        self.actions = actions
+        self.attempts = attempts
 
     @property
     def explanation(self):
@@ -558,14 +596,12 @@ cdef class Resolution:
 
     def replace(self, **changes):
         """The same with these fields instead."""
-        fields = dict(zip(FIELDS, self.told()))
-        if unknown := changes.keys() - fields.keys():
-            raise UsageError(f"a Resolution has no {sorted(unknown)}; its fields are {', '.join(FIELDS)}")
-        return Resolution(**(fields | changes))
+        return Resolution(**changed(RESOLUTION_FIELDS, self.told(), changes, "Resolution"))
 
     cdef tuple told(self):
         return (self.value, self.clock, self.strategy, self.explanation, self.discarded, self.confidence, self.settled,
-                {} if self.siblings is NOTHING else self.siblings, self.alarms, self.pending)
+                {} if self.siblings is NOTHING else self.siblings, self.alarms, self.pending, self.via,
+                self.actions, self.attempts)
 
     def __eq__(self, other):
         return self.told() == (<Resolution>other).told() if type(other) is Resolution else NotImplemented
@@ -574,11 +610,13 @@ cdef class Resolution:
         return Resolution, self.told()
 
     def __repr__(self):
-        return "Resolution(" + ", ".join([f"{name}={value!r}" for name, value in zip(FIELDS, self.told())]) + ")"
+        return "Resolution(" + ", ".join([f"{name}={value!r}" for name, value in zip(RESOLUTION_FIELDS, self.told())]) + ")"
 
 
-cdef tuple FIELDS = ("value", "clock", "strategy", "explanation", "discarded", "confidence", "settled", "siblings",
-                     "alarms", "pending")
+cdef tuple RESOLUTION_FIELDS = (
+    "value", "clock", "strategy", "explanation", "discarded", "confidence", "settled", "siblings", "alarms", "pending",
+    "via", "actions", "attempts",
+)
 
 
 def last_write(Conflict conflict not None, strategy, discarded, say):
@@ -620,5 +658,6 @@ def last_write(Conflict conflict not None, strategy, discarded, say):
     out.confidence = 0.6 if gone else 1.0
     out.settled = {"": value}
     out.siblings = NOTHING
-    out.alarms = ()
+    out.alarms = out.via = out.actions = ()
+    out.attempts = 1
     return out

@@ -33,6 +33,7 @@ cdef extern from "runs.h" nogil:
     uint64_t NOVA_SEQUENCE_COUNT_MASK
     int nova_runs_grow(void **at, size_t size, size_t *room, size_t each, size_t more)
     void nova_runs_free(nova_runs *runs)
+    void nova_runs_rename(nova_runs *runs, const uint32_t *agents)
     int nova_runs_write(const nova_runs *runs, const uint32_t *rank, size_t agents, uint8_t **out, size_t *size)
     int nova_runs_read(const uint8_t *p, size_t n, const uint64_t *first, const uint64_t *last, size_t agents,
                        nova_runs *out)
@@ -130,12 +131,22 @@ cdef class Sequence:
     cdef int settle(self, bint kept) except -1
 
 
+cdef struct patch:
+    int64_t pos
+    int64_t deleted
+    int64_t inserted
+    unsigned kind               # bytes of a code point of `data`
+    const void *data
+
+
 cdef class RGA(Sequence):
     cdef list says              # number of a mark's name and value -> its bytes
     cdef dict says_numbers      # and back
-    cdef int put(self, uint64_t pos, str text) except -1
+    cdef int put(self, uint64_t pos, const void *text, unsigned kind, uint64_t n) except -1
     cdef int cut(self, uint64_t pos, uint64_t n) except -1
     cdef Py_ssize_t says_kept   # so many came with events that were kept
+    cdef int read_patches(self, list patches, patch *at) except -1
+    cdef int read_rows(self, const int64_t[:, ::1] rows, object text, patch *at) except -1
     cdef int put_mark(self, int64_t pos, int64_t n, object name, object value, str expand) except -1
 
 

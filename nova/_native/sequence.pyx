@@ -28,8 +28,6 @@ cdef extern from "Python.h":
 
 cdef str WHAT = "sequence"
 cdef object decode = msgspec.msgpack.Decoder().decode
-DEF COUNT_BITS = 48
-DEF COUNT_MASK = 0xFFFFFFFFFFFF
 DEF MARK_BYTES_MAX = 65536
 
 
@@ -115,7 +113,7 @@ cdef int read_names(nova_reader *r, bint delta, list names, list firsts, list la
         at = nova_take(r, size)
         first = nova_take_number(r) if delta else 0
         last = nova_take_number(r)
-        if not r.ok or size == 0 or size > 1024 or first > last or last == 0 or last > COUNT_MASK:
+        if not r.ok or size == 0 or size > 1024 or first > last or last == 0 or last > NOVA_SEQUENCE_COUNT_MASK:
             raise malformed(WHAT, "an actor is cut, too long or has no events")
         try:
             name = PyBytes_FromStringAndSize(<const char *>at, size).decode()
@@ -321,7 +319,6 @@ cdef class Sequence:
         cdef size_t i
         cdef int code
         cdef uint32_t *mine = NULL
-        cdef nova_run *r
         cdef size_t known = len(self.names)
         try:
             if self.actor is not None and self.actor in names:
@@ -338,13 +335,7 @@ cdef class Sequence:
                 mine[i] = self.agent(names[i])
             if <size_t>len(self.names) > known:
                 self.rank()
-            for i in range(runs.size):
-                r = &runs.at[i]
-                r.dot = <uint64_t>mine[r.dot >> COUNT_BITS] << COUNT_BITS | r.dot & COUNT_MASK
-                if r.left != NOVA_SEQUENCE_ROOT:
-                    r.left = <uint64_t>mine[r.left >> COUNT_BITS] << COUNT_BITS | r.left & COUNT_MASK
-                if r.right != NOVA_SEQUENCE_ROOT:
-                    r.right = <uint64_t>mine[r.right >> COUNT_BITS] << COUNT_BITS | r.right & COUNT_MASK
+            nova_runs_rename(runs, mine)
             if whole is not None:
                 self.load(runs, whole)
             else:
@@ -634,9 +625,8 @@ cdef class RGA(Sequence):
 
     # -- edits --
 
-    cdef int put(self, uint64_t pos, str text) except -1:
-        cdef int code = nova_sequence_insert(self.events, self.own, pos, PyUnicode_DATA(text), PyUnicode_KIND(text),
-                                             PyUnicode_GET_LENGTH(text))
+    cdef int put(self, uint64_t pos, const void *text, unsigned kind, uint64_t n) except -1:
+        cdef int code = nova_sequence_insert(self.events, self.own, pos, text, kind, n)
         if code:
             raise failed(code)
         return 0
@@ -664,7 +654,7 @@ cdef class RGA(Sequence):
         if n:
             self.cut(pos, n)
         if PyUnicode_GET_LENGTH(text):
-            self.put(pos, text)
+            self.put(pos, PyUnicode_DATA(text), PyUnicode_KIND(text), PyUnicode_GET_LENGTH(text))
 
     def apply_patches(self, patches, text=None):
         """Many splices in one call: all of them, or none if one does not fit.
@@ -674,59 +664,73 @@ cdef class RGA(Sequence):
                   other in `text`
         raises    UsageError that names the first patch that does not fit
         """
-        cdef int64_t length, pos, n, more, at = 0, total
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, size
+        cdef list kept = None if text is not None else list(patches)
         cdef const int64_t[:, ::1] rows
-        cdef unsigned kind
-        cdef int code
-        cdef const uint8_t *data
-        cdef list checked
+        cdef patch *at
         self.writable()
-        length = nova_sequence_length(self.events)
         if text is None:
-            checked = list(patches)
-            for i in range(len(checked)):
-                patch = checked[i]
-                if type(patch) is not tuple:
-                    checked[i] = patch = tuple(patch)
-                if len(<tuple>patch) != 3:
-                    raise UsageError(f"patch {i} has {len(patch)} parts; a patch is (position, deleted, inserted text)")
-                pos, n, inserted = <tuple>patch
-                if pos < 0 or n < 0 or pos > length or n > length - pos:
-                    raise UsageError(f"patch {i}: {bad_range(pos, n, self.whole, length, self.unit)}")
-                if type(inserted) is not str or not PyUnicode_IS_ASCII(inserted):
-                    check_text(inserted)
-                length += PyUnicode_GET_LENGTH(inserted) - n
-            for patch in checked:
-                pos, n, inserted = <tuple>patch
-                if n:
-                    self.cut(pos, n)
-                if PyUnicode_GET_LENGTH(inserted):
-                    self.put(pos, inserted)
-            return
-        check_text(text)
-        rows = patches
-        if rows.shape[1] != 3:
-            raise UsageError(f"patches have {rows.shape[1]} columns; they are position, deleted count, inserted count")
-        total = PyUnicode_GET_LENGTH(text)
+            size = len(kept)
+        else:
+            check_text(text)
+            rows = patches
+            size = rows.shape[0]
+            if rows.shape[1] != 3:
+                raise UsageError(
+                    f"patches have {rows.shape[1]} columns; they are position, deleted count, inserted count"
+                )
+        at = <patch *>PyMem_Malloc((size + 1) * sizeof(patch))
+        if at == NULL:
+            raise MemoryError
+        try:
+            if text is None:
+                self.read_patches(kept, at)
+            else:
+                self.read_rows(rows, text, at)
+            for i in range(size):
+                if at[i].deleted:
+                    self.cut(at[i].pos, at[i].deleted)
+                if at[i].inserted:
+                    self.put(at[i].pos, at[i].data, at[i].kind, at[i].inserted)
+        finally:
+            PyMem_Free(at)
+
+    cdef int read_patches(self, list patches, patch *at) except -1:
+        """What (position, deleted count, inserted text) are, if they fit; the list keeps the texts."""
+        cdef int64_t length = nova_sequence_length(self.events), pos, n
+        cdef Py_ssize_t i
+        for i in range(len(patches)):
+            given = patches[i]
+            if type(given) is not tuple:
+                patches[i] = given = tuple(given)
+            if len(<tuple>given) != 3:
+                raise UsageError(f"patch {i} has {len(given)} parts; a patch is (position, deleted, inserted text)")
+            pos, n, inserted = <tuple>given
+            if pos < 0 or n < 0 or pos > length or n > length - pos:
+                raise UsageError(f"patch {i}: {bad_range(pos, n, self.whole, length, self.unit)}")
+            if type(inserted) is not str or not PyUnicode_IS_ASCII(inserted):
+                check_text(inserted)
+            at[i] = patch(pos, n, PyUnicode_GET_LENGTH(inserted), PyUnicode_KIND(inserted), PyUnicode_DATA(inserted))
+            length += at[i].inserted - n
+        return 0
+
+    cdef int read_rows(self, const int64_t[:, ::1] rows, object text, patch *at) except -1:
+        """The same of rows of (position, deleted count, inserted count); the inserted stand one behind the other."""
+        cdef int64_t length = nova_sequence_length(self.events), left = PyUnicode_GET_LENGTH(text), pos, n, more
+        cdef const uint8_t *data = <const uint8_t *>PyUnicode_DATA(text)
+        cdef unsigned kind = PyUnicode_KIND(text)
+        cdef Py_ssize_t i
         for i in range(rows.shape[0]):
             pos, n, more = rows[i, 0], rows[i, 1], rows[i, 2]
             if pos < 0 or n < 0 or pos > length or n > length - pos:
                 raise UsageError(f"patch {i}: {bad_range(pos, n, self.whole, length, self.unit)}")
-            if more < 0 or more > total - at:
-                raise UsageError(f"patch {i} inserts {more} code points; the text has {total - at} left")
-            at += more
+            if more < 0 or more > left:
+                raise UsageError(f"patch {i} inserts {more} code points; the text has {left} left")
+            at[i] = patch(pos, n, more, kind, data)
+            left -= more
             length += more - n
-        kind = PyUnicode_KIND(text)
-        data = <const uint8_t *>PyUnicode_DATA(text)
-        for i in range(rows.shape[0]):
-            pos, n, more = rows[i, 0], rows[i, 1], rows[i, 2]
-            code = nova_sequence_delete(self.events, self.own, pos, n) if n else 0
-            if code == 0 and more:
-                code = nova_sequence_insert(self.events, self.own, pos, data, kind, more)
-            if code:
-                raise failed(code)
             data += more * kind
+        return 0
 
     # -- marks --
 

@@ -11,6 +11,7 @@ cdef extern from "vclock.h" nogil:
         uint64_t first
         uint64_t last
     nova_order nova_vclock_compare(nova_clock a, nova_clock b)
+    nova_order nova_counts_compare(const uint64_t *a, const uint64_t *b, size_t n)
     size_t nova_vclock_merge(nova_clock a, nova_clock b, uint32_t *actors, uint64_t *counts)
     size_t nova_vclock_find(const uint32_t *ids, size_t n, uint32_t actor)
     size_t nova_spans_seek(const nova_span *spans, size_t n, uint64_t count)
@@ -27,7 +28,7 @@ cdef class ActorSet:
 
 cdef class VectorClock:
     cdef ActorSet actors
-    cdef uint64_t *counts
+    cdef uint64_t *counts           # aligned to 64 bytes where they are many
     cdef Py_hash_t hashed
 
 

@@ -73,6 +73,15 @@ class Client:
             ) from None
         raise UnavailableError(f"the node at {self.url} ended the feed; watch again with --since")
 
+    def lines(self, path: str) -> Iterator[bytes]:
+        """The lines of an answer that comes in pieces. Raises UnavailableError if it breaks off."""
+        response = self._open("GET", path, None)
+        try:
+            while line := response.readline():
+                yield line
+        except (OSError, http.client.HTTPException) as error:
+            raise UnavailableError(f"lost the node at {self.url} ({_reason(error)}); ask again") from None
+
     def close(self) -> None:
         self._connection.close()
 

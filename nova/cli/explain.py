@@ -1,4 +1,4 @@
-"""nova conflicts, why, audit."""
+"""nova conflicts, why."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from nova.errors import KeyNotFoundError
 
 conflicts = typer.Typer(
     help="Show conflicts and how they were settled.", add_completion=False, rich_markup_mode=None, no_args_is_help=True
-)
-audit = typer.Typer(
-    help="Read and check the audit trail.", add_completion=False, rich_markup_mode=None, no_args_is_help=True
 )
 
 Limit = Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")]
@@ -85,61 +82,6 @@ def why(
     with Client(node, token) as client:
         answer = client.get(key_path("/v1/why", key))
     print_json(answer) if as_json else print(answer["text"])
-
-
-@audit.command("list")
-def audit_list(
-    resource: Annotated[str | None, typer.Option(help="Only events about this key.")] = None,
-    conflict: Annotated[str | None, typer.Option(help="Only events of this conflict.")] = None,
-    type_: Annotated[str | None, typer.Option("--type", help="Only this type.")] = None,
-    limit: Limit = 20,
-    after: After = None,
-    node: Node = DEFAULT_NODE,
-    token: Token = None,
-    as_json: Json = False,
-) -> None:
-    """List events of the audit trail.
-
-    Example: nova audit list --resource vm/7
-    """
-    with Client(node, token) as client:
-        page = client.get("/v1/audit", resource=resource, conflict=conflict, type=type_, limit=limit, after=after)
-    if as_json:
-        print_json(page)
-        return
-    for event in page["events"]:
-        print("  ".join(f"{name}={words(value)}" for name, value in event.items()))
-    if not page["events"]:
-        print("no events")
-
-
-@audit.command("verify")
-def audit_verify(
-    data: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Check the data directory of a node, without the node.")
-    ] = None,
-    node: Node = DEFAULT_NODE,
-    token: Token = None,
-    as_json: Json = False,
-) -> int:
-    """Check the hash chain of the audit trail; the exit code is 1 if it is broken.
-
-    Example: nova audit verify --data ./nova-data
-    """
-    if data is not None:
-        from nova.store import verify_audit
-
-        check: dict[str, Any] = verify_audit(data)
-    else:
-        with Client(node, token) as client:
-            check = client.get("/v1/audit/verify")
-    if as_json:
-        print_json(check)
-    elif check["ok"]:
-        print(f"the audit trail is whole: {check['events']} events, head {check['head']}")
-    else:
-        print(f"the audit trail is broken behind {check['events']} events: {check.get('error')}")
-    return 0 if check["ok"] else 1
 
 
 def _find(client: Client, id_: str) -> dict[str, Any]:

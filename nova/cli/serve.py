@@ -31,6 +31,9 @@ def serve(
     key_file: Annotated[str | None, typer.Option(metavar="FILE", help="File with the cluster key.")] = None,
     token: Annotated[str | None, typer.Option(help="Bearer token of the HTTP API (better: --token-file).")] = None,
     token_file: Annotated[str | None, typer.Option(metavar="FILE", help="File with the bearer token.")] = None,
+    audit_key_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="File with the key under which audit events are chained.")
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond loopback without key and token.")
     ] = None,
@@ -65,6 +68,7 @@ def serve(
         "key_file": key_file,
         "token": token,
         "token_file": token_file,
+        "audit_key_file": audit_key_file,
         "insecure": insecure,
         "chaos": chaos,
         "kinds": kinds,

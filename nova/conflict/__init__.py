@@ -9,22 +9,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from nova.conflict import detect, strategies, vm
-from nova.conflict.detect import MISSING, Conflict, ConflictDetector, ConflictType, Invariant, Severity, Version
+from nova.conflict.detect import (
+    MISSING,
+    Conflict,
+    ConflictDetector,
+    ConflictType,
+    Invariant,
+    Severity,
+    Version,
+)
 from nova.conflict.strategies import (
+    AutomaticRollback,
+    ConsensusVote,
+    HighestPriority,
     LastWriteWins,
+    ManualIntervention,
     MultiValue,
+    OperationalTransform,
     Resolution,
     ResolveContext,
     SemanticMerge,
     Strategy,
     strategy_named,
 )
-from nova.conflict.vm import VMState
+from nova.conflict.vm import (
+    VMState,
+    VMStateHandler,
+)
 
 if TYPE_CHECKING:
-    from nova.conflict import audit, batch, merge, metrics, ot
-    from nova.conflict.audit import AuditChain, AuditEvent
-    from nova.conflict.batch import VersionBatch, settle_many
+    from nova.conflict import audit, batch, healing, merge, metrics, ot, policy, resolver
+    from nova.conflict.audit import (
+        AuditChain,
+        AuditEvent,
+    )
+    from nova.conflict.batch import (
+        BatchOutcome,
+        VersionBatch,
+        settle_many,
+    )
     from nova.conflict.merge import (
         Atomic,
         Counter,
@@ -51,11 +74,39 @@ if TYPE_CHECKING:
         to_json_patch,
         to_merge_patch,
     )
+    from nova.conflict.metrics import (
+        ConflictMetrics,
+    )
+    from nova.conflict.policy import (
+        Policy,
+        PolicyBuilder,
+        PolicyManager,
+    )
+    from nova.conflict.resolver import (
+        ConflictResolver,
+        StateVersion,
+    )
 
-_MODULES: Final = ("audit", "batch", "merge", "metrics", "ot")
+_MODULES: Final = (
+    "audit",
+    "batch",
+    "healing",
+    "merge",
+    "metrics",
+    "ot",
+    "policy",
+    "resolver",
+)
 _FROM: Final = {
-    "audit": ("AuditChain", "AuditEvent"),
-    "batch": ("VersionBatch", "settle_many"),
+    "audit": (
+        "AuditChain",
+        "AuditEvent",
+    ),
+    "batch": (
+        "BatchOutcome",
+        "VersionBatch",
+        "settle_many",
+    ),
     "merge": (
         "Atomic",
         "Counter",
@@ -82,6 +133,16 @@ _FROM: Final = {
         "to_json_patch",
         "to_merge_patch",
     ),
+    "metrics": ("ConflictMetrics",),
+    "policy": (
+        "Policy",
+        "PolicyBuilder",
+        "PolicyManager",
+    ),
+    "resolver": (
+        "ConflictResolver",
+        "StateVersion",
+    ),
 }
 _LATER: Final = {name: module for module, names in _FROM.items() for name in names}
 
@@ -105,23 +166,34 @@ __all__ = [
     "Atomic",
     "AuditChain",
     "AuditEvent",
+    "AutomaticRollback",
+    "BatchOutcome",
     "Conflict",
     "ConflictDetector",
+    "ConflictMetrics",
+    "ConflictResolver",
     "ConflictType",
+    "ConsensusVote",
     "Counter",
     "Custom",
     "Document",
     "Group",
+    "HighestPriority",
     "Invariant",
     "Keyed",
     "LastWriteWins",
+    "ManualIntervention",
     "Max",
     "MergeConflict",
     "MergeResult",
     "Min",
     "Moves",
     "MultiValue",
+    "OperationalTransform",
     "Patch",
+    "Policy",
+    "PolicyBuilder",
+    "PolicyManager",
     "Precedence",
     "Resolution",
     "ResolveContext",
@@ -129,10 +201,12 @@ __all__ = [
     "Sequence",
     "SetOf",
     "Severity",
+    "StateVersion",
     "Strategy",
     "Sum",
     "Text",
     "VMState",
+    "VMStateHandler",
     "Version",
     "VersionBatch",
     "apply_json_patch",
@@ -141,11 +215,14 @@ __all__ = [
     "batch",
     "detect",
     "diff",
+    "healing",
     "merge",
     "merge_text",
     "metrics",
     "ot",
     "patch",
+    "policy",
+    "resolver",
     "settle_many",
     "strategies",
     "strategy_named",

@@ -36,6 +36,7 @@ from litestar.response import Stream
 from litestar.types import Receive, Scope, Send
 
 from nova._version import __version__
+from nova.conflict.audit import AuditStatistics, Retention
 from nova.errors import (
     CompactedError,
     ConfigError,
@@ -49,6 +50,7 @@ from nova.errors import (
 from nova.server.config import NodeConfig, is_loopback, split_address
 from nova.server.page import PAGE, PAGE_POLICY
 from nova.store.model import Change, Entry, Put
+from nova.store.points import Point, Rollback
 
 log = logging.getLogger("nova.server")
 
@@ -65,6 +67,7 @@ Results = list[Entry | Exception]
 Page = tuple[list[Entry], str | None]
 Rows = list[dict[str, Any]]
 Names = list[str]
+Points = list[Point]
 
 
 class Backend(Protocol):
@@ -88,9 +91,25 @@ class Backend(Protocol):
     ) -> dict[str, Any]: ...
     async def why(self, key: str) -> dict[str, Any]: ...
     def audit(
-        self, *, resource: str | None, conflict: str | None, type: str | None, limit: int, after: str | None
+        self,
+        *,
+        resource: str | None,
+        conflict: str | None,
+        type: str | None,
+        since_ms: int | None,
+        until_ms: int | None,
+        limit: int,
+        after: str | None,
     ) -> dict[str, Any]: ...
-    async def audit_verify(self) -> dict[str, Any]: ...
+    async def audit_verify(self, head: str | None) -> dict[str, Any]: ...
+    def audit_statistics(self, top: int) -> Any: ...
+    def audit_export(self) -> AsyncIterator[bytes]:
+        """The audit trail as JSON Lines, some lines at a time."""
+
+    async def audit_retain(self, policy: Retention) -> int: ...
+    def points(self, key: str) -> Points: ...
+    async def make_point(self, key: str, note: str) -> str: ...
+    async def rollback(self, key: str, to: str, context: dict[str, int] | None, by: str) -> Rollback: ...
     def metrics(self) -> bytes: ...
     def ready(self) -> tuple[bool, str]: ...
     def chaos_cut(self, peers: Names) -> Names: ...
@@ -223,6 +242,39 @@ class AuditCheck(msgspec.Struct):
     events: int
     head: str
     error: str | None = None
+
+
+class PointPage(msgspec.Struct):
+    """The rollback points of a key that this node made, oldest first."""
+
+    points: list[Point]
+
+
+class NewPoint(msgspec.Struct, forbid_unknown_fields=True):
+    note: str = ""
+
+
+class MadePoint(msgspec.Struct):
+    point: str
+
+
+class RollbackTo(msgspec.Struct, forbid_unknown_fields=True):
+    """Where to, and the clock that the decision was made on (null: the present one): what it does not know stays."""
+
+    to: str
+    context: dict[str, int] | None = None
+    by: str = ""
+
+
+class Keep(msgspec.Struct, forbid_unknown_fields=True):
+    """What the audit trail shall keep; null: no such limit."""
+
+    age_ms_max: int | None = None
+    events_max: int | None = None
+
+
+class Dropped(msgspec.Struct):
+    dropped: int
 
 
 class Cut(msgspec.Struct, forbid_unknown_fields=True):
@@ -608,21 +660,75 @@ def _routes(api: Api) -> list[Any]:
     async def why(key: FromPath[str], request: Request[Any, Any, Any]) -> Response[bytes]:
         return _json(_encode(await backend.why(key_in(request.scope, "/v1/why/"))))
 
-    @get("/v1/audit", operation_id="audit", **_described("The audit trail, newest first.", AuditPage, 400))
+    @get("/v1/audit", operation_id="audit", **_described("The audit trail, oldest first.", AuditPage, 400))
     async def audit(
         resource: FromQuery[str | None] = None,
         conflict: FromQuery[str | None] = None,
         type_: Annotated[str | None, QueryParameter(name="type")] = None,
+        since_ms: FromQuery[int | None] = None,
+        until_ms: FromQuery[int | None] = None,
         limit: Limit = 100,
         after: FromQuery[str | None] = None,
     ) -> Response[bytes]:
-        return _json(_encode(backend.audit(resource=resource, conflict=conflict, type=type_, limit=limit, after=after)))
+        page = backend.audit(
+            resource=resource, conflict=conflict, type=type_, since_ms=since_ms, until_ms=until_ms, limit=limit,
+            after=after,
+        )  # fmt: skip
+        return _json(_encode(page))
 
     @get(
-        "/v1/audit/verify", operation_id="verifyAudit", **_described("Check the audit trail's hash chain.", AuditCheck)
+        "/v1/audit/verify",
+        operation_id="verifyAudit",
+        **_described("Check the audit trail, and that it goes through `head` (COUNT:HASH).", AuditCheck, 400),
     )
-    async def audit_verify() -> Response[bytes]:
-        return _json(_encode(await backend.audit_verify()))
+    async def audit_verify(head: FromQuery[str | None] = None) -> Response[bytes]:
+        return _json(_encode(await backend.audit_verify(head)))
+
+    @get(
+        "/v1/audit/statistics",
+        operation_id="auditStatistics",
+        **_described("The audit trail in numbers, and what recurs.", AuditStatistics, 400),
+    )
+    async def audit_statistics(top: Limit = 10) -> Response[bytes]:
+        return _json(_encode(backend.audit_statistics(top)))
+
+    @get("/v1/audit/export", operation_id="exportAudit", summary="The audit trail as JSON Lines.")
+    async def audit_export() -> Stream:
+        return Stream(backend.audit_export(), media_type="application/jsonl", headers={"cache-control": "no-store"})
+
+    @post(
+        "/v1/audit/retain",
+        operation_id="retainAudit",
+        **_described("Drop old audit events; the anchor of the chain moves.", Dropped, 400, 503),
+    )
+    async def audit_retain(data: JSONBody[Keep]) -> Response[bytes]:
+        return _json(_encode({"dropped": await backend.audit_retain(Retention(data.age_ms_max, data.events_max))}))
+
+    @get("/v1/points/{key:path}", operation_id="points", **_described("Rollback points of a key.", PointPage, 400))
+    async def points(key: FromPath[str], request: Request[Any, Any, Any]) -> Response[bytes]:
+        return _json(_encode({"points": backend.points(key_in(request.scope, "/v1/points/"))}))
+
+    @post(
+        "/v1/points/{key:path}",
+        operation_id="makePoint",
+        **_described("Keep what a key holds as a rollback point.", MadePoint, 400, 404, 503),
+    )
+    async def make_point(
+        key: FromPath[str], data: JSONBody[NewPoint], request: Request[Any, Any, Any]
+    ) -> Response[bytes]:
+        point = await backend.make_point(key_in(request.scope, "/v1/points/"), data.note)
+        return _json(_encode({"point": point}))
+
+    @post(
+        "/v1/rollback/{key:path}",
+        operation_id="rollback",
+        **_described("Bring a key back to a point, by a new write.", Rollback, 400, 404, 503),
+    )
+    async def rollback(
+        key: FromPath[str], data: JSONBody[RollbackTo], request: Request[Any, Any, Any]
+    ) -> Response[bytes]:
+        done = await backend.rollback(key_in(request.scope, "/v1/rollback/"), data.to, data.context, data.by)
+        return _json(_encode(done))
 
     @post("/v1/chaos/cut", operation_id="cut", **_described("Stop talking to peers (--chaos).", CutPeers, 400, 404))
     async def cut(data: JSONBody[Cut]) -> Response[bytes]:
@@ -662,7 +768,8 @@ def _routes(api: Api) -> list[Any]:
         )
 
     routes: list[Any] = [put_key, get_key, delete_key, put_batch, list_keys, watch, status, peers, conflicts, why]
-    routes += [audit, audit_verify, metrics, healthz, readyz, openapi, page]
+    routes += [audit, audit_verify, audit_statistics, audit_export, audit_retain, points, make_point, rollback]
+    routes += [metrics, healthz, readyz, openapi, page]
     return [*routes, cut, heal] if api.config.chaos else routes
 
 

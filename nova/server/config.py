@@ -4,8 +4,8 @@ Precedence, highest first: command line flags, environment (``NOVA_*``), the TOM
 table is spelled with an underscore in the environment (``limits.body_bytes_max`` is ``NOVA_LIMITS_BODY_BYTES_MAX``),
 lists are separated by commas (``NOVA_JOIN=a:7420,b:7420``), free tables are pairs (``NOVA_KINDS=vm/=vm,cfg/=map``).
 
-A secret and its file (``key`` and ``key_file``, ``token`` and ``token_file``) are one setting: naming either in a
-stronger place replaces both of a weaker one.
+A secret and its file (``key`` and ``key_file``, the same for ``token`` and ``audit_key``) are one setting: naming
+either in a stronger place replaces both of a weaker one.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     cluster        peers of another cluster are refused
     key            shared secret that peers prove, at least 32 characters
     token          bearer token that the HTTP API asks for
+    audit_key      secret of 16 to 64 bytes under which audit events are chained; as long as the trail lives
     insecure       listen beyond loopback without key and token
     chaos          allow /v1/chaos to cut links
     kinds          key prefix -> kind of the keys below it
@@ -79,6 +80,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     key_file: str | None = None
     token: str | None = None
     token_file: str | None = None
+    audit_key: str | None = None
+    audit_key_file: str | None = None
     insecure: bool = False
     chaos: bool = False
     limits: Limits = Limits()
@@ -94,7 +97,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return f"NodeConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
-SECRETS = ("key", "token")
+AUDIT_KEY_BYTES_MIN, AUDIT_KEY_BYTES_MAX = 16, 64
+SECRETS = ("key", "token", "audit_key")
 TABLES: dict[str, type[msgspec.Struct]] = {"limits": Limits, "gossip": Gossip}
 
 # "limits.body_bytes_max" -> its type; free tables (kinds, ...) are leaves
@@ -313,6 +317,14 @@ def _check_key(key: str) -> None:
         )
 
 
+def _check_audit_key(key: str) -> None:
+    if not AUDIT_KEY_BYTES_MIN <= len(key.encode()) <= AUDIT_KEY_BYTES_MAX:
+        raise ValueError(
+            f"has {len(key.encode())} bytes; an audit key has {AUDIT_KEY_BYTES_MIN} to {AUDIT_KEY_BYTES_MAX}: "
+            "openssl rand -hex 32 makes one"
+        )
+
+
 def _check_token(token: str) -> None:
     if not re.fullmatch(r"[\x21-\x7e]{8,512}", token):
         raise ValueError("is no bearer token; use 8 to 512 visible ASCII characters: openssl rand -hex 32 makes one")
@@ -370,6 +382,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "join": _check_join,
     "key": _check_key,
     "token": _check_token,
+    "audit_key": _check_audit_key,
     "kinds": _check_kinds,
     "strategies": _check_strategies,
     "link_delay_ms": _check_delays,
@@ -407,7 +420,7 @@ def _check_whole(config: NodeConfig, settings: Mapping[str, _Setting]) -> None:
             f"gossip.probe_timeout_ms {gossip.probe_timeout_ms} must be below gossip.probe_ms {gossip.probe_ms}",
         )
     if not config.insecure and not (config.key and config.token):
-        missing = " and ".join(secret for secret in SECRETS if not getattr(config, secret))
+        missing = " and ".join(secret for secret in ("key", "token") if not getattr(config, secret))
         for name in ("listen", "http"):
             address = getattr(config, name)
             if not is_loopback(address):
@@ -425,7 +438,7 @@ def _whole(settings: Mapping[str, _Setting], name: str, problem: str) -> ConfigE
 
 
 def _read_secrets(settings: dict[str, _Setting]) -> None:
-    """Put what key_file and token_file hold where key and token stand."""
+    """Put what key_file, token_file and audit_key_file hold where key, token and audit_key stand."""
     for secret in SECRETS:
         if (source := settings.get(f"{secret}_file")) is None:
             continue

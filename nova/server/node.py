@@ -11,10 +11,12 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from nova._version import __version__
+from nova.conflict.audit import AuditStatistics, Retention
 from nova.errors import CompactedError, LimitError, NovaError, StaleContextError, UnavailableError, UsageError
 from nova.metrics import Registry
 from nova.runtime import Runtime, seeded, wall_ns
@@ -22,8 +24,9 @@ from nova.server.api import bind, make_app, make_server
 from nova.server.config import NodeConfig
 from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
 from nova.store.core import Durable, StoreConfig
-from nova.store.directory import Directory, verdict_of
+from nova.store.directory import Directory
 from nova.store.model import Change, Entry, Put
+from nova.store.points import Point, Rollback, chosen, make_point, points, roll_back
 from nova.sync.antientropy import AntiEntropyConfig
 from nova.sync.gossip import GossipConfig
 from nova.sync.membership import Member, MembershipConfig
@@ -38,9 +41,11 @@ Results = list[Entry | Exception]
 Entries = list[Entry]
 Rows = list[dict[str, Any]]
 Names = list[str]
+Points = list[Point]
 
 TICK_MS = 100
 LIST_MAX = 1_000
+EXPORT_LINES = 200
 
 
 class Node:
@@ -70,6 +75,7 @@ class Node:
                 config=StoreConfig(
                     kinds=config.kinds,
                     strategies=config.strategies,
+                    audit_key=(config.audit_key or "").encode(),
                     key_bytes_max=config.limits.key_bytes_max,
                     value_bytes_max=config.limits.value_bytes_max,
                     history_bytes=config.limits.history_bytes,
@@ -299,19 +305,30 @@ class Node:
         return page
 
     async def why(self, key: str) -> dict[str, Any]:
-        story = self.replica.why(key)
+        story = self.replica.why(key, self.directory.story(key))
         await self._durable(self.replica.newest_token)
         return story
 
     def audit(
-        self, *, resource: str | None, conflict: str | None, type: str | None, limit: int, after: str | None
+        self,
+        *,
+        resource: str | None,
+        conflict: str | None,
+        type: str | None,
+        since_ms: int | None,
+        until_ms: int | None,
+        limit: int,
+        after: str | None,
     ) -> dict[str, Any]:
         limit = min(limit, LIST_MAX)
         try:
             start = int(after) if after else 0
         except ValueError:
             raise UsageError(f"after is {after!r}; give the number of an event, as `next` of the last page") from None
-        events = self.directory.events(resource=resource, conflict=conflict, type=type, after=start, limit=limit + 1)
+        events = self.directory.events(
+            resource=resource, conflict=conflict, type=type, since_ms=since_ms, until_ms=until_ms, after=start,
+            limit=limit + 1,
+        )  # fmt: skip
         page = [
             {
                 "seq": event.seq,
@@ -326,10 +343,44 @@ class Node:
         ]
         return {"events": page, "next": str(events[limit - 1].seq) if len(events) > limit else None}
 
-    async def audit_verify(self) -> dict[str, Any]:
+    async def audit_verify(self, head: str | None) -> dict[str, Any]:
+        return await asyncio.to_thread(self.directory.check(head))
+
+    def audit_statistics(self, top: int) -> AuditStatistics:
+        return self.directory.audit.statistics(top)
+
+    async def audit_export(self) -> AsyncIterator[bytes]:
         self.directory.index()
-        archive, head = self.directory.archive, self.directory.catalog.get("audit_head")
-        return await asyncio.to_thread(verdict_of, archive, head, archive.durable)
+        lines = self.directory.audit.export()
+        while some := await asyncio.to_thread(lambda: list(islice(lines, EXPORT_LINES))):
+            yield "".join(line + "\n" for line in some).encode()
+
+    async def audit_retain(self, policy: Retention) -> int:
+        self._check_writable()
+        anchor = self.directory.audit.outlived(policy, self.replica.now_ms())
+        if anchor is None:
+            return 0
+        dropped = anchor.count - self.directory.audit.anchor.count
+        body = {"anchor": str(anchor), "dropped": dropped}
+        await self._durable(self.replica.note("retain", "", "", body, self.replica.now_ms()))
+        self.directory.audit.drop(anchor)
+        return dropped
+
+    def points(self, key: str) -> Points:
+        return points(self.directory.audit.events, key)
+
+    async def make_point(self, key: str, note: str) -> str:
+        self._check_writable()
+        token, point = make_point(self.replica, key, note)
+        await self._durable(token)
+        return point
+
+    async def rollback(self, key: str, to: str, context: dict[str, int] | None, by: str) -> Rollback:
+        self._check_writable()
+        event = chosen(self.directory.audit.events(resource=key, type="point"), key, to)
+        token, done = roll_back(self.replica, key, event, context, by)
+        await self._durable(token)
+        return done
 
     def metrics(self) -> bytes:
         return self.registry.render()

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from nova.errors import CorruptionError, LimitError, UnavailableError, UsageError
 
-VERSION: Final = 1
+VERSION: Final = 2
 APPLICATION_ID: Final = 0x4E4F5641  # "NOVA"
 EVENTS_MAX: Final = 10_000
 
@@ -26,7 +26,9 @@ CREATE TABLE events (
 CREATE INDEX events_by_resource ON events (resource_id, seq);
 CREATE INDEX events_by_conflict ON events (conflict_id, seq);
 CREATE INDEX events_by_type ON events (type, seq);
+CREATE INDEX events_by_time ON events (time_ms, seq);
 """
+_UPGRADE = "CREATE INDEX events_by_time ON events (time_ms, seq);"  # from version 1
 
 
 class EventRow(NamedTuple):
@@ -83,6 +85,8 @@ class Catalog:
                 f"BEGIN IMMEDIATE; {_SCHEMA}"
                 f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={VERSION}; COMMIT;"
             )
+        elif version == 1:
+            self._db.executescript(f"BEGIN IMMEDIATE; {_UPGRADE} PRAGMA user_version={VERSION}; COMMIT;")
 
     def identity(self) -> Identity | None:
         """Whose directory this is, or None if nobody claimed it yet."""
@@ -130,23 +134,43 @@ class Catalog:
         resource: str | None = None,
         conflict: str | None = None,
         type: str | None = None,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
         after: int = 0,
         limit: int = 100,
     ) -> list[EventRow]:
-        """Up to `limit` events with seq > `after`, oldest first, that match everything given."""
+        """Up to `limit` events with seq > `after`, oldest first, that match everything given.
+
+        since_ms, until_ms  times from .. to before
+        """
         if not 1 <= limit <= EVENTS_MAX:
             raise LimitError(f"limit is {limit}; it lies between 1 and {EVENTS_MAX}")
-        where, values = ["seq > ?"], [after]
-        for column, value in (("resource_id", resource), ("conflict_id", conflict), ("type", type)):
+        where: list[str] = ["seq > ?"]
+        values: list[str | int] = [after]
+        for condition, value in (
+            ("resource_id = ?", resource),
+            ("conflict_id = ?", conflict),
+            ("type = ?", type),
+            ("time_ms >= ?", since_ms),
+            ("time_ms < ?", until_ms),
+        ):
             if value is not None:
-                where.append(f"{column} = ?")
-                values.append(value)  # type: ignore[arg-type]
+                where.append(condition)
+                values.append(value)
         rows = self._run(f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?", (*values, limit))
         return [EventRow(*row) for row in rows]
 
     def last_indexed(self) -> int:
         """The greatest seq in the index, 0 if it is empty."""
         return int(self._run("SELECT coalesce(max(seq), 0) FROM events", ()).fetchone()[0])
+
+    def event_counts(self) -> list[tuple[str, int, int, int]]:
+        """(type, how many, least time_ms, greatest time_ms) of each type of event."""
+        return self._run("SELECT type, count(*), min(time_ms), max(time_ms) FROM events GROUP BY type", ()).fetchall()
+
+    def forget_events(self, upto: int) -> None:
+        """Take events up to a number out of the index."""
+        self._many("DELETE FROM events WHERE seq <= ?", [(upto,)])
 
     def close(self) -> None:
         """Close the file; may be called twice."""

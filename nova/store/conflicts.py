@@ -55,12 +55,12 @@ class Conflicts:
             ((prefix, strategy_named(name)) for prefix, name in replica.config.strategies.items()),
             key=lambda item: -len(item[0]),
         )
-        self.chain = AuditChain()
+        self.chain = AuditChain(key=replica.config.audit_key)
         self.by_type: Tally[str] = Tally()
         self.by_strategy: Tally[str] = Tally()
         self.total = 0
         self.of_resource: Tally[str] = Tally()
-        self._metrics = ConflictMetrics(metrics, Hooks(replica.now_ms, self.pending, lambda: self.of_resource))
+        self.metrics = ConflictMetrics(metrics, Hooks(replica.now_ms, self.pending, lambda: self.of_resource))
 
     # -- finding --
 
@@ -68,7 +68,7 @@ class Conflicts:
         """Audit records for what these operations brought about; usually none."""
         started = perf_counter_ns()
         out = self._examined(effects)
-        self._metrics.searched((perf_counter_ns() - started) / 1e6)
+        self.metrics.searched((perf_counter_ns() - started) / 1e6)
         return out
 
     def _examined(self, effects: Sequence[Effect]) -> list[bytes]:
@@ -112,8 +112,8 @@ class Conflicts:
             merges[rows.kind, bool(found)] += 1
             out += found
         for (code, clashed), count in merges.items():
-            self._metrics.merged(BY_CODE[code].name, "conflict" if clashed else "clean", count)
-        self._metrics.searched((perf_counter_ns() - started) / 1e6)
+            self.metrics.merged(BY_CODE[code].name, "conflict" if clashed else "clean", count)
+        self.metrics.searched((perf_counter_ns() - started) / 1e6)
         return out
 
     def index(self, key: str, rows: Rows | None) -> list[Contention]:
@@ -230,14 +230,19 @@ class Conflicts:
         resolved = {**record, "resolution": settlement}
         self._remember(resolved)
         result = "pending" if settlement["pending"] else "ok"
-        self._metrics.detected(conflict)
-        self._metrics.resolved(settlement["strategy"], result, took_ms, len(settlement["discarded"]))
-        self._metrics.logged("detect")
-        self._metrics.logged("resolve")
+        self.metrics.detected(conflict)
+        self.metrics.resolved(settlement["strategy"], result, took_ms, len(settlement["discarded"]))
+        self.metrics.logged("detect")
+        self.metrics.logged("resolve")
         return [
             self.chain.append("detect", now, conflict.id, record["key"], record),
             self.chain.append("resolve", now, conflict.id, record["key"], {"resolution": settlement}),
         ]
+
+    def note(self, type: str, conflict_id: str, key: str, body: Mapping[str, Any], time_ms: int) -> list[bytes]:
+        """Put any event into the chain."""
+        self.metrics.logged(type)
+        return [self.chain.append(type, time_ms, conflict_id, key, body)]
 
     def _remember(self, record: dict[str, Any]) -> None:
         self._records[record["id"]] = record
@@ -314,7 +319,7 @@ class Conflicts:
             "next": page[limit - 1]["id"] if more else None,
         }
 
-    def why(self, key: str, events: Iterable[AuditEvent] = ()) -> dict[str, Any]:
+    def why(self, key: str, events: Sequence[AuditEvent] = ()) -> dict[str, Any]:
         """The present value of a key, the writes behind it, its conflicts, and all of it in sentences."""
         rows = self._replica.space.get(key)
         entry = self._replica.view(rows) if rows is not None else None
@@ -335,13 +340,16 @@ class Conflicts:
                     )
         conflicts = self.page(limit=100, key=key)["conflicts"]
         value = entry.value if entry is not None else None
+        story: list[AuditEvent | dict[str, Any]] = list(events)
+        told = {event.conflict_id for event in events}
+        story += [record for record in reversed(conflicts) if record["id"] not in told]
         return {
             "key": key,
             "kind": entry.kind if entry is not None else None,
             "value": value,
             "writes": writes,
             "conflicts": conflicts,
-            "text": explain(key, value, writes, conflicts),
+            "text": explain(key, value, writes, story),
         }
 
     def _status(self, record: dict[str, Any]) -> str:

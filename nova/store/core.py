@@ -6,7 +6,7 @@ The same object runs on the network (`nova.runtime`), alone in a process (`Repli
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -39,6 +39,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
 
     kinds       prefix -> kind of the keys below it; the longest prefix wins
     strategies  prefix -> strategy for their conflicts; else the kind's: `semantic` for vm, `lww` for the others
+    audit_key   up to 64 bytes that the hashes of the audit chain depend on; b"" for none
     """
 
     kinds: dict[str, str] = {}
@@ -50,6 +51,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
     conflicts_count: int = 10_000
     siblings_max: int = 64
     drift_ms_max: int = 60_000
+    audit_key: bytes = b""
 
 
 class Durable(msgspec.Struct, frozen=True):
@@ -197,6 +199,17 @@ class Replica:
             self._open_audit += self.conflicts.examine([effect])
         return self._token + 1, effect[1]
 
+    def write_back(
+        self, key: str, kind: int, puts: list[tuple[str, bytes]], drops: list[str], context: Mapping[str, int]
+    ) -> None:
+        """Write leaves as they were once (see nova.store.points): they keep the limits that they were written under."""
+        self._write(key, kind, puts, drops, False, context)
+
+    def note(self, type: str, conflict_id: str, key: str, body: Mapping[str, Any], time_ms: int) -> int:
+        """Put an event into the audit chain; the token with which it is durable."""
+        self._open_audit += self.conflicts.note(type, conflict_id, key, body, time_ms)
+        return self._token + 1
+
     def turn(self) -> Outputs:
         """Everything written since the last turn, as one batch: persist it, then send it, then answer the writers."""
         self._close()
@@ -211,6 +224,9 @@ class Replica:
             outputs.send = self.published(batch).send
             self._closed.extend(outputs)
             self._open_changes, self._open_audit = [], []
+        elif self._open_audit:
+            self._closed.extend(self._record(b"", b"", {}, [], None, self._open_audit))
+            self._open_audit = []
 
     def _after_own(self, outputs: Outputs) -> Outputs:
         own, self._closed = self._closed, Outputs()
@@ -231,7 +247,9 @@ class Replica:
             self._dirty[key] = self._token
         # The audit first: if a crash leaves only the beginning of this, an event may be there whose operation is not
         # (it comes again, and makes the same event), but never an operation whose conflict nobody recorded.
-        persist = [*(AUDIT + event for event in audit), tag + data]
+        persist = [AUDIT + event for event in audit]
+        if tag:
+            persist.append(tag + data)
         return Outputs(persist=persist, apply=[Durable(self._token, clock, changes, batch, audit)])
 
     def applied(self, event: Durable) -> None:
@@ -260,7 +278,7 @@ class Replica:
     @property
     def newest_token(self) -> int:
         """When this one is durable, everything that was written or received up to now is."""
-        return self._token + 1 if self._open_changes else self._token
+        return self._token + 1 if self._open_changes or self._open_audit else self._token
 
     def token_of(self, key: str) -> int:
         """The token that a reader of this key must wait for: 0 if what it holds is durable."""
@@ -285,7 +303,7 @@ class Replica:
                 rows.key, kind.name, value if kind.code == REGISTER else kind.join({"": value}), rows.clock,
                 write.stamp, node_of(dot.actor), dot, rows.revision,
             )  # fmt: skip
-        leaves, contended = self._parts(rows)
+        leaves, contended = self.parts(rows)
         newest = rows.newest()
         siblings: list[Sibling] = []
         conflict = strategy = None
@@ -345,7 +363,7 @@ class Replica:
                 )
         return out
 
-    def _parts(self, rows: Rows) -> tuple[dict[str, Any], dict[str, list[Row]]]:
+    def parts(self, rows: Rows) -> tuple[dict[str, Any], dict[str, list[Row]]]:
         """Leaves that are settled by themselves, and the rows of those that are not."""
         leaves: dict[str, Any] = {}
         contended: dict[str, list[Row]] = {}
@@ -359,7 +377,7 @@ class Replica:
     def _patch(self, kind: Kind, rows: Rows | None, value: Any) -> tuple[dict[str, Any], list[str]]:
         if rows is None:
             return kind.patch(value, {}, self.space.actor)
-        current, contended = self._parts(rows)
+        current, contended = self.parts(rows)
         if not contended:
             return kind.patch(value, current, self.space.actor)
         _, resolution = self.conflicts.settle(rows, contended)
@@ -368,7 +386,7 @@ class Replica:
 
     def _changed(self, rows: Rows, leaves: dict[str, Any]) -> dict[str, Any]:
         """The leaves of a whole write that say something new: one who repeats what stands there is no writer of it."""
-        current, _ = self._parts(rows)
+        current, _ = self.parts(rows)
         changed = {
             path: leaf for path, leaf in leaves.items() if path not in current or _pack(current[path]) != _pack(leaf)
         }
@@ -565,7 +583,7 @@ class Replica:
         if not self._history.size_bytes:
             self._history.skip(self.space.clock)
 
-    def why(self, key: str, events: Iterable[AuditEvent] = ()) -> dict[str, Any]:
+    def why(self, key: str, events: Sequence[AuditEvent] = ()) -> dict[str, Any]:
         """Why a key holds what it holds: its writes, its conflicts, what was discarded and by which rule."""
         return self.conflicts.why(key, events)
 

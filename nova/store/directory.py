@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from nova.conflict.audit import AuditEvent, ChainMark, decode_event, verify
+from nova.conflict.audit import AuditEvent, AuditLog, ChainMark, Verdict, decode_event, verify_kept
+from nova.conflict.audit.log import ANCHOR, HEAD
 from nova.errors import CorruptionError, UsageError
 from nova.metrics import Registry
-from nova.storage.catalog import Catalog, EventRow
+from nova.storage.catalog import Catalog
 from nova.storage.log import FileLog
 from nova.storage.snapshot import FileSnapshots
 from nova.store.core import Durable, Replica, StoreConfig
+
+STORY_MAX: Final = 200
+"""How many events `why` tells."""
 
 
 class Directory:
@@ -38,8 +43,7 @@ class Directory:
         self.node = node
         self._snapshot_position = 0
         self._since_snapshot_bytes = 0
-        self._unindexed: list[EventRow] = []
-        self._head = ""
+        self.audit: AuditLog
 
     def open(
         self,
@@ -57,7 +61,8 @@ class Directory:
         replica = Replica(
             self.node, region=region, incarnation=incarnation, wall_ns=wall_ns, config=config, metrics=metrics
         )
-        archived = self._load_archive(replica)
+        self.audit = self._open_audit(replica, config)
+        archived = self.audit.mark.count
         start = 1
         found = self.snapshots.load()
         if found is not None:
@@ -79,9 +84,9 @@ class Directory:
             self._since_snapshot_bytes += len(record)
             event = replica.replay(record)
             if event is not None and event.seq > archived:
-                self._archive([record[1:]])
+                self.audit.add([record[1:]])
         # Events that were archived but whose log records are gone are known; those before the snapshot, too.
-        self._flush_archive()
+        self.audit.flush()
         replica.recovered()
         return replica
 
@@ -90,7 +95,7 @@ class Directory:
         if event.batch is not None:
             self._since_snapshot_bytes += len(event.batch)
         if event.audit:
-            self._archive(event.audit)
+            self.audit.add(event.audit)
 
     @property
     def since_snapshot_bytes(self) -> int:
@@ -104,108 +109,77 @@ class Directory:
 
     def trim(self, position: int, covered_bytes: int) -> None:
         """Forget log records that a stored snapshot covers and whose audit events are archived."""
-        self._flush_archive()
+        self.audit.flush()
         self.log.truncate_before(position + 1)
         self._since_snapshot_bytes -= covered_bytes
 
     def events(self, **query: Any) -> list[AuditEvent]:
         """Audit events by resource, conflict, type and position; see Catalog.events."""
-        self._flush_archive()
+        self.audit.flush()
         return [decode_event(row.body) for row in self.catalog.events(**query)]
+
+    def story(self, key: str) -> list[AuditEvent]:
+        """The newest audit events about a key, oldest first."""
+        return list(deque(self.audit.events(resource=key), maxlen=STORY_MAX))
 
     def index(self) -> None:
         """Bring the index of the audit archive up to date; called now and then, and before it is asked."""
-        self._flush_archive()
+        self.audit.flush()
+
+    def check(self, head: str | None = None) -> Callable[[], dict[str, Any]]:
+        """A call that verifies the archive as it is now, and may run in another thread; see `verify_audit`."""
+        self.audit.flush()
+        heads = [self.audit.stored_head(), *([ChainMark.parse(head)] if head else [])]
+        archive, anchor, upto, key = self.archive, self.audit.anchor, self.archive.durable, self._audit_key
+        return lambda: _told(verify_kept(archive.replay, anchor, heads, key=key, upto=upto))
 
     def close(self) -> None:
         """Sync and close everything; may be called twice."""
         try:
-            self._flush_archive()
+            if hasattr(self, "audit"):
+                self.audit.flush()
         finally:
             self.log.close()
             self.archive.close()
             self.catalog.close()
 
-    def _load_archive(self, replica: Replica) -> int:
-        """Give the archived events to the replica, and to the index those that it lacks; the newest event's number."""
-        indexed = self.catalog.last_indexed()
-        known = _mark(self.catalog.get("audit_head")).count
-        last = 0
-        for _, record in self.archive.replay(1):
-            event = replica.conflicts.replayed(record)
-            last = event.seq
-            if last > indexed:
-                self._note(record)
-            elif last > known:  # a crash came between the index and the head
-                self._head = f"{last}:{event.hash.hex()}"
-        if self._head and not self._unindexed:
-            self.catalog.set("audit_head", self._head)
-        return last
-
-    def _archive(self, records: list[bytes]) -> None:
-        self.archive.append(records)
-        for record in records:
-            self._note(record)
-        if len(self._unindexed) >= 1_000:
-            self._flush_archive()
-
-    def _note(self, record: bytes) -> None:
-        event = decode_event(record)
-        self._unindexed.append(
-            EventRow(event.seq, event.time_ms, event.type, event.conflict_id, event.resource_id, record)
-        )
-        self._head = f"{event.seq}:{event.hash.hex()}"
-
-    def _flush_archive(self) -> None:
-        if not self._unindexed:
-            return
-        self.archive.commit()
-        self.catalog.index_events(self._unindexed)
-        self.catalog.set("audit_head", self._head)
-        self._unindexed = []
+    def _open_audit(self, replica: Replica, config: StoreConfig) -> AuditLog:
+        """The archive, whose events the replica is told of."""
+        told = replica.conflicts.metrics.pattern_noticed
+        self._audit_key = config.audit_key
+        audit = AuditLog(self.archive, self.catalog, key=config.audit_key, found=lambda pattern: told(pattern.kind))
+        replica.conflicts.chain.go_on(audit.anchor.hash, audit.anchor.count)
+        for _, record in self.archive.replay(audit.anchor.count + 1):
+            replica.conflicts.replayed(record)
+        return audit
 
 
-def verify_audit(path: str | Path) -> dict[str, Any]:
+def verify_audit(path: str | Path, head: str | None = None, key: bytes = b"") -> dict[str, Any]:
     """Check the audit chain of a data directory whose node is stopped: every event, its order, and the head.
 
+    head    COUNT:HASH as it was kept elsewhere: without it, whoever can change all files can cut the tail unseen
+    key     the audit key, if the node has one
     raises  UsageError if there is no such directory or its node is running
     """
     path = Path(path)
     if not (path / "audit").is_dir():
         raise UsageError(f"{path} holds no audit archive; name the --data directory of a node")
+    heads = [ChainMark.parse(head)] if head else []
     with Catalog(path / "catalog.sqlite") as catalog:
         try:
-            archive = FileLog(path / "audit")
+            heads += [ChainMark.unseal(text, key)] if (text := catalog.get(HEAD)) else []
+            anchor = ChainMark.parse(catalog.get(ANCHOR) or str(ChainMark()))
+            with FileLog(path / "audit") as archive:
+                return _told(verify_kept(archive.replay, anchor, heads, key=key))
         except CorruptionError as error:
             return {"ok": False, "events": 0, "head": "", "error": str(error)}
-        with archive:
-            return verdict_of(archive, catalog.get("audit_head"))
 
 
-def verdict_of(archive: FileLog, head: str | None, length: int | None = None) -> dict[str, Any]:
-    """The verdict on an archive: `ok`, `events`, `head`, and `error` if it is not.
-
-    length  how many records there were when `head` was read, of an archive that grows meanwhile
-    """
-    verdict = verify(_records(archive, length), _mark(head) if head else None)
+def _told(verdict: Verdict) -> dict[str, Any]:
     out: dict[str, Any] = {"ok": verdict.ok, "events": verdict.events, "head": verdict.head.hash.hex()}
     if verdict.error:
         out["error"] = verdict.error
     return out
 
 
-def _records(archive: FileLog, length: int | None) -> Iterator[bytes]:
-    for position, record in archive.replay(1):
-        if length is not None and position > length:
-            break
-        yield record
-
-
-def _mark(head: str | None) -> ChainMark:
-    if not head:
-        return ChainMark()
-    count, _, digest = head.partition(":")
-    return ChainMark(int(count), bytes.fromhex(digest))
-
-
-__all__ = ["Directory", "verdict_of", "verify_audit"]
+__all__ = ["Directory", "verify_audit"]

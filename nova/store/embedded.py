@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
+from nova.conflict.audit import AuditLog, Retention
 from nova.errors import PeerError
 from nova.runtime import wall_ns
 from nova.storage.base import Log
 from nova.storage.log import FileLog
 from nova.storage.pipeline import Pipeline
 from nova.store.core import Durable, Replica, StoreConfig
-from nova.store.directory import Directory
+from nova.store.directory import STORY_MAX, Directory
 from nova.store.model import Change, Entry, Put
+from nova.store.points import Point, Rollback, chosen, make_point, points, roll_back
 from nova.types import Actor, Outputs
+
+MEMORY_EVENTS: Final = 20_000
+"""At least so many audit events a store without a directory keeps, and at most twice as many."""
 
 
 class _Nowhere:
@@ -105,9 +111,11 @@ class ReplicatedStore:
     ) -> None:
         config = config or StoreConfig(kinds=dict(kinds or {}), strategies=dict(strategies or {}))
         self._directory: Directory | None = None
+        self.audit: AuditLog
         log: Log = _Nowhere()
         if data is None:
             self.replica = Replica(node, region=region, wall_ns=wall_ns, config=config)
+            self.audit = AuditLog(key=config.audit_key)
         else:
             self._directory = Directory(Path(data), node=node)
             try:
@@ -116,6 +124,7 @@ class ReplicatedStore:
                 self._directory.close()
                 raise
             log = _Blocking(self._directory.log)
+            self.audit = self._directory.audit
         self._pipeline = Pipeline(log, send=lambda peer, message: None, apply=self._applied)
 
     def put(
@@ -169,7 +178,28 @@ class ReplicatedStore:
 
     def why(self, key: str) -> dict[str, Any]:
         """Why a key holds what it holds; `text` says it in sentences."""
-        return self.replica.why(key)
+        return self.replica.why(key, list(deque(self.audit.events(resource=key), maxlen=STORY_MAX)))
+
+    def point(self, key: str, note: str = "") -> str:
+        """Keep what a key holds now as a rollback point; its id. One fsync. Raises KeyNotFoundError."""
+        _, point = make_point(self.replica, key, note)
+        self._commit()
+        return point
+
+    def points(self, key: str) -> list[Point]:
+        """The rollback points of a key that were made here, oldest first."""
+        return points(self.audit.events, key)
+
+    def rollback(self, key: str, to: str, *, context: Mapping[str, int] | None = None, by: str = "") -> Rollback:
+        """Bring a key back to a point, by a new write that dominates what `context` (None: what is here) knows.
+
+        to      id of a point of this key, or the beginning of it
+        raises  KeyNotFoundError if there is no such point; see `nova.store.points.roll_back`
+        """
+        event = chosen(self.audit.events(resource=key, type="point"), key, to)
+        _, done = roll_back(self.replica, key, event, context, by)
+        self._commit()
+        return done
 
     @property
     def clock(self) -> dict[Actor, int]:
@@ -224,7 +254,24 @@ class ReplicatedStore:
     ) -> None:
         self.close()
 
+    def retain(self, policy: Retention) -> int:
+        """Drop audit events that a policy does not keep, oldest first; how many. Points among them go, too."""
+        anchor = self.audit.outlived(policy, self.replica.now_ms())
+        if anchor is None:
+            return 0
+        dropped = anchor.count - self.audit.anchor.count
+        body = {"anchor": str(anchor), "dropped": dropped}
+        self.replica.note("retain", "", "", body, self.replica.now_ms())
+        self._submit()
+        self.audit.drop(anchor)
+        return dropped
+
     def _commit(self) -> None:
+        self._submit()
+        if self._directory is None and self.audit.mark.count - self.audit.anchor.count > 2 * MEMORY_EVENTS:
+            self.retain(Retention(events_max=MEMORY_EVENTS))
+
+    def _submit(self) -> None:
         outputs = self.replica.turn()
         if outputs:
             self._pipeline.submit(outputs)
@@ -236,3 +283,5 @@ class ReplicatedStore:
         self.replica.applied(event)
         if self._directory is not None:
             self._directory.applied(event)
+        elif event.audit:
+            self.audit.add(event.audit)

@@ -80,6 +80,25 @@ def test_what_a_node_says_of_itself_is_printed(nova: Any) -> None:
     assert "resource=vm/1" in nova("audit", "list").stdout
     assert "whole: 1 events" in nova("audit", "verify").stdout
     assert json.loads(nova("audit", "verify", "--json").stdout)["ok"] is True
+    broken = nova("audit", "verify", "--head", "9:00")
+    assert (broken.returncode, "broken" in broken.stdout) == (1, True)
+    assert nova("audit", "head").stdout == "1:00ff\n"
+    assert "HOTSPOT" in nova("audit", "stats").stdout
+    assert nova("audit", "retain", "--events", "4").stdout == "4 events dropped\n"
+    failed(nova("audit", "retain"), 2, "--days")
+    assert nova("audit", "export", "-").stdout == '{"seq":1}\n{"seq":2}\n'
+
+
+def test_a_key_goes_back_to_a_point(nova: Any) -> None:
+    nova("put", "vm/9", "1")
+    assert nova("points", "save", "vm/9").stdout == "p2\n"
+    assert nova("points", "list", "vm/9").stdout.splitlines()[1].split()[0] == "p1"
+    done = nova("rollback", "vm/9", "--to", "p1", "--context", '{"n~1": 1}', "--by", "ann").stdout
+    assert done.startswith("vm/9 is at p1 again: 1 path changed")
+    assert "kept 1 of n2 at /x" in done
+    assert "undo with: nova rollback vm/9 --to p3" in done
+    failed(nova("rollback", "vm/9", "--to", "none"), 1, "none")
+    failed(nova("rollback", "vm/9"), 2, "--to")
 
 
 def test_links_are_cut_and_healed(nova: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,16 +14,22 @@ from nova.clock import VectorClock
 from nova.conflict import vm
 from nova.conflict.audit import (
     GENESIS,
+    MAGIC,
     AuditChain,
     ChainMark,
+    decision_body,
     decode_event,
     describe,
     detect_body,
+    escalate_body,
     explain,
     export_lines,
+    fail_body,
     import_lines,
+    point_body,
     resolve_body,
     verify,
+    vote_body,
 )
 from nova.conflict.detect import MISSING, ConflictDetector, Contention, Version
 from nova.conflict.strategies import ResolveContext, SemanticMerge
@@ -136,10 +143,55 @@ def test_a_chain_goes_on_where_it_was_left():
         replayed.resume(decode_event(records[0]))
 
 
+@given(st.integers(0, 700), st.integers(0, 2000), st.binary(max_size=64))
+def test_many_records_at_once_are_the_records_one_by_one(count, size, key):
+    one, many = AuditChain(key=key), AuditChain(key=key)
+    events = [("fail", n * 977 - 5, f"c{n}", "r" * (n % 300), {"n": "x" * (size * n % 1700)}) for n in range(count)]
+    records = many.append_many(events)
+    assert records == [one.append(*event) for event in events]
+    assert many.mark == one.mark
+    assert verify(records, many.mark, key=key).ok
+
+
+def test_of_many_records_none_is_made_if_one_is_wrong():
+    chain, _ = chain_of(2)
+    before = chain.mark
+    good = ("fail", 1, "c", "r", {})
+    for bad in (("guess", 1, "c", "r", {}), ("fail", 1 << 80, "c", "r", {}), ("fail", 1, "c" * 70000, "r", {})):
+        with pytest.raises((UsageError, OverflowError)):
+            chain.append_many([good, bad])
+        assert chain.mark == before
+    with pytest.raises(UsageError, match="surrogate"):
+        chain.append("fail", 1, "c", "\ud800", {})
+    assert chain.mark == before
+
+
+@given(st.integers(-(1 << 63), (1 << 63) - 1), st.text(max_size=70), st.text(max_size=300), st.integers(0, 1 << 62))
+def test_a_record_is_the_messagepack_that_anybody_reads(time_ms, conflict, resource, seq):
+    record = AuditChain(seq=seq).append("vote", time_ms, conflict, resource, {"b": 1, "a": [None]})
+    content = msgspec.msgpack.encode([seq + 1, time_ms, "vote", conflict, resource, {"a": [None], "b": 1}])
+    assert record[68:] == content
+    event = decode_event(record)
+    assert (event.seq, event.time_ms, event.conflict_id, event.resource_id) == (seq + 1, time_ms, conflict, resource)
+
+
+def test_a_sealed_head_is_read_with_its_key_and_no_other():
+    chain, _ = chain_of(3, KEY)
+    sealed = chain.mark.seal(KEY)
+    assert ChainMark.unseal(sealed, KEY) == chain.mark
+    assert ChainMark.parse(sealed) == ChainMark.parse(str(chain.mark)) == chain.mark
+    for wrong in (sealed.replace("3:", "2:", 1), sealed[:-1] + "é", str(chain.mark), chain.mark.seal(b"")):
+        with pytest.raises(CorruptionError, match="does not fit"):
+            ChainMark.unseal(wrong, KEY)
+    for rubbish in ("", "x", "1", "1:zz", "1:00", "-1:" + "00" * 32):
+        with pytest.raises(UsageError, match="COUNT:HASH"):
+            ChainMark.parse(rubbish)
+
+
 def test_an_unknown_type_is_refused_and_leaves_the_chain_as_it_was():
     chain, _ = chain_of(1)
     before = chain.mark
-    with pytest.raises(UsageError, match="'guess' is unknown; use one of detect, escalate"):
+    with pytest.raises(UsageError, match="'guess' is unknown; use one of decision, detect"):
         chain.append("guess", 1, "c", "r", {})
     assert chain.mark == before
     with pytest.raises(UsageError, match="at most 64"):
@@ -165,7 +217,7 @@ def test_equal_bodies_make_equal_bytes_and_every_value_has_some():
 
 @given(st.binary(max_size=200))
 def test_hostile_bytes_are_refused_not_believed(data):
-    for record in (data, b"NAU\x01" + data, b"NAU\x01" + bytes(64) + data):
+    for record in (data, MAGIC + data, MAGIC + bytes(64) + data):
         assert not verify([record]).ok
         with suppress(CorruptionError):
             decode_event(record)
@@ -242,6 +294,19 @@ def test_why_tells_the_owners_of_a_contended_resource():
         ("fail", {"error": "no quorum"}, "could not be settled: no quorum"),
         ("escalate", {"reason": "timeout"}, "was escalated: timeout"),
         ("rollback", {"to": "point 7"}, "r was rolled back to point 7"),
+        ("rollback", {"to": "p", "by": "ann", "kept": [{}]}, "back to p by ann; 1 write that came meanwhile stays"),
+        ("fail", fail_body(ValueError("no quorum"), "consensus", 3), "could not be settled: no quorum"),
+        ("escalate", escalate_body("freeze", "nobody answered", "ops"), "was escalated: nobody answered"),
+        (
+            "vote",
+            vote_body("who runs it?", {"b": "h1", "a": "h1", "c": "h2"}, voters=3, needed=2, outcome="h1"),
+            "a vote on r asked 'who runs it?': a h1, b h1 and c h2; h1 won (2 of 3 needed)",
+        ),
+        ("vote", vote_body("q", {}, voters=3, needed=2, outcome=None), "nobody voted; no majority"),
+        ("decision", decision_body("ann", {"/cpu": 4}, note="as agreed"), "ann decided conflict c on r: as agreed"),
+        ("point", point_body("p1", "vm", {}, {}, "before"), "the state of r was kept as point p1 (before)"),
+        ("retain", {"dropped": 5, "anchor": "5:00"}, "5 events were dropped"),
+        ("erase", {"key": "ab"}, "key ab was destroyed"),
         ("resolve", {"strategy": "lww", "discarded": [{}], "pending": True}, "1 value discarded; pending"),
         ("detect", {"types": 5, "versions": "x", "paths": None}, "conflict c on r"),
         ("resolve", {}, "settled by a strategy"),

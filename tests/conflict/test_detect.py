@@ -398,6 +398,12 @@ def test_a_record_and_a_resolution_never_change_and_survive_a_pickle():
         found.reason = "other"
     with pytest.raises(UsageError, match="immutable"):
         found.__init__(*found.__reduce__()[1])
+    part = found.replace(paths=(), siblings={"": found.versions[:1]})
+    assert (part.id, part.complexity, part.paths) == (found.id, found.complexity, ())
+    assert found.replace(complexity=0.5).complexity == 0.5
+    assert pickle.loads(pickle.dumps(found.replace(complexity=0.5))).complexity == 0.5
+    with pytest.raises(UsageError, match="a Conflict has no id; its fields are resource_id"):
+        found.replace(id="other")
     settled = LastWriteWins().resolve(found)
     assert pickle.loads(pickle.dumps(settled)) == settled
     assert settled.replace(pending=True).pending

@@ -506,3 +506,10 @@ def test_the_order_of_keys_makes_no_difference(seed):
         key for key in base if remote.get(key) != base[key]
     }
     assert {c.path.strip("/") for c in (*expected.conflicts, *expected.changes)} == changed | {"new-l", "new-r"}
+
+
+def test_an_item_that_both_added_keeps_its_key_though_that_is_part_of_a_contended_group():
+    schema = {"/n": {"type": "map_list", "key": "mac"}, "/n/*": {"groups": [["mac", "ip"]]}}
+    found = merge({"n": []}, {"n": [{"mac": "m", "ip": 1}]}, {"n": [{"mac": "m", "ip": 2}]}, schema)
+    assert found.value == {"n": [{"mac": "m"}]}
+    assert [(c.path, c.kind) for c in found.conflicts] == [("/n/[mac=m]/mac", "add/add")]

@@ -6,9 +6,11 @@ A file may be replaced by another of the same format: nothing here knows a case 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 
 from nova.clock import VectorClock
 from nova.conflict import strategy_named
+from nova.conflict.audit import AuditChain, AuditLog, decode_event, verify
 from nova.conflict.detect import ConflictDetector, Version, complexity_of, prune
 from nova.conflict.merge import (
     MISSING,
@@ -36,6 +39,7 @@ from nova.conflict.merge import (
     winning_revision,
 )
 from nova.errors import StaleContextError, UsageError
+from nova.storage.subjects import SubjectKeys
 from nova.types import Order
 
 DATA = Path(os.environ.get("NOVA_TEST_DATA", "../shared/data")) / "merge"
@@ -264,6 +268,64 @@ def test_the_example_of_a_property_shows_its_conflict(case: dict[str, Any]) -> N
             contended += [item.path for item in found.lost]
             value = found.value
         assert set(contended) == {"/x"}
+
+
+@pytest.mark.parametrize("case", scenarios("audit"))
+def test_the_audit_trail_shows_what_was_done_to_it(case: dict[str, Any]) -> None:
+    given, expected = case["given"], case["expected"]
+    log = AuditLog(key=b"kept elsewhere")
+    if "attacks" in given:
+        for n in range(given["records"]):
+            log.append("detect", n, f"c{n}", "vm/1", {"n": n})
+        records = [record for _, record in log.records.replay()]
+        for attack in given["attacks"]:
+            tampered = attacked(records, attack)
+            assert verify(tampered, log.mark, key=b"kept elsewhere").ok is False
+            alone = verify(tampered, key=b"kept elsewhere").ok
+            assert alone == (attack not in expected["detected"]) == (attack in expected["detected_with_external_head"])
+    elif "erase" in given:
+        pytest.importorskip("cryptography")
+        with tempfile.TemporaryDirectory() as folder, SubjectKeys(folder) as keys:
+            log = AuditLog(vault=keys)
+            log.append("decision", 1, "c", "vm/1", given["record"], personal={given["erase"]: "subject"})
+            (event,) = log.events()
+            assert log.reveal(event) == given["record"]
+            assert log.erase("subject", 2)
+            assert log.verify().ok == expected["verify"]
+            assert (log.reveal(event) == given["record"]) == expected["value_readable"]
+            path = given["erase"].split("/")[1:]
+            secret = str(functools.reduce(lambda at, name: at[name], path, given["record"]))
+            assert not any(f'"{secret}"' in line for line in log.export())
+    else:
+        bodies = [{"i": 2**63}, {"i": -(2**63)}, {"b": b"\x00\xff"}, {"é": "😀"}, {"z": {"b": 1.0, "a": [None, 1]}}, {}]
+        for n, body in enumerate(bodies):
+            log.append("fail", n, f"c{n}", "r/é", body)
+        lines = list(log.export())
+        copy = AuditLog(key=b"kept elsewhere")
+        assert copy.take_export(lines) == len(bodies)
+        assert list(copy.export()) == lines
+        assert copy.verify(log.mark).ok
+
+
+def attacked(records: list[bytes], attack: str) -> list[bytes]:
+    """Records after "edit 2", "delete 3", "swap 2 and 3", "truncate after 3" or "append forged" (without the key)."""
+    numbers = [int(word) - 1 for word in attack.split() if word.isdecimal()]
+    out = list(records)
+    match attack.split()[0]:
+        case "edit":
+            out[numbers[0]] = out[numbers[0]][:-1] + bytes([out[numbers[0]][-1] ^ 1])
+        case "delete":
+            del out[numbers[0]]
+        case "swap":
+            out[numbers[0]], out[numbers[1]] = out[numbers[1]], out[numbers[0]]
+        case "truncate":
+            del out[numbers[0] + 1 :]
+        case "append":
+            last = decode_event(out[-1])
+            out.append(AuditChain(last.hash, last.seq).append("fail", 1, "c", "r", {}))
+        case _:
+            pytest.fail(f"no attack {attack!r} is known")
+    return out
 
 
 # ------------------------------------------------------------------------------------------------ trees

@@ -188,6 +188,50 @@ def test_one_double_spent_dot_among_many_is_found(size):
     assert reader.to_bytes() == before
 
 
+@pytest.mark.parametrize("kind", [ORSet, ORMap])
+@pytest.mark.parametrize("told", ["neither", "ours", "theirs"])
+def test_copies_that_lie_alike_are_compared_in_place_of_being_hashed_and_have_the_same_digests(kind, told):
+    rng = random.Random(11)
+    origin = kind("origin")
+
+    def elements(one: Any) -> Any:
+        return one if kind is ORSet else one.at("set", ORSet)
+
+    elements(origin).add_many(range(1000))
+    ours, theirs = origin.fork("ours"), origin.fork("theirs")
+    for _ in range(4):  # what was compared twice is hashed
+        for one in ours, theirs:
+            for _ in range(20):
+                elements(one).add(rng.randrange(1200))
+                elements(one).remove(rng.randrange(1200))
+        if told != "neither":
+            (ours if told == "ours" else theirs).digest()
+        for one, other in (ours, theirs), (theirs, ours):
+            one.merge(other)
+            for each in one, other:  # its fork is asked, so that it is not told itself
+                assert each.fork(None).digest() == kind.from_bytes(each.to_bytes()).digest()
+        assert ours.value == theirs.value
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_one_double_spent_dot_is_found_among_copies_that_lie_alike(told):
+    origin = ORSet("origin")
+    origin.add_many(range(1000, 1100))
+    one, other = origin.fork("twice"), origin.fork("twice")
+    for element in range(1100, 1300):
+        one.add(element)
+        other.add(element if element != 1250 else 1900)
+    other = other.fork("elsewhere")
+    other.add("news")
+    reader = one.fork(None)
+    if told:
+        reader.digest()
+    before = reader.to_bytes()
+    with pytest.raises(CorruptionError, match="event 151 of actor 'twice' is two different writes"):
+        reader.merge(other)
+    assert reader.to_bytes() == before
+
+
 def test_a_million_cycles_on_ten_keys_stay_in_bounded_memory():
     s, peer = ORSet(actor="a"), ORSet(actor="b")
     sizes = []

@@ -377,6 +377,19 @@ def test_a_run_that_goes_on_before_what_nobody_inserted_is_refused():
     assert replica.text == "abcxyz"
 
 
+def test_what_is_known_as_a_deletion_is_not_taken_for_an_insert():
+    # The run that says so is known and passed over; the next one holds on to its last event.
+    writer = typed("a", "abc")
+    writer.delete(2, 1)
+    replica = writer.fork(None)
+    before = replica.to_bytes()
+    with pytest.raises(CorruptionError, match="no possible history"):
+        replica.apply_delta(
+            hostile([("a", 0, 5)], ("insert", 4, None, None), ("insert", 1, (0, 3), None), text="abcde")
+        )
+    assert replica.to_bytes() == before
+
+
 def typed(actor: str, text: str) -> RGA:
     replica = RGA(actor=actor)
     replica.insert(0, text)
@@ -407,6 +420,63 @@ def test_origins_that_no_honest_writer_names_break_no_order(left, right, text):
     assert late._check() == 0
     assert direct.merge(early).to_bytes() == late.to_bytes()
     assert direct.text == late.text
+
+
+claims = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(-1, 40), st.integers(-1, 40), st.booleans()),
+    min_size=2,
+    max_size=12,
+)
+
+
+@given(claims, st.randoms(use_true_random=False))
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_made_up_origins_give_one_order_however_they_come(steps, random):
+    ops: set[model.Op] = set()
+    ids: list[model.Id] = []
+    runs: list[tuple[str, int, int, model.Id | None, model.Id | None]] = []
+    for who, length, at, behind, fresh in steps:
+        name = f"{NAMES[who]}{len(runs) if fresh else ''}"
+        left, right = (ids[i % len(ids)] if ids and i >= 0 else None for i in (at, behind))
+        first = model.next_count(ops, name)
+        runs.append((name, first, length, left, right))
+        for count in range(first, first + length):
+            model.claim(ops, name, left, right, chr(97 + len(ids) % 26))
+            left = (name, count)
+            ids.append(left)
+    chars = {op[1]: op[4] for op in ops}
+    expected = model.Fugue(ops)
+
+    def send(replica: RGA, name: str, first: int, until: int, left: model.Id | None, right: model.Id | None) -> None:
+        named = sorted({name} | {node[0] for node in (left, right) if node})
+        at = [None if node is None else (named.index(node[0]), node[1]) for node in (left, right)]
+        text = "".join(chars[name, i] for i in range(first, until))
+        counts = [(n, first, until) if n == name else (n, *[replica.context.vector.get(n)] * 2) for n in named]
+        replica.apply_delta(hostile(counts, ("insert", until - first, *at), text=text))
+
+    states = []
+    for _ in range(2):
+        replica, todo = RGA(), runs[:]
+        while todo:
+            ready = [
+                run
+                for run in todo
+                if replica.context.vector.get(run[0]) == run[1]
+                and all(n is None or n[1] < replica.context.vector.get(n[0]) for n in run[3:])
+            ]
+            name, first, length, left, right = run = random.choice(ready)
+            cut = random.randint(1, length)
+            if cut < length:  # in pieces: the second as a run of its own, or as one of which a part is known
+                send(replica, name, first, first + cut, left, right)
+                if random.random() < 0.5:
+                    first, left = first + cut, (name, first + cut - 1)
+            send(replica, name, first, run[1] + length, left, right)
+            assert replica._check() == 0
+            todo.remove(run)
+        states.append(replica)
+        assert replica.text == expected.text
+    assert states[0].to_bytes() == states[1].to_bytes()
+    assert states[0].digest() == states[1].digest() == RGA.from_bytes(states[0].to_bytes()).digest()
 
 
 def test_refused_events_leave_no_actors_behind():

@@ -29,7 +29,7 @@ SANITIZERS = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefi
 
 # target -> the kernels it is linked with; tests/fuzz/targets/<target>.c calls them
 IN_C = {
-    "sequence": ["sequence.c", "runs.c", "marks.c", "digest.c"],
+    "sequence": ["sequence.c", "sequence_tree.c", "sequence_join.c", "runs.c", "marks.c", "digest.c"],
     "pack": ["pack.c"],
     "sketch": ["sketch.c"],
     "value": ["crdt.c"],

@@ -96,6 +96,24 @@ def insert(ops: set[Op], actor: str, pos: int, text: str) -> None:
         ops.add(("insert", (actor, next_count(ops, actor)), left, right, char, side))
 
 
+def claim(ops: set[Op], actor: str, left: Id | None, right: Id | None, char: str) -> None:
+    """Insert between any two nodes, as no honest writer would: csrc/sequence_join.c tells what such origins mean."""
+    tree = Fugue(ops)
+    place: dict[Id | None, int] = {node: i for i, node in enumerate(tree.order)}
+    place[None] = -1
+    above, side = right, "L"
+    if right is not None and place[right] <= place[left]:
+        above = right = None
+    while above is not None and tree.side[above] == "L":
+        above = tree.parents[above]
+    above = None if above is None else tree.parents[above]
+    if right is None or place[above] < place[left]:
+        side = "R"
+    else:
+        left = above
+    ops.add(("insert", (actor, next_count(ops, actor)), left, right, char, side))
+
+
 def delete(ops: set[Op], actor: str, pos: int, n: int) -> None:
     for _ in range(n):
         target = Fugue(ops).visible()[pos]

@@ -40,6 +40,12 @@ def kernels() -> dict[str, list[str]]:
     raise SystemExit("setup.py has no table KERNELS")
 
 
+def cython_sources(family: str) -> set[str]:
+    """A module and the parts that it includes."""
+    parts = (ROOT / "nova/_native").glob(f"{family}_*.pxi")
+    return {f"nova/_native/{family}.pyx", *(str(part.relative_to(ROOT)) for part in parts)}
+
+
 def command(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
@@ -55,7 +61,7 @@ def build(tree: Path, families: set[str], changed: str | None) -> str:
     include = [f"-I{sysconfig.get_path('include')}", f"-I{tree / 'csrc'}"]
     for family in sorted(families):
         pyx = f"nova/_native/{family}.pyx"
-        parts = [(objects / f"{family}.o", objects / f"{family}.c", changed in (None, pyx))]
+        parts = [(objects / f"{family}.o", objects / f"{family}.c", changed in {None, *cython_sources(family)})]
         if parts[0][2]:
             done = command(tree, sys.executable, "-m", "cython", "-3", "-X", DIRECTIVES, pyx, "-o", str(parts[0][1]))
             if done.returncode:
@@ -106,7 +112,7 @@ def try_one(tree: Path, mutant: dict[str, str], families: set[str]) -> str:
 def main(wanted: list[str]) -> int:
     table = tomllib.loads((Path(__file__).parent / "mutants.toml").read_text())["mutant"]
     chosen = [m for m in table if not wanted or any(part in m["name"] for part in wanted)]
-    users = {file: {f for f, sources in kernels().items() if file in (*sources, f"nova/_native/{f}.pyx")}
+    users = {file: {f for f, sources in kernels().items() if file in {*sources, *cython_sources(f)}}
              for file in {m["file"] for m in chosen}}  # fmt: skip
     jobs = os.cpu_count() or 1
     trees: queue.SimpleQueue[Path] = queue.SimpleQueue()

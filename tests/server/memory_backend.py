@@ -156,8 +156,36 @@ class MemoryBackend:
     def audit(self, **filters: Any) -> dict[str, Any]:
         return {"events": [{"seq": 1, "type": "resolved", "resource": "vm/1", "asked": filters}], "next": None}
 
-    async def audit_verify(self) -> dict[str, Any]:
-        return {"ok": True, "events": 1, "head": "00ff"}
+    async def audit_verify(self, head: str | None) -> dict[str, Any]:
+        return {"ok": head != "9:00", "events": 1, "head": "00ff"}
+
+    def audit_statistics(self, top: int) -> Any:
+        hot = [{"kind": "resource", "subject": "vm/1", "count": 7, "error": 1}][:top]
+        return {
+            "events": 1, "by_type": {"resolved": 1}, "first_ms": 1, "last_ms": 1, "anchor": "0:00", "head": "1:00ff",
+            "patterns": [], "hotspots": hot,
+        }  # fmt: skip
+
+    async def audit_export(self) -> AsyncIterator[bytes]:
+        yield b'{"seq":1}\n'
+        yield b'{"seq":2}\n'
+
+    async def audit_retain(self, policy: Any) -> int:
+        return policy.events_max or 0
+
+    def points(self, key: str) -> list[Any]:
+        return [{"id": "p1", "time_ms": 1, "note": "first", "value": key}]
+
+    async def make_point(self, key: str, note: str) -> str:
+        if key not in self.entries:
+            raise KeyNotFoundError(f"{key!r} holds nothing; nova list shows the keys")
+        return "p2" + note
+
+    async def rollback(self, key: str, to: str, context: dict[str, int] | None, by: str) -> Any:
+        if to == "none":
+            raise KeyNotFoundError(f"there is no point {to!r} of {key!r}")
+        kept = [{"path": "/x", "value": 1, "origin": "n2"}] if context else []
+        return {"point": to, "undo": "p3", "restored": {"/a": by}, "removed": [], "kept": kept, "discarded": []}
 
     def metrics(self) -> bytes:
         return b"nova_keys %d\n" % len(self.entries)

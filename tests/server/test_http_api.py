@@ -263,11 +263,29 @@ def test_reading_routes_pass_on_what_the_node_says(node: Running) -> None:
     refused(ask(node, "GET", "/v1/why/none"), 404, "not_found")
     events = ask(node, "GET", "/v1/audit?resource=vm/1&type=resolved&limit=5").json()["events"]
     asked = {"resource": "vm/1", "conflict": None, "type": "resolved", "limit": 5, "after": None}
-    assert events[0]["asked"] == asked
+    assert events[0]["asked"] == {**asked, "since_ms": None, "until_ms": None}
+    between = ask(node, "GET", "/v1/audit?since_ms=5&until_ms=9").json()["events"][0]["asked"]
+    assert (between["since_ms"], between["until_ms"]) == (5, 9)
     assert ask(node, "GET", "/v1/audit/verify").json()["ok"] is True
+    assert ask(node, "GET", "/v1/audit/verify?head=9:00").json()["ok"] is False
+    assert ask(node, "GET", "/v1/audit/statistics?top=1").json()["hotspots"][0]["subject"] == "vm/1"
+    assert ask(node, "GET", "/v1/audit/export").body == b'{"seq":1}\n{"seq":2}\n'
+    assert ask(node, "POST", "/v1/audit/retain", {"events_max": 3}).json() == {"dropped": 3}
     metrics = ask(node, "GET", "/metrics")
     assert metrics.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert metrics.body.startswith(b"nova_keys ")
+
+
+def test_points_are_made_listed_and_gone_back_to(node: Running) -> None:
+    ask(node, "PUT", "/v1/keys/a/b", {"value": 1})
+    assert ask(node, "POST", "/v1/points/a/b", {"note": "x"}).json() == {"point": "p2x"}
+    assert ask(node, "GET", "/v1/points/a/b").json()["points"][0]["value"] == "a/b"
+    done = ask(node, "POST", "/v1/rollback/a/b", {"to": "p1", "context": {"n~1": 1}, "by": "ann"}).json()
+    assert (done["restored"], done["kept"][0]["origin"]) == ({"/a": "ann"}, "n2")
+    refused(ask(node, "POST", "/v1/points/nothing", {}), 404, "not_found")
+    refused(ask(node, "POST", "/v1/rollback/a/b", {"to": "none"}), 404, "not_found")
+    refused(ask(node, "POST", "/v1/rollback/a/b", {}), 400, "bad_request")
+    refused(ask(node, "POST", "/v1/audit/retain", {"days": 3}), 400, "bad_request")
 
 
 def test_health_is_the_process_and_readiness_the_node(node: Running) -> None:
@@ -295,8 +313,10 @@ def test_the_description_names_every_route(node: Running) -> None:
     routes = {(method.upper(), path) for path, methods in paths.items() for method in methods}
     keys = {(method, "/v1/keys/{key}") for method in ("PUT", "GET", "DELETE")}
     plain = "/ /healthz /readyz /metrics /openapi.json /v1/keys /v1/watch /v1/status /v1/peers /v1/conflicts"
-    gets = {("GET", path) for path in [*plain.split(), "/v1/why/{key}", "/v1/audit", "/v1/audit/verify"]}
-    posts = {("POST", path) for path in ("/v1/batch", "/v1/chaos/cut", "/v1/chaos/heal")}
+    plain += " /v1/why/{key} /v1/audit /v1/audit/verify /v1/audit/statistics /v1/audit/export /v1/points/{key}"
+    gets = {("GET", path) for path in plain.split()}
+    writes = "/v1/batch /v1/chaos/cut /v1/chaos/heal /v1/audit/retain /v1/points/{key} /v1/rollback/{key}"
+    posts = {("POST", path) for path in writes.split()}
     assert routes == keys | gets | posts
     answers = paths["/v1/keys/{key}"]["put"]["responses"]
     assert answers.keys() >= {"200", "400", "409", "413", "503"}

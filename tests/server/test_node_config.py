@@ -198,6 +198,16 @@ def test_a_secret_of_a_stronger_place_replaces_its_file_of_a_weaker_one(tmp_path
         load(file)
 
 
+def test_an_audit_key_fits_a_keyed_hash_and_does_not_show(tmp_path: Path) -> None:
+    (tmp_path / "audit").write_text("k" * 64 + "\n")
+    config = load(flags={"audit_key_file": f"{tmp_path}/audit"})
+    assert config.audit_key == "k" * 64
+    assert "kkk" not in repr(config)
+    for key in ("short", "k" * 65, "é" * 33):
+        with pytest.raises(ConfigError, match="16 to 64"):
+            load(flags={"audit_key": key})
+
+
 def test_secrets_do_not_show_in_the_words_for_a_configuration() -> None:
     shown = repr(load(flags={"key": KEY, "token": "very-secret"}))
     assert KEY not in shown

@@ -58,9 +58,9 @@ def test_a_newer_version_and_another_programs_database_are_refused(tmp_path):
     with Catalog(tmp_path / "catalog.db"):
         pass
     db = sqlite3.connect(tmp_path / "catalog.db")
-    db.execute("PRAGMA user_version=2")
+    db.execute("PRAGMA user_version=3")
     db.close()
-    with pytest.raises(UsageError, match="version 2"):
+    with pytest.raises(UsageError, match="version 3"):
         Catalog(tmp_path / "catalog.db")
     db = sqlite3.connect(tmp_path / "other.db")
     db.execute("CREATE TABLE theirs (x)")

@@ -49,7 +49,7 @@ from nova.conflict.merge.values import (
     same,
     too_deep,
 )
-from nova.conflict.strategies import show
+from nova.conflict.words import show
 from nova.errors import UsageError
 
 POLICIES: Final = ("manual", "base", "local", "remote", "union", "operational_transform")
@@ -349,7 +349,9 @@ class _Merge(MapMerge):
             at = (path, escape(names[0]))
             kind = "update/update" if before else "add/add"
             decided = self.conflict(at, CONCURRENT_UPDATE, kind, before or MISSING, mine, yours, note)
-            taken, side = dict(decided) if isinstance(decided, Mapping) else {}, ""
+            # What both added alike is agreed, and may be what identifies the item.
+            agreed = {name: mine[name] for name in mine if name in yours and same(mine[name], yours[name])}
+            taken, side = dict(decided) if isinstance(decided, Mapping) else agreed, ""
         for name in names:
             was, now = before.get(name, MISSING), taken.get(name, MISSING)
             if side and not same(was, now):

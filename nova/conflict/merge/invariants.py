@@ -21,7 +21,7 @@ from nova.conflict.merge.model import INVARIANT_VIOLATION, RESOURCE_CONTENTION, 
 from nova.conflict.merge.patches import tokens_of
 from nova.conflict.merge.schema import NOTHING, Counter, Keyed, Node
 from nova.conflict.merge.values import fields_of, is_record
-from nova.conflict.strategies import show
+from nova.conflict.words import show
 from nova.errors import UsageError
 
 HOLDS: Final[dict[str, Callable[[Any, Any], bool]]] = {

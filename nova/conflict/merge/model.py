@@ -9,7 +9,7 @@ import msgspec
 
 from nova._native.merge import Document
 from nova.conflict.detect import MISSING
-from nova.conflict.strategies import show
+from nova.conflict.words import show
 
 CONCURRENT_UPDATE: Final = "concurrent_update"
 SEMANTIC: Final = "semantic"

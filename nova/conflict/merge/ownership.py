@@ -20,7 +20,7 @@ import msgspec
 
 from nova.conflict.detect import MISSING
 from nova.conflict.merge.values import DEPTH_MAX, kind_of, same, too_deep
-from nova.conflict.strategies import show
+from nova.conflict.words import show
 from nova.errors import StaleContextError, UsageError
 
 Path: TypeAlias = tuple[str, ...]

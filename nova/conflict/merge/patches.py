@@ -24,7 +24,7 @@ from nova.conflict.merge.values import (
     same,
     too_deep,
 )
-from nova.conflict.strategies import show
+from nova.conflict.words import show
 from nova.errors import LimitError, StaleContextError, UsageError
 
 OPERATIONS_MAX: Final = 100_000

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from nova.conflict.strategies import show
+from nova.conflict.words import show
 from nova.errors import LimitError, UsageError
 
 NEW_LEAF: Final = "new_leaf"

@@ -22,7 +22,7 @@ import msgspec
 
 from nova.conflict.merge.patches import tokens_of
 from nova.conflict.merge.text import UNITS
-from nova.conflict.strategies import show
+from nova.conflict.words import show
 from nova.errors import UsageError
 
 # ------------------------------------------------------------------------------------------------ rules

@@ -11,44 +11,20 @@ A VM is kept as leaves, so that writers of different parts do not conflict:
 
 Keys are escaped as in RFC 6901. Fields of a VM that are not named here are kept and go round unchanged; unknown fields
 inside a NIC, disk, snapshot or migration are refused, because there a typing error would be lost in a merge.
-
-The rules at the end apply where *both* sides changed a leaf concurrently, and only there: "running beats stopped" as a
-plain lattice would mean that a VM can never be stopped.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from nova.conflict.detect import (
-    MISSING,
-    Case,
-    ConflictType,
-    Finding,
-    Invariant,
-    Severity,
-    Version,
-    canonical,
-    classifier,
-    escape,
-    same,
-    unescape,
-)
-from nova.conflict.strategies import (
-    ResolveContext,
-    Schema,
-    Settled,
-    last_writer,
-    maximum,
-    register_schema,
-    show,
-)
+from nova.conflict.detect import MISSING, escape, same, unescape
+from nova.conflict.strategies import show
 from nova.errors import UsageError
 
 # ------------------------------------------------------------------------------------------------ types
@@ -396,169 +372,3 @@ def resources(leaves: Mapping[str, Any]) -> set[str]:
             network = nic.get("network")
             found.add(f"ip:{nic['ip']}@{network}" if network else f"ip:{nic['ip']}")
     return found
-
-
-# ------------------------------------------------------------------------------------------------ invariants
-
-
-def snapshot_links(vm: Mapping[str, Any]) -> str | None:
-    """What is wrong with the parent links of a VM's snapshots: a parent that is not there, or a circle."""
-    parents = {item["id"]: item.get("parent") for item in vm.get("snapshots", ())}
-    for child, parent in sorted(parents.items()):
-        if parent is not None and parent not in parents:
-            return f"snapshot {child} builds on {parent}, which is not there"
-        seen = {child}
-        while parent is not None:
-            if parent in seen:
-                return f"snapshot {child} builds on itself through {parent}"
-            seen.add(parent)
-            parent = parents.get(parent)
-    return None
-
-
-SNAPSHOT_LINKS: Final = Invariant("snapshot_links", snapshot_links)
-
-
-# ------------------------------------------------------------------------------------------------ field rules
-
-
-def _power_state(path: str, versions: Sequence[Version], context: ResolveContext) -> Settled:
-    winner = versions[0]
-    for version in versions[1:]:
-        if POWER_RANK.get(version.value, -1) >= POWER_RANK.get(winner.value, -1):
-            winner = version
-    return Settled(
-        winner.value,
-        f"{path}: {show(winner.value)} by {winner.origin} ranks highest of running > paused > suspended > stopped",
-        f"{winner.value} ranks higher when both sides changed the power state",
-    )
-
-
-def _disk(path: str, versions: Sequence[Version], context: ResolveContext) -> Settled:
-    last = versions[-1]
-    sizes = [(v.value.get("size_gb", 0), v) for v in versions]
-    size, largest = max(sizes, key=lambda pair: pair[0])
-    if size == last.value.get("size_gb", 0):
-        return Settled(
-            last.value,
-            f"{path}: {show(last.value)} by {last.origin} was written last and is no smaller than any other",
-            f"a later write by {last.origin}; disks grow, never shrink",
-        )
-    value = {**last.value, "size_gb": size}
-    return Settled(
-        value,
-        f"{path}: {show(size)} GB by {largest.origin} is the largest size, the rest by {last.origin} was written last",
-        "disks grow, never shrink; the other fields are the last writer's",
-    )
-
-
-def _nic(path: str, versions: Sequence[Version], context: ResolveContext) -> Settled:
-    settled = last_writer(path, versions, context)
-    ips = sorted({show(version.value.get("ip")) for version in versions})
-    if len(ips) < 2:
-        return settled
-    note = f"{settled.explanation}; one MAC was given {len(ips)} addresses, {', '.join(ips)}"
-    return Settled(settled.value, note, settled.reason, settled.confidence)
-
-
-def _migration(path: str, versions: Sequence[Version], context: ResolveContext) -> Settled:
-    winner = versions[0]
-    for version in versions[1:]:
-        if _migration_rank(version.value) >= _migration_rank(winner.value):
-            winner = version
-    return Settled(
-        winner.value,
-        f"{path}: {show(winner.value)} by {winner.origin} has the newest epoch and, in it, the furthest state; "
-        "one under way goes before one that ended",
-        f"an older epoch or an earlier state than that of {winner.origin}",
-    )
-
-
-def _migration_rank(value: Any) -> tuple[int, int, int]:
-    """An ended migration beats one under way only by a newer epoch: at equal epochs somebody may still be copying."""
-    if not isinstance(value, Mapping):
-        return (-1, 0, 0)
-    status = value.get("status")
-    under_way = status in MIGRATION_RANK
-    rank = MIGRATION_RANK[status] if status in MIGRATION_RANK else ENDED_RANK.get(str(status), -1)
-    return (value.get("epoch", 0), int(under_way), rank)
-
-
-RULES: Final = (
-    ("/power_state", _power_state),
-    ("/cpu", maximum),
-    ("/memory_mb", maximum),
-    ("/updated_ms", maximum),
-    ("/migration", _migration),
-    ("/disks/*", _disk),
-    ("/networks/*", _nic),
-)
-register_schema("vm", Schema(RULES, (SNAPSHOT_LINKS,), split, join))
-
-
-# ------------------------------------------------------------------------------------------------ split brain
-
-
-@classifier("vm_split_brain", kind="vm")
-def _split_brain(case: Case) -> Finding | None:
-    """One VM, running on two hosts (or in two regions) for writers that did not know of each other."""
-    if case.kind != "vm":
-        return None
-    for field in ("host", "region"):
-        places = _running_places(case, field)
-        if len(places) > 1:
-            shown = " and ".join(show(place) for place in places)
-            reason = f"split brain: running at {field} {shown}; the last writer's stands until one is fenced"
-            return Finding(ConflictType.RESOURCE_CONTENTION, Severity.CRITICAL, reason, manual=True)
-    return None
-
-
-def _running_places(case: Case, field: str) -> list[Any]:
-    """The different values of `field` whose writers hold the VM to be running, in canonical order."""
-    running: list[Any] = []
-    if "" in case.siblings:
-        for version in case.siblings[""]:
-            if isinstance(version.value, Mapping) and version.value.get("power_state") == "running":
-                running.append(version.value.get(field))
-    else:
-        powers = case.siblings.get("/power_state", ())
-        by_writer = {(version.origin, version.timestamp): version.value for version in powers}
-        settled = {version.value for version in powers} or {case.leaves.get("/power_state")}
-        for version in case.siblings.get("/" + field, ()):
-            power = by_writer.get((version.origin, version.timestamp))
-            if power == "running" or (power is None and "running" in settled):
-                running.append(version.value)
-    places = {canonical(place): place for place in running if place is not None and place is not MISSING}
-    return [places[key] for key in sorted(places)]
-
-
-@classifier("vm_address", kind="vm")
-def _address(case: Case) -> Finding | None:
-    """One MAC that concurrent writers gave different addresses."""
-    if case.kind != "vm":
-        return None
-    for path, versions in case.siblings.items():
-        if path.startswith("/networks/"):
-            found = _addresses([version.value for version in versions])
-            if found:
-                return found
-    if "" in case.siblings:
-        by_mac: dict[str, list[Any]] = {}
-        for version in case.siblings[""]:
-            nics = version.value.get("networks", ()) if isinstance(version.value, Mapping) else ()
-            for nic in nics if isinstance(nics, list | tuple) else ():
-                if isinstance(nic, Mapping) and isinstance(nic.get("mac"), str):
-                    by_mac.setdefault(nic["mac"].lower(), []).append(nic)
-        for mac in sorted(by_mac):
-            if found := _addresses(by_mac[mac]):
-                return found
-    return None
-
-
-def _addresses(nics: Sequence[Any]) -> Finding | None:
-    held = [nic for nic in nics if isinstance(nic, Mapping)]
-    ips = sorted({show(nic.get("ip")) for nic in held})
-    if len(ips) < 2:
-        return None
-    reason = f"mac {held[0].get('mac')} was given {' and '.join(ips)}"
-    return Finding(ConflictType.RESOURCE_CONTENTION, Severity.HIGH, reason)

@@ -1,0 +1,1 @@
+"""Healing: what went apart comes together again, and what was lost comes back."""
