@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from nova.cli.output import Json, print_json
-from nova.conflict.policy import Policy, PolicyManager, policy_from_toml
+from nova.conflict.policy import PolicyManager
 from nova.conflict.policy.case import conflict_from_case
 from nova.conflict.strategies import ResolveContext
 from nova.conflict.words import show
-from nova.errors import ConfigError, UsageError
+from nova.errors import UsageError
+from nova.server.config import read_policy, read_text
 
 policy = typer.Typer(
     help="Check conflict policies and try them.", add_completion=False, rich_markup_mode=None, no_args_is_help=True
@@ -33,7 +33,7 @@ def check(file: File, as_json: Json = False) -> None:
 
     Example: nova policy check production.toml
     """
-    found = load_policy(file)
+    found = read_policy(file)
     if as_json:
         print_json(
             {
@@ -64,9 +64,9 @@ def explain(
 
     Example: nova policy explain production.toml --case conflict.json
     """
-    found = load_policy(file)
+    found = read_policy(file)
     try:
-        conflict, facts = conflict_from_case(msgspec.json.decode(_read(case)))
+        conflict, facts = conflict_from_case(msgspec.json.decode(read_text(case)))
     except msgspec.DecodeError as error:
         raise UsageError(f"{case}: not valid JSON: {error}") from None
     except UsageError as error:
@@ -97,22 +97,6 @@ def explain(
         print(f"discarded: {show(lost.value)} of {lost.origin} at {lost.path or 'the value'}: {lost.reason}")
     for path, value in resolution.settled.items():
         print(f"{path or 'the value'} is {show(value)}{', pending' if resolution.pending else ''}")
-
-
-def load_policy(file: str) -> Policy:
-    """The policy of a file. Raises ConfigError with file, line and mend."""
-    return policy_from_toml(_read(file), file)
-
-
-def _read(file: str) -> str:
-    try:
-        return Path(file).read_bytes().decode()
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: there is no such file; name one that exists") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror}); make it readable for this user") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
 
 
 def _shown(value: Any) -> Any:

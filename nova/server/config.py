@@ -18,11 +18,14 @@ import socket
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from nova.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nova.conflict.policy import Policy
 
 KEY_CHARS_MIN = 32
 
@@ -66,6 +69,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     chaos          allow /v1/chaos to cut links
     kinds          key prefix -> kind of the keys below it
     strategies     key prefix -> name of the strategy that settles conflicts below it
+    policy         TOML file with the policy for conflicts of keys that no strategy is named for
     link_delay_ms  region -> one-way delay that is added to what is sent there (emulation, for demonstrations)
     """
 
@@ -88,6 +92,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     gossip: Gossip = Gossip()
     kinds: dict[str, str] = {}
     strategies: dict[str, str] = {}
+    policy: str | None = None
     link_delay_ms: dict[str, float] = {}
 
     def __repr__(self) -> str:
@@ -346,11 +351,38 @@ def _check_kinds(kinds: dict[str, str]) -> None:
 
 
 def _check_strategies(strategies: dict[str, str]) -> None:
-    from nova.conflict.strategies import STRATEGIES
+    from nova.conflict.strategies import known_strategies
 
+    known = known_strategies() if strategies else ()
     for prefix, strategy in strategies.items():
-        if strategy not in STRATEGIES:
-            raise ValueError(f'gives "{prefix}" the strategy "{strategy}"; {_choice(strategy, STRATEGIES)}')
+        if strategy not in known:
+            raise ValueError(f'gives "{prefix}" the strategy "{strategy}"; {_choice(strategy, known)}')
+
+
+def _check_policy(policy: str) -> None:
+    try:
+        read_policy(policy)
+    except ConfigError as error:
+        raise ValueError(f"is no policy: {error}") from None
+
+
+def read_policy(file: str) -> Policy:
+    """The policy of a TOML file. Raises ConfigError with file, line and mend."""
+    from nova.conflict.policy import policy_from_toml
+
+    return policy_from_toml(read_text(file), file)
+
+
+def read_text(file: str | os.PathLike[str]) -> str:
+    """A file of UTF-8. Raises ConfigError."""
+    try:
+        return Path(file).read_bytes().decode()
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: there is no such file; name one that exists") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}); make it readable for this user") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
 
 
 def _check_delays(delays: dict[str, float]) -> None:
@@ -385,6 +417,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "audit_key": _check_audit_key,
     "kinds": _check_kinds,
     "strategies": _check_strategies,
+    "policy": _check_policy,
     "link_delay_ms": _check_delays,
     "limits.body_bytes_max": _between(KIB, 64 * MIB),
     "limits.value_bytes_max": _between(1, 16 * MIB),

@@ -21,7 +21,7 @@ from nova.errors import CompactedError, LimitError, NovaError, StaleContextError
 from nova.metrics import Registry
 from nova.runtime import Runtime, seeded, wall_ns
 from nova.server.api import bind, make_app, make_server
-from nova.server.config import NodeConfig
+from nova.server.config import NodeConfig, read_policy
 from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
 from nova.store.core import Durable, StoreConfig
 from nova.store.directory import Directory
@@ -75,6 +75,7 @@ class Node:
                 config=StoreConfig(
                     kinds=config.kinds,
                     strategies=config.strategies,
+                    policies={"": read_policy(config.policy)} if config.policy else {},
                     audit_key=(config.audit_key or "").encode(),
                     key_bytes_max=config.limits.key_bytes_max,
                     value_bytes_max=config.limits.value_bytes_max,

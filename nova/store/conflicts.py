@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from nova.conflict import vm
 from nova.conflict.audit import AuditChain, AuditEvent, decode_event, detect_body, explain, resolve_body
 from nova.conflict.detect import MISSING, Conflict, ConflictDetector, Contention, ResourceIndex, Version
 from nova.conflict.metrics import ConflictMetrics, Hooks
+from nova.conflict.policy import PolicyManager, PolicyStrategy
 from nova.conflict.strategies import Resolution, ResolveContext, Strategy, strategy_named
 from nova.crdt.keyspace import Entry as Rows
 from nova.crdt.keyspace import Row, Write
@@ -51,16 +52,19 @@ class Conflicts:
         self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._of_key: dict[str, str] = {}
         self._undecided: dict[str, dict[str, Any]] = {}  # of the records, those that wait, or did, for somebody
-        self._strategies = sorted(
-            ((prefix, strategy_named(name)) for prefix, name in replica.config.strategies.items()),
-            key=lambda item: -len(item[0]),
-        )
+        self.metrics = ConflictMetrics(metrics, Hooks(replica.now_ms, self.pending, lambda: self.of_resource))
+        config = replica.config
+        policies = PolicyManager(config.policies.values(), metrics=self.metrics) if config.policies else None
+        chosen: dict[str, Strategy] = {}
+        if policies is not None:
+            chosen |= {prefix: policies.applied(policy.name) for prefix, policy in config.policies.items()}
+        chosen |= {prefix: strategy_named(name) for prefix, name in config.strategies.items()}
+        self._strategies = sorted(chosen.items(), key=lambda item: -len(item[0]))
         self.chain = AuditChain(key=replica.config.audit_key)
         self.by_type: Tally[str] = Tally()
         self.by_strategy: Tally[str] = Tally()
         self.total = 0
         self.of_resource: Tally[str] = Tally()
-        self.metrics = ConflictMetrics(metrics, Hooks(replica.now_ms, self.pending, lambda: self.of_resource))
 
     # -- finding --
 
@@ -128,13 +132,21 @@ class Conflicts:
 
     # -- settling --
 
-    def settle(self, rows: Rows, contended: Mapping[str, Sequence[Row]]) -> tuple[Conflict, Resolution]:
-        """The conflict between live rows, and what the key's strategy makes of it. A pure function of the rows."""
+    def settle(
+        self, rows: Rows, contended: Mapping[str, Sequence[Row]], *, found: bool = False
+    ) -> tuple[Conflict, Resolution]:
+        """The conflict between live rows, and what the key's strategy makes of it. A pure function of the rows.
+
+        found  it was just found, so a policy counts it
+        """
         leaves = self._uncontended(rows, contended)
         siblings = {path: [_version(row) for row in items] for path, items in contended.items()}
         conflict = self._detector.examine(rows.key, BY_CODE[rows.kind].name, siblings, leaves=leaves)
         strategy = self.strategy_for(rows.key, rows.kind)
-        return conflict, strategy.resolve(conflict, ResolveContext(leaves=leaves))
+        context = ResolveContext(leaves=leaves)
+        if found and isinstance(strategy, PolicyStrategy):
+            return conflict, strategy.settle(conflict, context)
+        return conflict, strategy.resolve(conflict, context)
 
     def strategy_for(self, key: str, kind: int) -> Strategy:
         """The strategy configured for the longest prefix of a key, else the one of its kind."""
@@ -171,9 +183,11 @@ class Conflicts:
         took_ms = None
         if contended:
             started = perf_counter_ns()
-            _, resolution = self.settle(rows, contended)
+            _, resolution = self.settle(rows, contended, found=True)
             took_ms = (perf_counter_ns() - started) / 1e6
             settlement = resolve_body(resolution)
+            if resolution.actions:
+                settlement["actions"] = [msgspec.structs.asdict(action) for action in resolution.actions]
         else:
             settlement = {
                 "strategy": "observed_remove", "values": {}, "explanation": [], "discarded": [], "confidence": 1.0,
@@ -288,7 +302,19 @@ class Conflicts:
 
     def pending(self) -> int:
         """How many held conflicts wait for somebody."""
-        return sum(1 for record in self._undecided.values() if self._status(record) == "pending")
+        return sum(1 for _ in self.waiting())
+
+    def waiting(self) -> Iterator[dict[str, Any]]:
+        """The records that wait for somebody, oldest first."""
+        return (record for record in self._undecided.values() if self._status(record) == "pending")
+
+    def frozen(self, key: str) -> dict[str, Any] | None:
+        """The record of the conflict for which a policy froze a key, until somebody decides; None if it is not."""
+        record = self._undecided.get(self._of_key.get(key, ""))
+        if record is None or self._status(record) != "pending":
+            return None
+        asked = record["resolution"].get("actions", ())
+        return record if any(action["action"] == "freeze" for action in asked) else None
 
     def page(
         self,

@@ -14,9 +14,10 @@ import msgspec
 from nova.clock import HybridLogicalClock
 from nova.conflict.audit import AuditEvent
 from nova.conflict.detect import MISSING
+from nova.conflict.policy import Policy
 from nova.crdt.keyspace import Entry as Rows
 from nova.crdt.keyspace import Keyspace, Row, Write, batch_head
-from nova.errors import CorruptionError, KeyNotFoundError, LimitError, StaleContextError, UsageError
+from nova.errors import CorruptionError, KeyNotFoundError, LimitError, StaleContextError, UnavailableError, UsageError
 from nova.metrics import Registry
 from nova.store.conflicts import VM, Conflicts
 from nova.store.history import Feed, History
@@ -39,11 +40,13 @@ class StoreConfig(msgspec.Struct, frozen=True):
 
     kinds       prefix -> kind of the keys below it; the longest prefix wins
     strategies  prefix -> strategy for their conflicts; else the kind's: `semantic` for vm, `lww` for the others
+    policies    prefix -> policy, beside `strategies`: of both the longest prefix decides, of equal ones the strategy
     audit_key   up to 64 bytes that the hashes of the audit chain depend on; b"" for none
     """
 
     kinds: dict[str, str] = {}
     strategies: dict[str, str] = {}
+    policies: dict[str, Policy] = {}
     key_bytes_max: int = 1024
     value_bytes_max: int = 256 * 1024
     history_bytes: int = 64 * 1024 * 1024
@@ -116,6 +119,7 @@ class Replica:
         rows = self.space.get(key)
         kind = self._kind_for(key, rows, request.kind)
         self._check_condition(key, rows, request)
+        self._check_frozen(key)
         leaves: dict[str, Any]
         drops: list[str] = []
         if not request.merge and kind.code == REGISTER and (rows is None or rows.single is not None):
@@ -150,6 +154,13 @@ class Replica:
             self._check_siblings(rows, puts, request.context)
         return self._write(key, kind.code, puts, drops, False, request.context)
 
+    def _check_frozen(self, key: str) -> None:
+        """A policy may freeze what is in conflict. What other nodes wrote before they heard of it still comes in."""
+        if self.config.policies and (record := self.conflicts.frozen(key)) is not None:
+            raise UnavailableError(
+                f"{key!r} is frozen by conflict {record['id']} until somebody decides it; nova conflicts shows it"
+            )
+
     def _check_siblings(self, rows: Rows, puts: list[tuple[str, bytes]], context: Mapping[str, int]) -> None:
         """One who never hands back the clock that he read would let siblings, and the cost of each read, grow."""
         for path, _ in puts:
@@ -169,6 +180,7 @@ class Replica:
         if rows is None:
             raise KeyNotFoundError(f"key {key!r} holds nothing; nothing to delete")
         self._check_condition(key, rows, Put(key, None, context=dict(context or {}), conditional=conditional))
+        self._check_frozen(key)
         return self._write(key, rows.kind, [], [], True, context)
 
     def _write(

@@ -9,12 +9,14 @@ from types import TracebackType
 from typing import Any, Final
 
 from nova.conflict.audit import AuditLog, Retention
+from nova.conflict.policy import Policy
 from nova.errors import PeerError
 from nova.runtime import wall_ns
 from nova.storage.base import Log
 from nova.storage.log import FileLog
 from nova.storage.pipeline import Pipeline
 from nova.store.core import Durable, Replica, StoreConfig
+from nova.store.decisions import Decided, Waiting, decide, waiting
 from nova.store.directory import STORY_MAX, Directory
 from nova.store.model import Change, Entry, Put
 from nova.store.points import Point, Rollback, chosen, make_point, points, roll_back
@@ -91,7 +93,8 @@ class ReplicatedStore:
     data         directory of its log and snapshots; None: in memory only
     node         its name; every replica needs another one
     kinds        key prefix -> kind (`register`, `vm`, `map`, `set`, `counter`)
-    strategies   key prefix -> strategy for conflicts (`lww`, `multi_value`, `semantic`)
+    strategies   key prefix -> strategy for conflicts (`lww`, `multi_value`, `semantic`, ...)
+    policies     key prefix -> policy for conflicts (`nova.conflict.policy`)
     raises       UsageError if the directory is in use or belongs to another node or a newer release;
                  CorruptionError if its log is damaged
 
@@ -107,9 +110,12 @@ class ReplicatedStore:
         region: str = "local",
         kinds: Mapping[str, str] | None = None,
         strategies: Mapping[str, str] | None = None,
+        policies: Mapping[str, Policy] | None = None,
         config: StoreConfig | None = None,
     ) -> None:
-        config = config or StoreConfig(kinds=dict(kinds or {}), strategies=dict(strategies or {}))
+        config = config or StoreConfig(
+            kinds=dict(kinds or {}), strategies=dict(strategies or {}), policies=dict(policies or {})
+        )
         self._directory: Directory | None = None
         self.audit: AuditLog
         log: Log = _Nowhere()
@@ -198,6 +204,19 @@ class ReplicatedStore:
         """
         event = chosen(self.audit.events(resource=key, type="point"), key, to)
         _, done = roll_back(self.replica, key, event, context, by)
+        self._commit()
+        return done
+
+    def waiting(self, limit: int = 100) -> list[Waiting]:
+        """Conflicts that wait for a decision, oldest first."""
+        return waiting(self.replica, limit)
+
+    def decide(self, key: str, shown: str, values: Mapping[str, Any], *, by: str = "") -> Decided:
+        """Settle what waits; refused (StaleContextError) if the candidates are not those that were shown. One fsync.
+
+        See `nova.store.decisions.decide`.
+        """
+        _, done = decide(self.replica, key, shown, values, by)
         self._commit()
         return done
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from nova.clock import VectorClock
+from nova.clock import HybridLogicalClock, VectorClock
 from nova.conflict import strategy_named
 from nova.conflict.audit import AuditChain, AuditLog, decode_event, verify
-from nova.conflict.detect import ConflictDetector, Version, complexity_of, prune
+from nova.conflict.detect import Conflict, ConflictDetector, Version, complexity_of, newest, prune
 from nova.conflict.merge import (
     MISSING,
     ObjectSchema,
@@ -38,7 +38,18 @@ from nova.conflict.merge import (
     to_json_patch,
     winning_revision,
 )
-from nova.errors import StaleContextError, UsageError
+from nova.conflict.policy import PolicyBuilder, PolicyManager
+from nova.conflict.policy.conditions import condition
+from nova.conflict.strategies import (
+    Ballot,
+    ConsensusVote,
+    HighestPriority,
+    ManualQueue,
+    Question,
+    ResolveContext,
+    Tally,
+)
+from nova.errors import StaleContextError, UnavailableError, UsageError
 from nova.storage.subjects import SubjectKeys
 from nova.types import Order
 
@@ -233,6 +244,58 @@ def test_causality_decides_what_a_conflict_is(case: dict[str, Any]) -> None:
         assert local.clock.merge(remote.clock) == VectorClock(expected["merged_clock"])
 
 
+def vote(given: dict[str, Any]) -> Tally:
+    """The votes of a case, counted. What is asked of more voters than have voted: nobody heard of the others."""
+    log = given.get("vote_log") or list(given["votes"].items())
+    names = dict.fromkeys(voter for voter, _ in log)
+    silent = [f"silent-{i}" for i in range(given["voters"] - len(names))]
+    tally = Tally([*names, *silent])
+    for voter, choice in log:
+        tally.cast(voter, choice)
+    return tally
+
+
+def hybrid_events(events: list[dict[str, Any]]) -> list[Version]:
+    """Writes by nodes with clocks that are off, stamped as a store stamps them."""
+    clocks: dict[str, HybridLogicalClock] = {}
+    stamps: dict[str, int] = {}
+    out = []
+    for event in events:
+        node = event["node"]
+        clock = clocks.setdefault(node, HybridLogicalClock())
+        if "reads_from" in event:
+            clock.receive(stamps[event["reads_from"]], event["wall_ms"] * 1_000_000)
+        stamps[node] = clock.tick(event["wall_ms"] * 1_000_000)
+        out.append(Version(event["write"], VectorClock({node: len(out) + 1}), stamps[node], node))
+    return out
+
+
+def rolled_back(given: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """(state, what was undone): the conflicting writes go back to the checkpoint, field by field; the others stay."""
+    state = dict(given["checkpoint"])
+    for event in given["history"]:
+        state |= event["set"]
+    undone = []
+    for event in given["history"]:
+        if not event["conflicting"]:
+            continue
+        paths = {f"/{name}": name for name in event["set"]}
+        siblings = {path: [Version(event["set"][name], VectorClock({"w": 1}), 2, "w")] for path, name in paths.items()}
+        conflict = ConflictDetector().examine("x", "map", siblings)
+        before = {path: given["checkpoint"].get(name, MISSING) for path, name in paths.items()}
+        history = (Version(before, VectorClock({}), 1, "checkpoint"),)
+        found = strategy_named("automatic_rollback").resolve(conflict, ResolveContext(history=history))
+        for event_during in given["during_rollback"]:
+            state |= event_during["set"]
+        for path, value in found.settled.items():
+            if value is MISSING:
+                state.pop(paths[path])
+            else:
+                state[paths[path]] = value
+        undone.append({"set": {paths[each.path]: each.value for each in found.discarded}})
+    return state, undone
+
+
 @pytest.mark.parametrize("case", scenarios("strategy"))
 def test_a_strategy_settles_and_lists_what_it_dropped(case: dict[str, Any]) -> None:
     given, expected = case["given"], case["expected"]
@@ -240,17 +303,129 @@ def test_a_strategy_settles_and_lists_what_it_dropped(case: dict[str, Any]) -> N
     if "siblings" in given:
         siblings = [version(each, str(i)) for i, each in enumerate(given["siblings"])]
         assert sorted(each.value for each in prune(siblings)) == expected["values"]
-        return
-    if name not in ("lww", "multi_value") or "local" not in given:
-        pytest.skip(f"strategy {name} as this case has it is not a merge; it has tests of its own once it is there")
+    elif name == "consensus_vote":
+        tally = vote(given)
+        assert (tally.winner is not None) == expected["decided"]
+        assert tally.counted == expected.get("counted", tally.counted)
+        if expected.get("action") == "fallback":
+            assert tally.hopeless
+    elif name == "rollback":
+        assert rolled_back(given) == (expected["state"], expected["undone"])
+    elif name == "manual":
+        decided_by_hand(given, expected)
+    elif "events" in given:
+        first, last = hybrid_events(given["events"])
+        assert last.timestamp > first.timestamp
+        assert newest([first, last]).value == newest([last, first]).value == expected["value"]
+    else:
+        settled_alike(name, given, expected)
+
+
+def decided_by_hand(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    base = Version(given["base"], VectorClock({}), 0, "base")
+    sides = [Version(given[side], VectorClock({side: 1}), i, side) for i, side in enumerate(("local", "remote"), 1)]
+    conflict = ConflictDetector().detect("x", *sides, base=base)
+    assert conflict is not None
+    assert strategy_named("manual").resolve(conflict).value == expected["after_open"]
+    queue = ManualQueue()
+    shown = queue.open(conflict, 0)
+    for step in given["then"]:
+        if "write" in step:
+            sides.append(Version(step["write"], VectorClock({f"w{len(sides)}": 1}), 9, f"w{len(sides)}"))
+            queue.open(ConflictDetector().examine("x", "register", {"": sides}), 1)
+        elif expected["after_decide"]["accepted"]:
+            assert queue.decide("x", shown.id, {"": step["decide"]}, by="me", now_ms=2).settled == {"": step["decide"]}
+        else:
+            with pytest.raises(StaleContextError, match=expected["after_decide"]["reason"]):
+                queue.decide("x", shown.id, {"": step["decide"]}, by="me", now_ms=2)
+
+
+def settled_alike(name: str, given: dict[str, Any], expected: dict[str, Any]) -> None:
     sides = version(given["local"], "a"), version(given["remote"], "b")
+    chosen = (
+        HighestPriority(given["priorities"], otherwise=given["fallback"])
+        if name == "highest_priority"
+        else strategy_named(name)
+    )
     for pair in (sides, sides[::-1]):
         conflict = ConflictDetector().detect("x", *pair)
         assert conflict is not None
-        found = strategy_named(name).resolve(conflict)
+        found = chosen.resolve(conflict)
         assert found.value == expected["value"]
         if "lost" in expected:
             assert [{"value": each.value, "by": each.origin} for each in found.discarded] == expected["lost"]
+        if "via" in expected:
+            assert list(found.via) == expected["via"]
+
+
+# ------------------------------------------------------------------------------------------------ policies
+
+
+class Minute:
+    """Time that only passes when somebody sleeps or is asked, and voters who take their time."""
+
+    def __init__(self, attempt_ms: int = 0) -> None:
+        self.ns, self.attempt_ms = 0, attempt_ms
+
+    def now_ns(self) -> int:
+        return self.ns
+
+    def sleep_ns(self, ns: int) -> None:
+        self.ns += ns
+
+    def ask(self, question: Question) -> list[Ballot]:
+        self.ns += min(self.attempt_ms, question.timeout_ms) * 1_000_000
+        raise UnavailableError("no voter answered")
+
+
+def conflict_at(paths: list[str], complexity: float | None = None) -> Conflict:
+    rows = {
+        path: [Version(i, VectorClock({origin: 1}), i, origin) for i, origin in enumerate("ab", 1)] for path in paths
+    }
+    found = ConflictDetector().examine("x", "map", rows)
+    return found if complexity is None else found.replace(complexity=complexity)
+
+
+@pytest.mark.parametrize("case", scenarios("policy"))
+def test_a_policy_decides_by_its_rules(case: dict[str, Any]) -> None:
+    given, expected = case["given"], case["expected"]
+    builder = PolicyBuilder("case")
+    if "rules" in given:
+        for rule in given["rules"]:
+            asked = [
+                condition({"complexity_gt": "complexity_over"}.get(word, word), value)
+                for word, value in rule["when"].items()
+            ]
+            builder.rule(str(rule["when"]), *asked, use=rule["use"])
+        policy = builder.default(given["default"]).build()
+        scores = given.get("complexity", {})
+        found = {path: policy.choose(conflict_at([path], scores.get(path)), path).use for path in given["conflicts"]}
+        assert found == expected
+    elif "fields" in given:
+        for pattern, use in given["fields"].items():
+            builder.field(pattern, use)
+        policy = builder.build()
+        assert {path: policy.choose(conflict_at([path]), path).use for path in given["conflicts"]} == expected
+    elif "timeout_s" in given:
+        time = Minute(round(given["each_attempt_s"] * 1000))
+        builder.strategy(given["strategy"], ConsensusVote("abc", time, otherwise=None)).default(given["strategy"])
+        builder.retry(given["retries"], backoff_ms=0).timeout(round(given["timeout_s"] * 1000))
+        policy = builder.fallback(given["strategy"], given["fallback"]).build()
+        settled = PolicyManager([policy], timer=time).resolve(conflict_at([""]), "case")
+        assert settled.attempts == expected["attempts"]
+        assert time.ns <= expected["elapsed_le_s"] * 1e9
+        assert list(settled.via) == expected["via"]
+    else:
+        time = Minute()
+        limit = given["auto_limit"]
+        policy = builder.auto_limit(limit["count"], window_ms=round(limit["window_s"] * 1000)).build()
+        manager = PolicyManager([policy], timer=time)
+        actions = []
+        for moment in given["times_s"]:
+            time.ns = round(moment * 1e9)
+            settled = manager.resolve(conflict_at([given["conflicts_on"]]), "case")
+            actions.append("escalate" if settled.actions else "auto")
+        assert actions == expected["actions"]
 
 
 @pytest.mark.parametrize("case", scenarios("property"))

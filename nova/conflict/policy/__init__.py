@@ -9,7 +9,7 @@ file        policies in TOML
 from nova.conflict.policy import conditions
 from nova.conflict.policy.conditions import NO_FACTS, Condition, Facts
 from nova.conflict.policy.file import policy_from_toml
-from nova.conflict.policy.manager import PolicyManager, Timer
+from nova.conflict.policy.manager import PolicyManager, PolicyStrategy, Timer
 from nova.conflict.policy.model import (
     AutoLimit,
     Choice,
@@ -32,6 +32,7 @@ __all__ = [
     "PolicyBuilder",
     "PolicyError",
     "PolicyManager",
+    "PolicyStrategy",
     "Retry",
     "Rule",
     "Timer",

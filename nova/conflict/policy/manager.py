@@ -90,22 +90,30 @@ class PolicyManager:
         policy: str | Policy = "production",
         context: ResolveContext = NO_CONTEXT,
         facts: Facts = NO_FACTS,
+        *,
+        again: bool = False,
     ) -> Resolution:
         """Settle a conflict. `via` tells which strategies were asked, `actions` what escalation asks for.
 
-        cost  that of the strategy, and a few microseconds
+        again  this conflict was settled before, and is only read: it is not counted, and nothing is frozen
+        cost   that of the strategy, and some ten microseconds
         """
         chosen = policy if isinstance(policy, Policy) else self.policy(policy)
         start = self._timer.now_ns()
-        found = _Settling(chosen, conflict, context, facts, self._timer, start).run()
+        settling = _Settling(chosen, conflict, context, facts, self._timer, start)
+        found = settling.run()
         if chosen.escalations or chosen.auto_limit is not None:
-            found = self._escalated(chosen, conflict, context, facts, found, start)
-        result = "pending" if found.pending else "ok"
-        if len(found.via) > 1:
-            result = "fallback" if result == "ok" else result
+            found = self._escalated(chosen, conflict, context, facts, found, start, again)
+        if again:
+            return found
+        result = "pending" if found.pending else "fallback" if settling.fell else "ok"
         if self._metrics is not None:
             self._metrics.policy_applied(chosen.name, result, (self._timer.now_ns() - start) / 1e6)
         return found
+
+    def applied(self, name: str) -> PolicyStrategy:
+        """A policy in the place of a strategy."""
+        return PolicyStrategy(self, self.policy(name))
 
     # -- escalation --
 
@@ -117,6 +125,7 @@ class PolicyManager:
         facts: Facts,
         found: Resolution,
         now_ns: int,
+        again: bool,
     ) -> Resolution:
         actions = [
             Action(rule.action, conflict.resource_id, rule.to, rule.name, rule.when.words)
@@ -129,13 +138,13 @@ class PolicyManager:
             found = ManualIntervention().resolve(conflict, context)
         elif "roll_back" in asked:
             found = AutomaticRollback().resolve(conflict, context)
-        if policy.auto_limit is not None and (hot := self._hot(policy, conflict, now_ns)) is not None:
+        if policy.auto_limit is not None and not again and (hot := self._hot(policy, conflict, now_ns)) is not None:
             actions.append(hot)
         if not actions:
             return found
         words = tuple(_told(action) for action in actions)
         for action in actions:
-            if action.action == "freeze":
+            if action.action == "freeze" and not again:
                 self._freeze(action)
         pending = found.pending or any(action.action in ("require_approval", "freeze") for action in actions)
         return found.replace(
@@ -194,19 +203,47 @@ def _told(action: Action) -> str:
     return f"escalation {action.rule}: {subject}{what}{about} ({action.reason})"
 
 
+class PolicyStrategy:
+    """A policy where a strategy is asked for. What rules ask beyond the conflict is taken from what replicas share:
+    the time is that of the newest version, region and tags are leaves of the resource.
+
+    `resolve` reads and may be repeated; `settle` is the one time that a conflict was found.
+    """
+
+    def __init__(self, manager: PolicyManager, policy: Policy) -> None:
+        self.manager, self.policy = manager, policy
+
+    @property
+    def name(self) -> str:
+        return f"policy:{self.policy.name}"
+
+    def resolve(self, conflict: Conflict, context: ResolveContext = NO_CONTEXT) -> Resolution:
+        return self.manager.resolve(conflict, self.policy, context, self._facts(conflict, context), again=True)
+
+    def settle(self, conflict: Conflict, context: ResolveContext = NO_CONTEXT) -> Resolution:
+        """The same, counted."""
+        return self.manager.resolve(conflict, self.policy, context, self._facts(conflict, context))
+
+    @staticmethod
+    def _facts(conflict: Conflict, context: ResolveContext) -> Facts:
+        newest = max([version.timestamp for version in conflict.versions], default=0)
+        region = context.leaves.get("/region")
+        return Facts(region if isinstance(region, str) else "", frozenset(), newest >> 16, context.leaves)
+
+
 # ------------------------------------------------------------------------------------------------ one conflict
 
 
 class _Settling:
     """One conflict under a policy."""
 
-    __slots__ = ("_conflict", "_context", "_deadline", "_facts", "_policy", "_timer")
+    __slots__ = ("_conflict", "_context", "_deadline", "_facts", "_policy", "_timer", "fell")
 
     def __init__(
         self, policy: Policy, conflict: Conflict, context: ResolveContext, facts: Facts, timer: Timer, start: int
     ) -> None:
         self._policy, self._conflict, self._context, self._facts = policy, conflict, context, facts
-        self._timer = timer
+        self._timer, self.fell = timer, False
         self._deadline = start + policy.timeout_ms * 1_000_000 if policy.timeout_ms else 0
 
     def run(self) -> Resolution:
@@ -261,9 +298,11 @@ class _Settling:
                 if (wrong := self._wrong(found, conflict)) is not None:
                     notes.append(f"{name} failed: {wrong}")
                     break
+                own = found.via if found.via[:1] == (name,) else (name,)
+                self.fell = self.fell or len(via) + len(own) > 2
                 return found.replace(
                     explanation=(*notes, *found.explanation),
-                    via=(*via[:-1], *(found.via or (name,))),
+                    via=(*via[:-1], *own),
                     attempts=attempts + 1 if name == use else max(attempts, 1),
                 )
         raise AssertionError(f"{LAST_RESORT} always answers")
@@ -297,11 +336,10 @@ class _Settling:
             tops = [version.value for version in versions]
             here = conflict.base is not None
             base = base_at(conflict, path)
-            for tokens in self._inside(path, tops):
+            for tokens in self._inside(path, [*tops, settled[path]]):
                 at = path + "".join("/" + escape(token) for token in tokens)
                 choice = self._policy.field_of(at)
-                above = self._policy.field_of(at.rpartition("/")[0]) if len(tokens) > 1 or path else None
-                if choice is None or (above is not None and above is choice):
+                if choice is None:
                     continue
                 leaves = [_leaf(version, tokens) for version in ordered(versions)]
                 before = _get(base, tokens) if here else MISSING
@@ -350,9 +388,10 @@ class _Settling:
                     for key in _keys(_get(value, way))
                     if wanted in ("*", "**") or escape(key) == wanted
                 }
-                if len(ways) > FIELDS_MAX:
-                    raise UsageError(f"a pattern names {len(ways)} fields of one value; the limit is {FIELDS_MAX}")
-            found |= ways
+            for way in ways:
+                found |= dict.fromkeys(_differing(values, way))
+            if len(ways) > FIELDS_MAX or len(found) > FIELDS_MAX:
+                raise UsageError(f"a pattern names {max(len(ways), len(found))} fields; the limit is {FIELDS_MAX}")
         yield from sorted(found, key=lambda way: (len(way), way))
 
 
@@ -374,6 +413,18 @@ def _keys(value: Any) -> Iterator[str]:
         yield from (key for key in value if isinstance(key, str))
     elif isinstance(value, list | tuple):
         yield from (name for item in value if (name := _identity(item)) is not None)
+
+
+def _differing(values: Sequence[Any], way: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Where values differ at or below a place: a pattern that names a map speaks of each of its fields."""
+    here = [_get(value, way) for value in values]
+    if all(same(value, here[0]) for value in here):
+        return
+    if all(isinstance(value, Mapping) for value in here):
+        for key in dict.fromkeys(key for value in here for key in value if isinstance(key, str)):
+            yield from _differing(values, (*way, key))
+    else:
+        yield way
 
 
 def _get(value: Any, tokens: Sequence[str]) -> Any:
@@ -421,4 +472,4 @@ def _leaf(version: Version, tokens: Sequence[str]) -> Version:
     return msgspec.structs.replace(version, value=_get(version.value, tokens))
 
 
-__all__ = ["NoTime", "PolicyManager", "Timer"]
+__all__ = ["NoTime", "PolicyManager", "PolicyStrategy", "Timer"]

@@ -108,6 +108,7 @@ class Policy:
     """
 
     __slots__ = (
+        "_chains",
         "_field_of",
         "_fields",
         "_plan",
@@ -165,6 +166,7 @@ class Policy:
             (lambda conflict, path, facts: True, Choice(default, "default", "no rule holds: the default"))
         )
         self._field_of: dict[str, Choice | None] = {}
+        self._chains: dict[str, tuple[str, ...]] = {}
 
     def __repr__(self) -> str:
         return f"Policy({self.name!r}, {len(self.fields)} fields, {len(self.rules)} rules, default {self.default!r})"
@@ -194,14 +196,17 @@ class Policy:
         """A strategy of this policy's own, or a registered one."""
         return self.strategies.get(name) or strategy_named(name)
 
-    def chain(self, name: str) -> list[str]:
+    def chain(self, name: str) -> tuple[str, ...]:
         """The strategies that are tried, in order, from `name` on."""
-        out = [name]
-        while (following := self.fallback.get(out[-1])) is not None:
-            out.append(following)
-        if LAST_RESORT not in out:
-            out.append(LAST_RESORT)
-        return out
+        found = self._chains.get(name)
+        if found is None:
+            out = [name]
+            while (following := self.fallback.get(out[-1])) is not None:
+                out.append(following)
+            if LAST_RESORT not in out:
+                out.append(LAST_RESORT)
+            found = self._chains[name] = tuple(out)
+        return found
 
     def explain(self, conflict: Conflict, facts: Facts = NO_FACTS) -> list[str]:
         """Which rule fires for each part of a conflict and why, and which before it do not, one sentence a line."""

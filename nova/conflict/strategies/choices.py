@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nova.conflict.detect import MISSING, Conflict, Invariant, Version, canonical, matches, ordered, same, unescape
+from nova.conflict.detect import MISSING, Conflict, Version, canonical, matches, ordered, same, unescape
 from nova.conflict.strategies.base import (
     NO_CONTEXT,
     Discarded,
@@ -182,22 +182,3 @@ def _joined(join: Any, leaves: Mapping[str, Any]) -> Any:
 
 def _newest_first(versions: Sequence[Version]) -> list[Version]:
     return sorted(versions, key=lambda v: (v.timestamp, v.origin, canonical(v.value)), reverse=True)
-
-
-def undone(history: Sequence[tuple[Mapping[str, Any], bool]], start: Mapping[str, Any]) -> dict[str, Any]:
-    """`start` with the changes of `history`, (fields, conflicting) oldest first, but for the conflicting ones.
-
-    Only those are undone: what was written later, or beside them, is there (Bayou: Terry et al. 1995).
-    """
-    out = dict(start)
-    for fields, conflicting in history:
-        if not conflicting:
-            for name, value in fields.items():
-                if value is MISSING:
-                    out.pop(name, None)
-                else:
-                    out[name] = value
-    return out
-
-
-__all__ = ["AutomaticRollback", "HighestPriority", "Invariant", "undone"]
