@@ -640,7 +640,6 @@ def last_write(Conflict conflict not None, strategy, discarded, say):
     clock = winner.clock
     for i in range(len(versions) - 1):
         version = versions[i]
-        clock = clock.merge(version.clock)
         other = version.value
         if type(other) not in JSON and isinstance(other, Set):
             return None
@@ -649,6 +648,9 @@ def last_write(Conflict conflict not None, strategy, discarded, say):
                 reason = PyUnicode_Concat("a later write by ", winner.origin)
             made = (discarded("", other, version.origin, reason),)
             gone = gone + made if gone else made
+    for version in conflict.versions:       # there may be more than are contended: none of them comes back
+        if version is not winner:
+            clock = clock.merge(version.clock)
     out = Resolution.__new__(Resolution)
     out.value = value
     out.clock = clock

@@ -175,9 +175,7 @@ def test_an_operation_that_a_version_brings_is_used_and_has_to_fit():
         msgspec.structs.replace(version, metadata={"ot": "text", "op": op})
         for version, op in zip(versions(*values), ops, strict=True)
     ]
-    conflict = msgspec.structs.replace(
-        ConflictDetector().detect("r", *rows), base=Version(base, VectorClock({"z": 1}), 1, "z")
-    )
+    conflict = ConflictDetector().detect("r", *rows).replace(base=Version(base, VectorClock({"z": 1}), 1, "z"))
     assert OperationalTransform().resolve(conflict).value == text.apply("aXb", text.transform(ops[1], ops[0], "right"))
     rows[1] = msgspec.structs.replace(rows[1], value="other")
     wrong = conflict.replace(versions=tuple(rows), siblings={"": tuple(rows)})
@@ -191,9 +189,7 @@ def test_numbers_in_json0_add_up():
         msgspec.structs.replace(version, metadata={"ot": "json0", "op": [{"p": ["n"], "na": amount}]})
         for version, amount in zip(versions({"n": 11}, {"n": 15}), (1, 5), strict=True)
     ]
-    conflict = msgspec.structs.replace(
-        ConflictDetector().detect("r", *rows), base=Version({"n": 10}, VectorClock({"z": 1}), 1, "z")
-    )
+    conflict = ConflictDetector().detect("r", *rows).replace(base=Version({"n": 10}, VectorClock({"z": 1}), 1, "z"))
     assert OperationalTransform().resolve(conflict).value == {"n": 16}
 
 
