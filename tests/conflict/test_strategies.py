@@ -127,7 +127,7 @@ def test_a_strategy_is_one_by_the_protocol_and_found_by_name(name):
 
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match="'coin' is unknown; known are automatic_rollback, .*lww, .*semantic"):
+    with pytest.raises(UsageError, match=r"'coin' is unknown; known are automatic_rollback, .*lww, .*semantic"):
         strategy_named("coin")
     with pytest.raises(UsageError, match="is no strategy"):
         register_strategy(object())  # type: ignore[arg-type]
