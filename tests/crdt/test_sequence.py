@@ -390,6 +390,20 @@ def test_what_is_known_as_a_deletion_is_not_taken_for_an_insert():
     assert replica.to_bytes() == before
 
 
+@pytest.mark.parametrize("steps", [(2, 1), (0, 0)], ids=["backward", "forward"])
+def test_deleting_character_by_character_keeps_every_element_findable(steps):
+    # The border between what is there and what is gone moves, in the index of the actor, too; its pieces hold 64 runs.
+    replica = RGA(actor="a")
+    for _ in range(100):
+        replica.insert(0, "abcd")  # each is a run of its own
+    for left, offset in zip((3, 2), steps, strict=True):
+        for run in range(100):
+            replica.delete(left * run + offset, 1)
+            assert replica._check() == 0
+    assert replica.text == ("ad" if steps[0] else "cd") * 100
+    assert RGA.from_bytes(replica.to_bytes()).digest() == replica.digest()
+
+
 def typed(actor: str, text: str) -> RGA:
     replica = RGA(actor=actor)
     replica.insert(0, text)
