@@ -45,6 +45,7 @@ KERNELS = {
     "meter": ["csrc/meter.c"],
     "merge": ["csrc/digest.c", "csrc/text.c"],
     "ottext": ["csrc/ottext.c"],
+    "conflict": ["csrc/vclock.c"],
     "audit": ["csrc/blake3.c"],
 }
 

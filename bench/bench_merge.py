@@ -6,14 +6,14 @@ nbdime do not say what was lost. Calls under a few microseconds are timed many a
 
 from __future__ import annotations
 
-import copy
 import random
 import shutil
 import subprocess
+import time
 
 import pytest
-from bench_conflict import plain_merge
 
+from nova.cli import conflict_works as works
 from nova.conflict.merge import (
     Document,
     Keyed,
@@ -28,42 +28,9 @@ from nova.conflict.merge import (
 )
 
 
-def peer(name):
+def library(name):
     reason = f"{name} is not installed; pip install {name} adds the peer"
     return pytest.importorskip(name, reason=reason)
-
-
-def record(fields, seed=7):
-    """A flat record of a VM; copies of it share no object but what the interpreter shares."""
-    chance = random.Random(seed)
-    value = {"id": "vm-1", "power_state": "running", "cpu": 4, "memory_mb": 8192}
-    for i in range(fields - len(value)):
-        value[f"label-{i}"] = str(chance.randrange(1000)) if i % 2 else chance.randrange(1000)
-    return value
-
-
-def versions(fields):
-    base = record(fields)
-    local, remote = copy.deepcopy(base), copy.deepcopy(base)
-    local["cpu"], local["label-3"] = 8, "local"
-    remote["power_state"], remote["label-5"] = "stopped", "remote"
-    return base, local, remote
-
-
-def dictdiffer_merge(base, local, remote):
-    import dictdiffer
-    from dictdiffer.merge import Merger
-
-    merger = Merger(base, local, remote, {})
-    merger.run()
-    return dictdiffer.patch(merger.unified_patches, base)
-
-
-def nbdime_merge(base, local, remote):
-    from nbdime.merging.decisions import apply_decisions
-    from nbdime.merging.generic import decide_merge
-
-    return apply_decisions(base, decide_merge(base, local, remote))
 
 
 def repeated(call, times, *arguments):
@@ -76,23 +43,23 @@ def repeated(call, times, *arguments):
 
 
 MERGES = {
-    "nova": lambda *sides: merge(*sides).value,
-    "plain python": plain_merge,
-    "dictdiffer": dictdiffer_merge,
-    "nbdime": nbdime_merge,
+    "nova": works.nova_merge,
+    "plain Python": works.plain_merge,
+    "dictdiffer": works.dictdiffer_merge,
+    "nbdime": works.nbdime_merge,
 }
 
 
 @pytest.mark.benchmark(group="conflict.merge: three versions of a record")
-@pytest.mark.parametrize("who", MERGES)
+@pytest.mark.parametrize("peer", MERGES)
 @pytest.mark.parametrize("fields", [20, 500])
-def test_merge_records(benchmark, who, fields):
-    if who in ("dictdiffer", "nbdime"):
-        peer(who)
-    sides = versions(fields)
-    times = 100 if who in ("nova", "plain python") else 1
+def test_merge_records(benchmark, peer, fields):
+    if peer in ("dictdiffer", "nbdime"):
+        library(peer)
+    sides = works.three_versions(fields)
+    times = 100 if peer in ("nova", "plain Python") else 1
     benchmark.extra_info["operations"] = times
-    merged = benchmark(repeated(MERGES[who], times, *sides))
+    merged = benchmark(repeated(MERGES[peer], times, *sides))
     found = [merged[key] for key in ("cpu", "power_state", "label-3", "label-5")]
     assert found == [8, "stopped", "local", "remote"]
 
@@ -103,7 +70,7 @@ SCHEMA = compile_schema({"/cpu": Max, "/power_state": Precedence("stopped", "pau
 @pytest.mark.benchmark(group="conflict.merge: by a schema, with conflicts")
 @pytest.mark.parametrize("fields", [20, 500])
 def test_merge_by_a_schema(benchmark, fields):
-    base, local, remote = versions(fields)
+    base, local, remote = works.three_versions(fields)
     for side, mtu in ((base, 1500), (local, 9000), (remote, 4000)):
         side["nics"] = [{"id": "n0", "mtu": mtu}, {"id": "n1", "mtu": 1500}]
     local["power_state"] = "paused"
@@ -127,37 +94,38 @@ def test_merge_documents(benchmark, fields, edits):
 
 
 @pytest.mark.benchmark(group="conflict.merge: JSON Patch of 500 fields")
-@pytest.mark.parametrize("who", ["nova", "jsonpatch", "deepdiff"])
+@pytest.mark.parametrize("peer", ["nova", "jsonpatch", "deepdiff"])
 @pytest.mark.parametrize("what", ["make", "apply"])
-def test_json_patch(benchmark, who, what):
-    base, local, _ = versions(500)
+def test_json_patch(benchmark, peer, what):
+    base, local, _ = works.three_versions(500)
     operations = to_json_patch(diff(base, local))
-    if who == "deepdiff":
+    if peer == "deepdiff":
         if what == "apply":
             pytest.skip("deepdiff applies its own deltas, not JSON Patch")
-        deepdiff = peer(who)
+        deepdiff = library(peer)
         assert benchmark(deepdiff.DeepDiff, base, local)
         return
-    times = 100 if who == "nova" else 1
+    times = 100 if peer == "nova" else 1
     benchmark.extra_info["operations"] = times
     if what == "make":
-        call = (lambda: to_json_patch(diff(base, local))) if who == "nova" else None
+        call = (lambda: to_json_patch(diff(base, local))) if peer == "nova" else None
         if call is None:
-            jsonpatch = peer(who)
+            jsonpatch = library(peer)
             assert len(benchmark(lambda: jsonpatch.make_patch(base, local).patch)) == 2
         else:
             assert len(benchmark(repeated(call, times))) == 2
         return
-    if who == "nova":
+    if peer == "nova":
         found = benchmark(repeated(apply_json_patch, times, base, operations))
     else:
-        found = benchmark(peer(who).apply_patch, base, operations)
+        found = benchmark(library(peer).apply_patch, base, operations)
     assert found == local
 
 
-@pytest.mark.benchmark(group="conflict.merge: texts of 2,000 lines, 20 edits a side")
-@pytest.mark.parametrize("who", ["nova", "git merge-file, with its start"])
-def test_merge_texts(benchmark, who, tmp_path):
+# git has its own process, whose time is not ours: by the clock on the wall.
+@pytest.mark.benchmark(group="conflict.merge: texts of 2,000 lines, 20 edits a side", timer=time.perf_counter)
+@pytest.mark.parametrize("peer", ["nova", "git merge-file, with its start"])
+def test_merge_texts(benchmark, peer, tmp_path):
     chance = random.Random(7)
     base = [f"line {i} of the file\n" for i in range(2000)]
     local, remote = list(base), list(base)
@@ -165,7 +133,7 @@ def test_merge_texts(benchmark, who, tmp_path):
         local[i * 100 + chance.randrange(40)] = f"local {i}\n"
         remote[i * 100 + 50 + chance.randrange(40)] = f"remote {i}\n"
     texts = ["".join(side) for side in (base, local, remote)]
-    if who == "nova":
+    if peer == "nova":
         found = benchmark(merge_text, *texts).text
     else:
         if shutil.which("git") is None:

@@ -26,30 +26,20 @@ def text_pair(components: int) -> tuple[str, list[Any], list[Any]]:
 
 
 @pytest.mark.parametrize("components", [4, 64, 1024])
-@pytest.mark.benchmark(group="ot.transform text")
-def test_transform_text(benchmark, components):
+@pytest.mark.parametrize("what", ["transform", "compose"])
+@pytest.mark.benchmark(group="ot.transform and compose text")
+def test_text_operations(benchmark, what, components):
+    benchmark.extra_info["operations"] = LOOPS
     doc, a, b = text_pair(components)
+    both = text.apply(text.apply(doc, a), b if what == "compose" else text.transform(b, a, "right"))
 
-    def transforms():
+    def operations():
         for _ in range(LOOPS):
-            done = text.transform(a, b, "left")
+            done = text.compose(a, b) if what == "compose" else text.transform(a, b, "left")
         return done
 
-    merged = text.apply(text.apply(doc, b), benchmark(transforms))
-    assert merged == text.apply(text.apply(doc, a), text.transform(b, a, "right"))
-
-
-@pytest.mark.parametrize("components", [4, 64, 1024])
-@pytest.mark.benchmark(group="ot.compose text")
-def test_compose_text(benchmark, components):
-    doc, a, b = text_pair(components)
-
-    def compositions():
-        for _ in range(LOOPS):
-            done = text.compose(a, b)
-        return done
-
-    assert text.apply(doc, benchmark(compositions)) == text.apply(text.apply(doc, a), b)
+    done = benchmark(operations)
+    assert text.apply(doc if what == "compose" else text.apply(doc, b), done) == both
 
 
 @pytest.mark.parametrize("changes", [1, 8, 64])

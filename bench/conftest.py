@@ -20,7 +20,9 @@ from nova.cli.benchmarks import in_turns, machine
 HERE = Path(__file__).resolve().parent
 lacking: dict[str, str] = {}  # benchmark -> why it was not measured
 
-COMPUTE = {f"bench_{part}.py" for part in ("clock", "conflict", "crdt", "metrics", "reconcile", "sequence")}
+COMPUTE = {
+    f"bench_{part}.py" for part in ("clock", "conflict", "crdt", "merge", "metrics", "ot", "reconcile", "sequence")
+}
 """Files in which nothing waits."""
 
 

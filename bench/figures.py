@@ -1,4 +1,4 @@
-"""The figures that the clocks, CRDTs and digests are held to: what, how much, and which benchmark says what it came to.
+"""The figures that clocks, CRDTs, digests and conflicts are held to: what, how much, and which benchmark has it.
 
 `report.py` makes the table of them, and the plots of how cost grows, from the results of one run.
 """
@@ -114,6 +114,36 @@ FIGURES = [
            "test_diverged_documents_meet[nova-deltas]"),
     Figure("two documents of 8,692 edits merged, one way (the target is both)", 0.5, "ms",
            "test_diverged_documents_merge"),
+    Figure("order of two clocks, 8 nodes", 60, "ns", "test_order_of_clocks_of_8_nodes[nova]",
+           peers=("test_order_of_clocks_of_8_nodes[dict]",)),
+    Figure("the same, a million pairs, each", 8, "ns", "test_order_of_a_million_clocks_of_8_nodes"),
+    Figure("detect, clean pair", 0.25, "us", "test_detect[clean-nova]", peers=("test_detect[clean-dict]",)),
+    Figure("detect, with the record of a conflict", 0.8, "us", "test_detect[concurrent-nova]",
+           peers=("test_detect[concurrent-dict]",)),
+    Figure("the same, values of 20 fields", 0.8, "us", "test_detect[concurrent records of 20 fields-nova]",
+           peers=("test_detect[concurrent records of 20 fields-dict]",),
+           bound="20 fields are compared, the paths that differ written down"),
+    Figure("last writer wins, the loser recorded", 0.5, "us", "test_last_writer_of_two_settled[nova]",
+           peers=("test_last_writer_of_two_settled[dict]",),
+           bound="a clock, a record and what holds them are made; 12 attributes of versions read"),
+    Figure("multi-value, three siblings pruned", 0.4, "us", "test_three_siblings_pruned[nova]",
+           peers=("test_three_siblings_pruned[dict]",)),
+    *(
+        Figure(f"three-way merge of a VM record, {n} fields", target, "us", f"test_merge_records[{n}-nova]",
+               peers=tuple(f"test_merge_records[{n}-{who}]" for who in ("plain Python", "nbdime", "dictdiffer")))
+        for n, target in ((20, 2.3), (500, 30))
+    ),
+    *(
+        Figure(f"merge of documents of {n:,} fields, {edits} edit{'s' * (edits > 1)} a side", target, "us",
+               f"test_merge_documents[{n}-{edits}]")
+        for n, edits, target in ((500, 1, 1.5), (50_000, 10, 30))
+    ),
+    Figure("JSON Patch made, 500 fields (a 40th of jsonpatch)", 31.7, "us", "test_json_patch[make-nova]",
+           peers=("test_json_patch[make-jsonpatch]", "test_json_patch[make-deepdiff]")),
+    Figure("JSON Patch applied, 500 fields (a 20th of jsonpatch)", 21.3, "us", "test_json_patch[apply-nova]",
+           peers=("test_json_patch[apply-jsonpatch]",)),
+    Figure("a million pairs of versions compared and settled, each", 125, "ns",
+           "test_pairs_compared_and_settled[nova-1000000]", peers=("test_pairs_compared_and_settled[dict-10000]",)),
     Figure("reconcile a million ids, 10 differences", 100, "B", "test_decode[10]", key="bytes"),
     Figure("the same, decoded", 0.05, "ms", "test_decode[10]"),
     Figure("reconcile a million ids, 1,000 differences", 19, "KB", "test_decode[1000]", key="bytes"),

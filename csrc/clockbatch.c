@@ -81,6 +81,17 @@ void nova_batch_set(const nova_clock_batch *b, size_t row, size_t column, uint64
                 out[row + lane] = (int8_t)order[lane];                                                                \
         }                                                                                                             \
     }                                                                                                                 \
+    static inline NOVA_INLINE void join##WIDTH(const nova_clock_batch *a, const nova_clock_batch *b,                  \
+                                               const nova_clock_batch *out)                                           \
+    {                                                                                                                 \
+        const lanes##WIDTH *x = (const lanes##WIDTH *)a->blocks, *y = (const lanes##WIDTH *)b->blocks;                \
+        lanes##WIDTH *to = (lanes##WIDTH *)out->blocks;                                                               \
+        size_t n = nova_batch_bytes(a->rows, a->columns, WIDTH) / 64;                                                 \
+        for (size_t i = 0; i < n; i++) {                                                                              \
+            truth##WIDTH mine = x[i] > y[i];                                                                          \
+            to[i] = (x[i] & (lanes##WIDTH)mine) | (y[i] & ~(lanes##WIDTH)mine);                                       \
+        }                                                                                                             \
+    }                                                                                                                 \
     static inline NOVA_INLINE void fold##WIDTH(const nova_clock_batch *b, int least, uint64_t *out)                   \
     {                                                                                                                 \
         enum { LANES = 64 / WIDTH };                                                                                  \
@@ -118,34 +129,43 @@ COMPARE_BODY(4)
 COMPARE_BODY(8)
 
 /* The same for each instruction set. */
-#define FOR_TARGET(NAME, TARGET)                                                                                     \
-    TARGET static void compare_##NAME(const nova_clock_batch *b, size_t first, size_t last, const uint32_t *columns, \
-                                      const uint64_t *rest, size_t n, int flags, int turned, int8_t *out)            \
-    {                                                                                                                \
-        if (b->width == 2)                                                                                           \
-            compare2(b, first, last, columns, rest, n, flags, turned, out);                                          \
-        else if (b->width == 4)                                                                                      \
-            compare4(b, first, last, columns, rest, n, flags, turned, out);                                          \
-        else                                                                                                         \
-            compare8(b, first, last, columns, rest, n, flags, turned, out);                                          \
-    }                                                                                                                \
-    TARGET static void pairs_##NAME(const nova_clock_batch *a, const nova_clock_batch *b, int8_t *out)               \
-    {                                                                                                                \
-        if (a->width == 2)                                                                                           \
-            pairs2(a, b, out);                                                                                       \
-        else if (a->width == 4)                                                                                      \
-            pairs4(a, b, out);                                                                                       \
-        else                                                                                                         \
-            pairs8(a, b, out);                                                                                       \
-    }                                                                                                                \
-    TARGET static void fold_##NAME(const nova_clock_batch *b, int least, uint64_t *out)                              \
-    {                                                                                                                \
-        if (b->width == 2)                                                                                           \
-            fold2(b, least, out);                                                                                    \
-        else if (b->width == 4)                                                                                      \
-            fold4(b, least, out);                                                                                    \
-        else                                                                                                         \
-            fold8(b, least, out);                                                                                    \
+#define FOR_TARGET(NAME, TARGET)                                                                                      \
+    TARGET static void compare_##NAME(const nova_clock_batch *b, size_t first, size_t last, const uint32_t *columns,  \
+                                      const uint64_t *rest, size_t n, int flags, int turned, int8_t *out)             \
+    {                                                                                                                 \
+        if (b->width == 2)                                                                                            \
+            compare2(b, first, last, columns, rest, n, flags, turned, out);                                           \
+        else if (b->width == 4)                                                                                       \
+            compare4(b, first, last, columns, rest, n, flags, turned, out);                                           \
+        else                                                                                                          \
+            compare8(b, first, last, columns, rest, n, flags, turned, out);                                           \
+    }                                                                                                                 \
+    TARGET static void pairs_##NAME(const nova_clock_batch *a, const nova_clock_batch *b, int8_t *out)                \
+    {                                                                                                                 \
+        if (a->width == 2)                                                                                            \
+            pairs2(a, b, out);                                                                                        \
+        else if (a->width == 4)                                                                                       \
+            pairs4(a, b, out);                                                                                        \
+        else                                                                                                          \
+            pairs8(a, b, out);                                                                                        \
+    }                                                                                                                 \
+    TARGET static void join_##NAME(const nova_clock_batch *a, const nova_clock_batch *b, const nova_clock_batch *out) \
+    {                                                                                                                 \
+        if (a->width == 2)                                                                                            \
+            join2(a, b, out);                                                                                         \
+        else if (a->width == 4)                                                                                       \
+            join4(a, b, out);                                                                                         \
+        else                                                                                                          \
+            join8(a, b, out);                                                                                         \
+    }                                                                                                                 \
+    TARGET static void fold_##NAME(const nova_clock_batch *b, int least, uint64_t *out)                               \
+    {                                                                                                                 \
+        if (b->width == 2)                                                                                            \
+            fold2(b, least, out);                                                                                     \
+        else if (b->width == 4)                                                                                       \
+            fold4(b, least, out);                                                                                     \
+        else                                                                                                          \
+            fold8(b, least, out);                                                                                     \
     }
 
 FOR_TARGET(plain, )
@@ -201,6 +221,23 @@ void nova_batch_compare_pairs(const nova_clock_batch *a, const nova_clock_batch 
         pairs_avx2(a, b, out);
     else
         pairs_plain(a, b, out);
+}
+
+void nova_batch_merge_pairs(const nova_clock_batch *a, const nova_clock_batch *b, const nova_clock_batch *out)
+{
+    if (nova_has_avx512())
+        join_avx512(a, b, out);
+    else if (nova_has_avx2())
+        join_avx2(a, b, out);
+    else
+        join_plain(a, b, out);
+}
+
+void nova_batch_copy(const nova_clock_batch *from, const nova_clock_batch *to)
+{
+    for (size_t row = 0; row < from->rows; row++)
+        for (size_t column = 0; column < from->columns; column++)
+            nova_batch_set(to, row, column, nova_batch_get(from, row, column));
 }
 
 void nova_batch_fold(const nova_clock_batch *b, int least, uint64_t *out)

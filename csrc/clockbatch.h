@@ -42,5 +42,11 @@ void nova_batch_compare(const nova_clock_batch *b, size_t first, size_t last, co
 /* How each row of a stands to the same row of b; both have the same rows, columns, width and bases. */
 void nova_batch_compare_pairs(const nova_clock_batch *a, const nova_clock_batch *b, int8_t *out);
 
+/* The least clock that covers both, row by row; all three have the same rows, columns, width and bases. */
+void nova_batch_merge_pairs(const nova_clock_batch *a, const nova_clock_batch *b, const nova_clock_batch *out);
+
+/* Copy counts to a batch of as many rows and columns with other bases or another width, which all counts fit. */
+void nova_batch_copy(const nova_clock_batch *from, const nova_clock_batch *to);
+
 /* Greatest, or with `least` the least, count per column. rows > 0. */
 void nova_batch_fold(const nova_clock_batch *b, int least, uint64_t *out);

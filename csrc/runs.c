@@ -45,7 +45,8 @@ static void rename_id(uint64_t *id, const uint32_t *agents)
 void nova_runs_rename(nova_runs *runs, const uint32_t *agents)
 {
     for (size_t i = 0; i < runs->size; i++)
-        rename_id(&runs->at[i].dot, agents), rename_id(&runs->at[i].left, agents), rename_id(&runs->at[i].right, agents);
+        rename_id(&runs->at[i].dot, agents), rename_id(&runs->at[i].left, agents),
+            rename_id(&runs->at[i].right, agents);
 }
 
 /* The insertion among those of one agent, ascending, that has an element; NULL if none does. */

@@ -8,7 +8,8 @@ that somebody fills with user input cannot eat the memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Final, Generic, TypeVar
 
 from nova._native.meter import QUANTILE_ERROR_RATIO, Cell, Distribution, render_cells, render_distributions
@@ -133,7 +134,11 @@ class Counter(_Family[Cell]):
 
 
 class Gauge(_Family[Cell]):
-    """A number that goes both ways, or that a function tells whenever the page is made."""
+    """A number that goes both ways, or that a function tells whenever the page is made.
+
+    table  tells all children of a gauge with labels, {label values: number}, of which at most `children_max` are shown.
+           They come and go, as the first of a ranking do
+    """
 
     kind = "gauge"
 
@@ -144,12 +149,16 @@ class Gauge(_Family[Cell]):
         labels: Sequence[str] = (),
         *,
         function: Callable[[], float] | None = None,
+        table: Callable[[], Mapping[tuple[str, ...], float]] | None = None,
         children_max: int = CHILDREN_MAX,
     ) -> None:
         super().__init__(name, help, labels, children_max=children_max)
         if function is not None and labels:
             raise UsageError(f"{name} has labels and a function; give each child its own with bind()")
+        if table is not None and not labels:
+            raise UsageError(f"{name} has a table and no labels; give it a function")
         self._function = function
+        self._table = table
         if not labels:
             self.labels()
 
@@ -183,6 +192,19 @@ class Gauge(_Family[Cell]):
 
     def _make(self) -> Cell:
         return Cell(self._function)
+
+    def _samples(self) -> bytes:
+        if self._table is None:
+            return super()._samples()
+        try:
+            told = self._table()
+        except Exception:  # as a function that fails: the rest of the page is worth having
+            return b""
+        self._children.clear()
+        self._lines.clear()
+        for values, number in islice(told.items(), self.children_max):
+            self.labels(*values).set(number)
+        return super()._samples()
 
 
 class Histogram(_Family[Distribution]):
@@ -250,10 +272,11 @@ class Registry:
         labels: Sequence[str] = (),
         *,
         function: Callable[[], float] | None = None,
+        table: Callable[[], Mapping[tuple[str, ...], float]] | None = None,
         children_max: int = CHILDREN_MAX,
     ) -> Gauge:
-        """A new gauge; `function`, if given, is asked for its number whenever the page is made."""
-        return self._register(Gauge(name, help, labels, function=function, children_max=children_max))
+        """A new gauge; `function` or `table`, if given, is asked for its numbers whenever the page is made."""
+        return self._register(Gauge(name, help, labels, function=function, table=table, children_max=children_max))
 
     def histogram(
         self,

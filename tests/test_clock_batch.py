@@ -35,6 +35,15 @@ def test_a_batch_against_one_clock(rows: list[VectorClock], clock: VectorClock) 
 
 
 @given(st.lists(st.tuples(clocks, clocks), max_size=70))
+def test_two_batches_merged_in_pairs(pairs: list[tuple[VectorClock, VectorClock]]) -> None:
+    left, right = ClockBatch.from_clocks(a for a, _ in pairs), ClockBatch.from_clocks(b for _, b in pairs)
+    merged = left.merge_pairs(right)
+    assert [merged[i] for i in range(len(merged))] == [a.merge(b) for a, b in pairs]
+    with pytest.raises(UsageError, match="equally long"):
+        left.merge_pairs(ClockBatch.from_clocks([VectorClock()] * (len(pairs) + 1)))
+
+
+@given(st.lists(st.tuples(clocks, clocks), max_size=70))
 def test_two_batches_in_pairs(pairs: list[tuple[VectorClock, VectorClock]]) -> None:
     left, right = ClockBatch.from_clocks(a for a, _ in pairs), ClockBatch.from_clocks(b for _, b in pairs)
     assert [Order(n) for n in left.compare_pairs(right)] == [a.compare(b) for a, b in pairs]

@@ -201,3 +201,15 @@ def test_observed_latencies_answer_with_their_median():
     for _ in range(10_000):
         histogram.observe(chance.expovariate(100))
     assert histogram.quantile(0.5) == pytest.approx(math.log(2) / 100, rel=0.05)
+
+
+def test_a_table_tells_children_that_come_and_go():
+    registry, table = Registry(), {("a",): 2.0, ("b",): 1.0}
+    registry.gauge("g", "numbers", ("who",), table=lambda: {} | table, children_max=2)
+    assert registry.render().splitlines()[2:] == [b'g{who="a"} 2', b'g{who="b"} 1']
+    table = {("c",): 3.0, ("d",): 2.0, ("e",): 1.0}
+    assert registry.render().splitlines()[2:] == [b'g{who="c"} 3', b'g{who="d"} 2']
+    table = None
+    assert registry.render().splitlines()[2:] == []
+    with pytest.raises(UsageError, match="no labels"):
+        registry.gauge("h", "numbers", table=dict)

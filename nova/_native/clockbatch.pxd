@@ -16,3 +16,5 @@ cdef extern from "clockbatch.h" nogil:
                             bint turned, int8_t *out)
     void nova_batch_compare_pairs(const nova_clock_batch *a, const nova_clock_batch *b, int8_t *out)
     void nova_batch_fold(const nova_clock_batch *b, bint least, uint64_t *out)
+    void nova_batch_merge_pairs(const nova_clock_batch *a, const nova_clock_batch *b, const nova_clock_batch *out)
+    void nova_batch_copy(const nova_clock_batch *src, const nova_clock_batch *to)

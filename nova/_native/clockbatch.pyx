@@ -346,6 +346,21 @@ cdef class ClockBatch:
             nova_batch_compare_pairs(&a.batch, &b.batch, result.at)
         return result.array
 
+    def merge_pairs(self, ClockBatch other not None):
+        """The least clock that covers each clock and that of the same row in `other`, as a batch."""
+        cdef ClockBatch a, b, out = ClockBatch.__new__(ClockBatch)
+        cdef size_t i
+        if other.batch.rows != self.batch.rows:
+            raise UsageError(f"a batch of {self.batch.rows} clocks in pairs with one of {other.batch.rows}; both must be equally long")
+        a, b = in_common(self, other)
+        out.shape(a.known, a.batch.rows)
+        for i in range(a.batch.columns):
+            out.bases[i] = a.bases[i]
+        out.reserve(a.batch.width)
+        with nogil:
+            nova_batch_merge_pairs(&a.batch, &b.batch, &out.batch)
+        return out
+
     def compare_all(self, ClockBatch other not None, out=None):
         """How each clock stands to each of `other`: int8 of shape (len(self), len(other)), values of Order."""
         cdef Out result = out_of(out, (self.batch.rows, other.batch.rows))
@@ -418,6 +433,8 @@ cdef tuple in_common(ClockBatch a, ClockBatch b):
         same = same and a.bases[i] == b.bases[i]
     if same:
         return a, b
+    if a.names == b.names and a.batch.rows and b.batch.rows:
+        return rebased(a, b)
     np = arrays()
     names = sorted(set(a.names) | set(b.names), key=_actor_key)
     at = {name: i for i, name in enumerate(names)}
@@ -428,6 +445,32 @@ cdef tuple in_common(ClockBatch a, ClockBatch b):
         out.append(table)
     both = ClockBatch.from_array(names, np.concatenate(out))
     return rows_of(both, 0, len(a)), rows_of(both, len(a), len(a) + len(b))
+
+
+cdef tuple rebased(ClockBatch a, ClockBatch b):
+    """The two, of the same columns, with common bases and the width that these need."""
+    cdef ClockBatch x = ClockBatch.__new__(ClockBatch), y = ClockBatch.__new__(ClockBatch)
+    cdef size_t i, n = a.batch.columns
+    cdef uint64_t *edges = <uint64_t *>PyMem_Malloc((3 * n + 1) * sizeof(uint64_t))     # least, greatest, the other's
+    if edges == NULL:
+        raise MemoryError
+    try:
+        with nogil:
+            nova_batch_fold(&a.batch, False, edges + n)
+            nova_batch_fold(&b.batch, False, edges + 2 * n)
+        for i in range(n):
+            edges[i] = min(a.bases[i], b.bases[i])
+            edges[n + i] = max(edges[n + i], edges[2 * n + i])
+        x.shape(a.known, a.batch.rows)
+        x.spread(edges, edges + n)
+        y.shape(b.known, b.batch.rows)
+        y.spread(edges, edges + n)
+    finally:
+        PyMem_Free(edges)
+    with nogil:
+        nova_batch_copy(&a.batch, &x.batch)
+        nova_batch_copy(&b.batch, &y.batch)
+    return x, y
 
 
 cdef ClockBatch rows_of(ClockBatch batch, size_t first, size_t last):

@@ -1,7 +1,10 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 __test__: dict[str, object]
+
+_M = TypeVar("_M", bound=MapMerge)
+_R = TypeVar("_R")
 
 DEPTH_MAX: Final[int]
 DIFFERENT: Final[int]
@@ -53,6 +56,17 @@ class MapMerge:
         path: Any,
         depth: int,
     ) -> Document: ...
+
+def merge_plain(
+    kind: type[_M],
+    nothing: Any,
+    missing: Any,
+    base: dict[str, Any],
+    local: dict[str, Any],
+    remote: dict[str, Any],
+    result: Callable[[Any, tuple[Any, ...], tuple[Any, ...], list[Any], tuple[str, ...], Any], _R],
+    tell: Callable[[_M, Any, Any], _R],
+) -> _R: ...
 
 class Leaf: ...
 class Branch: ...

@@ -7,7 +7,7 @@ from dataclasses import is_dataclass
 import msgspec
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_Copy, PyDict_GetItem, PyDict_Next, PyDict_Size
+from cpython.dict cimport PyDict_Copy, PyDict_GetItemWithError, PyDict_Next, PyDict_Size
 from cpython.object cimport Py_EQ, PyObject, PyObject_RichCompareBool
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -21,7 +21,13 @@ from nova._native.digest cimport hash_bytes, nova_digest
 from nova.errors import LimitError, UsageError
 
 cdef extern from *:
+    """
+    static PyObject *nova_made(PyObject *type, PyObject *nothing) {
+        return ((PyTypeObject *)type)->tp_new((PyTypeObject *)type, nothing, NULL);
+    }
+    """
     int __builtin_popcount(unsigned int x) nogil
+    object nova_made(object type, object nothing)       # without __init__
 
 
 DEPTH_MAX = 200
@@ -85,7 +91,7 @@ cdef int compare_dicts(dict a, dict b, int depth) except -1:
     while PyDict_Next(a, &at, &key, &value):
         if type(<object>key) is not str:
             check_key(<object>key)
-        other = PyDict_GetItem(b, <object>key)
+        other = PyDict_GetItemWithError(b, <object>key)
         if other is value:
             continue
         if other is NULL:
@@ -180,6 +186,11 @@ cdef dict NONE_SPECIAL = {}
 cdef frozenset PLAIN = frozenset((str, int, float, bool, NONE, dict, list))
 
 
+cdef inline bint is_word(object value) noexcept:
+    """Whether a value is of a type of which two are equal if Python says so."""
+    return type(value) is str or type(value) is int
+
+
 cdef class MapMerge:
     """Merges maps key by key: what only one side changed here, what both did by asking.
 
@@ -193,17 +204,32 @@ cdef class MapMerge:
     """
 
     cdef object nothing, missing
-    cdef readonly list changes, conflicts, lost
+    cdef readonly list changes
+    cdef list clashes, losses       # None: none yet
     cdef public object policy
     cdef int deepest
 
     def __init__(self, nothing, missing, policy=None):
+        self.begin(nothing, missing)
+        self.policy = policy
+
+    cdef int begin(self, object nothing, object missing) except -1:
         self.nothing = nothing
         self.missing = missing
-        self.policy = policy
         self.changes = []
-        self.conflicts = []
-        self.lost = []
+        return 0
+
+    @property
+    def conflicts(self):
+        if self.clashes is None:
+            self.clashes = []
+        return self.clashes
+
+    @property
+    def lost(self):
+        if self.losses is None:
+            self.losses = []
+        return self.losses
 
     def maps(self, dict base not None, dict local not None, dict remote not None, dict declared not None, path,
               int depth):
@@ -219,10 +245,10 @@ cdef class MapMerge:
         cdef PyObject *b
         cdef PyObject *l
         cdef PyObject *r
-        cdef Py_ssize_t at = 0, mine = 0, yours = 0
+        cdef Py_ssize_t at = 0, at_local = 0, at_remote = 0, mine = 0, yours = 0
         while PyDict_Next(base, &at, &key, &b):
-            l = PyDict_GetItem(local, <object>key)
-            r = PyDict_GetItem(remote, <object>key)
+            l = beside(local, &at_local, key)
+            r = beside(remote, &at_remote, key)
             mine += l is not NULL
             yours += r is not NULL
             if l is not b or r is not b:
@@ -230,13 +256,13 @@ cdef class MapMerge:
         if mine != PyDict_Size(local):
             at = 0
             while PyDict_Next(local, &at, &key, &l):
-                if PyDict_GetItem(base, <object>key) is NULL:
-                    r = PyDict_GetItem(remote, <object>key)
+                if PyDict_GetItemWithError(base, <object>key) is NULL:
+                    r = PyDict_GetItemWithError(remote, <object>key)
                     self.settle(out, <object>key, self.missing, <object>l, self.held(r), declared, path, depth)
         if yours != PyDict_Size(remote):
             at = 0
             while PyDict_Next(remote, &at, &key, &r):
-                if PyDict_GetItem(base, <object>key) is NULL and PyDict_GetItem(local, <object>key) is NULL:
+                if PyDict_GetItemWithError(base, <object>key) is NULL and PyDict_GetItemWithError(local, <object>key) is NULL:
                     self.settle(out, <object>key, self.missing, self.missing, <object>r, declared, path, depth)
         return out
 
@@ -247,10 +273,15 @@ cdef class MapMerge:
                     int depth) except -1:
         """What becomes of one key that is not the same object on all sides. `out` still has the base's value."""
         cdef object found
+        cdef bint kept, stayed
         if type(key) is not str:
             check_key(key)
         if declared and (found := declared.get(key)) is not None:
             return self.put(out, key, base, self.value(base, local, remote, found, (path, escaped(key)), depth + 1))
+        if is_word(base) and is_word(local) and is_word(remote):
+            kept = base is local or (type(base) is type(local) and PyObject_RichCompareBool(base, local, Py_EQ))
+            stayed = base is remote or (type(base) is type(remote) and PyObject_RichCompareBool(base, remote, Py_EQ))
+            return self.taken(out, key, base, local, remote, kept, stayed, path, depth)
         # Maps are entered even if one side kept them: a record in them may have a monotone field. The test for a dict
         # keeps records themselves away: one may hold a counter, to which equal changes add up.
         if type(local) is dict and type(remote) is dict and (base is self.missing or type(base) is dict):
@@ -258,7 +289,14 @@ cdef class MapMerge:
                 {} if base is self.missing else base, local, remote, {}, (path, escaped(key)), depth + 1
             )
             return 0
-        cdef int kept = compare(base, local, depth) != _DIFFERENT, stayed = compare(base, remote, depth) != _DIFFERENT
+        kept = compare(base, local, depth) != _DIFFERENT
+        stayed = compare(base, remote, depth) != _DIFFERENT
+        return self.taken(out, key, base, local, remote, kept, stayed, path, depth)
+
+    cdef int taken(self, dict out, object key, object base, object local, object remote, bint kept, bint stayed,
+                   object path, int depth) except -1:
+        """Take what one side changed, and ask about what both did."""
+        cdef object found
         if kept and stayed:
             return 0
         if (kept or stayed) and (type(local) in PLAIN or not is_record(local) or not is_record(remote)):
@@ -416,31 +454,11 @@ cdef class MapMerge:
 
     cdef int note(self, object b, object side_node, str side, dict special, object path, int shift) except -1:
         """Note what one side changed in a stretch of keys that the other left alone."""
-        cdef uint32_t bits, bit
+        cdef list pairs = []
         cdef Py_ssize_t i
-        if type(b) is Branch and type(side_node) is Branch and alike_bits(b, side_node):
-            for i in range(len((<Branch>b).slots)):
-                if PyTuple_GET_ITEM((<Branch>b).slots, i) is not PyTuple_GET_ITEM((<Branch>side_node).slots, i):
-                    self.note(
-                        (<Branch>b).slots[i], (<Branch>side_node).slots[i], side, special, path, shift + BITS
-                    )
-            return 0
-        if known_same(b, side_node):
-            return 0
-        if not apart(b, side_node, None, shift):
-            bits = bits_of(b, shift) | bits_of(side_node, shift)
-            while bits:
-                bit = bits & -bits
-                bits ^= bit
-                before, after = child(b, bit, shift), child(side_node, bit, shift)
-                if before is not after:
-                    self.note(before, after, side, special, path, shift + BITS)
-            return 0
-        if shift < SHIFT_END:
-            return self.note_leaf(b, side_node, side, special, path)
-        before, after = by_key(b), by_key(side_node)
-        for key in {**before, **after}:
-            self.note_leaf(before.get(key), after.get(key), side, special, path)
+        leaves_apart(b, side_node, shift, pairs)
+        for i in range(0, len(pairs), 2):
+            self.note_leaf(pairs[i], pairs[i + 1], side, special, path)
         return 0
 
     cdef int note_leaf(self, Leaf one, Leaf other, str side, dict special, object path) except -1:
@@ -457,6 +475,21 @@ cdef class MapMerge:
         elif base is not self.missing:
             del out[key]
         return 0
+
+
+def merge_plain(type kind not None, nothing, missing, dict base not None, dict local not None, dict remote not None,
+                result, tell):
+    """What a merge of `kind`, a MapMerge without a policy, makes of three maps of which nothing is declared.
+
+    result  makes the outcome of a clean one: (value, conflicts, lost, changes, preexisting, proposal)
+    tell    makes any other: (the merge, value, base)
+    """
+    cdef MapMerge work = nova_made(kind, ())
+    work.begin(nothing, missing)
+    value = work.merged(base, local, remote, NONE_SPECIAL, (), 0)
+    if work.clashes is None and work.losses is None:
+        return result(value, (), (), work.changes, (), value)
+    return tell(work, value, base)
 
 
 cdef str escaped(str key):
@@ -510,7 +543,7 @@ cdef int differ_dicts(dict a, dict b, tuple path, int depth, object missing, obj
     cdef Py_ssize_t at = 0, common = 0
     cdef type kind
     while PyDict_Next(a, &at, &key, &value):
-        other = PyDict_GetItem(b, <object>key)
+        other = PyDict_GetItemWithError(b, <object>key)
         common += other is not NULL
         if other is value:
             continue
@@ -529,7 +562,7 @@ cdef int differ_dicts(dict a, dict b, tuple path, int depth, object missing, obj
         return 0
     at = 0
     while PyDict_Next(b, &at, &key, &other):
-        if PyDict_GetItem(a, <object>key) is NULL:
+        if PyDict_GetItemWithError(a, <object>key) is NULL:
             if type(<object>key) is not str:
                 check_key(<object>key)
             found.append((path + (<object>key,), missing, <object>other))
@@ -869,7 +902,7 @@ cdef class Document:
     def differences(self, Document other not None, missing):
         """(path of keys, before, after) of every leaf in which two documents differ. Cost: follows the edits."""
         cdef list found = []
-        differ_nodes(self.root, other.root, (), 0, missing, found)
+        differ_nodes(self.root, other.root, (), missing, found)
         return found
 
 
@@ -1008,33 +1041,47 @@ cdef inline bint one_key(object a, object b):
     return a is None or b is None or (<Leaf>a).hash == (<Leaf>b).hash and (<Leaf>a).key == (<Leaf>b).key
 
 
-cdef int differ_nodes(object a, object b, tuple path, int shift, object missing, list found) except -1:
+cdef int leaves_apart(object a, object b, int shift, list pairs) except -1:
+    """Append the leaves, two for each key, in which two nodes are not known to hold the same; None where there is none.
+    Cost: follows the edits."""
     cdef uint32_t bits, bit
-    cdef Leaf one, other
     cdef Py_ssize_t i
     if known_same(a, b):
         return 0
     if type(a) is Branch and type(b) is Branch and alike_bits(a, b):
         for i in range(len((<Branch>a).slots)):
             if PyTuple_GET_ITEM((<Branch>a).slots, i) is not PyTuple_GET_ITEM((<Branch>b).slots, i):
-                differ_nodes((<Branch>a).slots[i], (<Branch>b).slots[i], path, shift + BITS, missing, found)
+                leaves_apart((<Branch>a).slots[i], (<Branch>b).slots[i], shift + BITS, pairs)
         return 0
     if not apart(a, b, None, shift):
         bits = bits_of(a, shift) | bits_of(b, shift)
         while bits:
             bit = bits & -bits
             bits ^= bit
-            differ_nodes(child(a, bit, shift), child(b, bit, shift), path, shift + BITS, missing, found)
+            leaves_apart(child(a, bit, shift), child(b, bit, shift), shift + BITS, pairs)
+        return 0
+    if shift < SHIFT_END:       # leaves of one key
+        pairs += [a, b]
         return 0
     mine, yours = by_key(a), by_key(b)
     for key in {**mine, **yours}:
-        one, other = mine.get(key), yours.get(key)
+        pairs += [mine.get(key), yours.get(key)]
+    return 0
+
+
+cdef int differ_nodes(object a, object b, tuple path, object missing, list found) except -1:
+    cdef list pairs = []
+    cdef Leaf one, other
+    cdef Py_ssize_t i
+    leaves_apart(a, b, 0, pairs)
+    for i in range(0, len(pairs), 2):
+        one, other = pairs[i], pairs[i + 1]
         if one is other:
             continue
-        where = path + (key,)
+        where = path + ((other if one is None else one).key,)
         if one is not None and other is not None:
             if type(one.value) is Document and type(other.value) is Document:
-                differ_nodes((<Document>one.value).root, (<Document>other.value).root, where, 0, missing, found)
+                differ_nodes((<Document>one.value).root, (<Document>other.value).root, where, missing, found)
                 continue
             if same_value(one.value, other.value):
                 continue

@@ -27,6 +27,7 @@ import msgspec
 import typer
 
 from nova._version import __version__
+from nova.cli import conflict_works as conflicts
 from nova.cli.output import Json, print_json, print_table
 from nova.clock import ClockBatch, HybridLogicalClock, VectorClock
 from nova.crdt import ORSet
@@ -608,6 +609,37 @@ CASES = [
          on(filled_sqlite, lambda store: lambda: store.get("vm/77"))),
     Case("store", "apply a put of a peer", remote_applies(1_000), "SQLite upsert, in memory",
          on(filled_sqlite, sqlite_upserts), 1_000),
+    Case("conflict", "detect, clean pair", simple(lambda: conflicts.detects(conflicts.clean_pair())), "dicts",
+         simple(lambda: conflicts.plain_detect(conflicts.clean_pair()))),
+    Case("conflict", "detect, with a record", simple(lambda: conflicts.detects(conflicts.concurrent_pair())), "dicts",
+         simple(lambda: conflicts.plain_detect(conflicts.concurrent_pair()))),
+    Case("conflict", "last writer wins, loser recorded", simple(conflicts.settles), "dicts and a list",
+         simple(conflicts.plain_settles)),
+    Case("conflict", "three siblings pruned", simple(conflicts.prunes), "dicts", simple(conflicts.plain_prune)),
+    Case("conflict", "10,000 pairs compared and settled, each", simple(lambda: conflicts.settles_many(10_000)),
+         "dicts", simple(lambda: conflicts.plain_settles_many(10_000)), 10_000),
+    *(
+        Case("conflict", f"three-way merge of a record of {n} fields",
+             simple(partial(conflicts.merges_plainly, conflicts.nova_merge, n)), "15 lines of Python",
+             simple(partial(conflicts.merges_plainly, conflicts.plain_merge, n)), 1,
+             (Peer("nbdime", simple(partial(conflicts.merges_plainly, conflicts.nbdime_merge, n)), "nbdime"),
+              Peer("dictdiffer", simple(partial(conflicts.merges_plainly, conflicts.dictdiffer_merge, n)),
+                   "dictdiffer")))
+        for n in (20, 500)
+    ),
+    *(
+        Case("conflict", f"the same of documents of {n:,} fields, {edits} edits a side",
+             simple(partial(conflicts.merges_documents, n, edits)), "15 lines of Python, 500 fields",
+             simple(lambda: conflicts.merges_plainly(conflicts.plain_merge, 500)))
+        for n, edits in ((500, 1), (50_000, 10))
+    ),
+    Case("conflict", "JSON Patch made, 500 fields", simple(lambda: conflicts.makes_patch(500)), "10 lines of Python",
+         simple(lambda: conflicts.plain_makes(500)), 1,
+         (Peer("jsonpatch", simple(lambda: conflicts.jsonpatch_makes(500)), "jsonpatch"),
+          Peer("deepdiff", simple(lambda: conflicts.deepdiff_finds(500)), "deepdiff"))),
+    Case("conflict", "JSON Patch applied, 500 fields", simple(lambda: conflicts.applies_patch(500)), "a deep copy",
+         simple(lambda: conflicts.plain_applies(500)), 1,
+         (Peer("jsonpatch", simple(lambda: conflicts.jsonpatch_applies(500)), "jsonpatch"),)),
     Case("metrics", "counter with two labels", simple(nova_count), "dict entry", simple(dict_count)),
     Case("metrics", "histogram of 15 buckets",
          simple(lambda: observations(Registry().histogram("h", "", buckets=BUCKETS))), "bisect and list",
@@ -738,7 +770,7 @@ def bench(
 ) -> None:
     """Measure the hot paths on this machine, each beside a peer that every machine has.
 
-    Beside loro, pycrdt and xxhash, too, where they are installed.
+    Beside libraries that do the same, such as loro, xxhash and nbdime, too, where they are installed.
 
     RATIO says how many times faster than the peer; SPREAD is half the interquartile range.
 

@@ -11,109 +11,63 @@ same record under the same id without talking to each other.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import fields as dataclass_fields
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from enum import IntEnum, StrEnum
-from hashlib import blake2b
-from typing import Any, Final, final
+from typing import Any, Final
 
 import msgspec
-from msgspec.msgpack import Ext
 
+from nova._native.conflict import (
+    MISSING,
+    Conflict,
+    canonical,
+    complexity_of,
+    concurrent,
+    conflict_id,
+    differing,
+    exact,
+    found,
+    newest,
+    ordered,
+    orders,
+    prune,
+    same,
+)
 from nova.clock import VectorClock
-from nova.errors import UsageError
+from nova.errors import LimitError, UsageError
 from nova.types import Order
 
-# ------------------------------------------------------------------------------------------------ values
+__all__ = [
+    "MISSING",
+    "STANDARD",
+    "Case",
+    "Classifier",
+    "Conflict",
+    "ConflictDetector",
+    "ConflictType",
+    "Contention",
+    "Finding",
+    "Invariant",
+    "ResourceIndex",
+    "Severity",
+    "Version",
+    "at_most",
+    "canonical",
+    "classifier",
+    "complexity_of",
+    "conflict_id",
+    "escape",
+    "exact",
+    "matches",
+    "newest",
+    "ordered",
+    "prune",
+    "same",
+    "unescape",
+]
 
-
-@final
-class _Missing:
-    """Absence as a value: `null` is something a writer wrote, MISSING is nothing at all."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "MISSING"
-
-    def __bool__(self) -> bool:
-        return False
-
-    def __reduce__(self) -> str:
-        return "MISSING"
-
-
-MISSING: Final = _Missing()
-
-_NAN: Final = float("nan")
-_MISSING_EXT, _BIG_EXT, _PAIRS_EXT, _SET_EXT = 1, 2, 3, 4
-_ENCODE: Final = msgspec.msgpack.Encoder(order="deterministic").encode
-_PLAIN: Final = frozenset((str, bool, type(None), bytes))
-_ATOMS: Final = _PLAIN | {int}
-
-
-def canonical(value: Any) -> bytes:
-    """Bytes that are equal exactly when two values are: map order, -0.0, NaN and 1 against 1.0 make no difference.
-
-    True is not 1, null is not MISSING, a set is not a list, composed is not decomposed text. Values are JSON values,
-    sets, bytes, datetimes, dataclasses, Structs and integers of any size.
-    """
-    if type(value) in _PLAIN:
-        return _ENCODE(value)
-    return _ENCODE(_plain(value, True))
-
-
-def _exact(value: Any) -> bytes:
-    """Like `canonical`, but 1 and 1.0 differ: the last tie-break, so that replicas keep the same *form* too."""
-    return _ENCODE(_plain(value, False))
-
-
-def _plain(value: Any, fold: bool) -> Any:
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    if kind is int:
-        return value if -(1 << 63) <= value < 1 << 64 else Ext(_BIG_EXT, b"%d" % value)
-    if kind is float:
-        if value != value:
-            return _NAN
-        return _plain(int(value), fold) if fold and not math.isinf(value) and value == int(value) else value
-    if isinstance(value, Mapping):
-        if all(type(key) is str for key in value):
-            return {key: _plain(item, fold) for key, item in value.items()}
-        pairs = sorted((_ENCODE(_plain(key, fold)), _ENCODE(_plain(item, fold))) for key, item in value.items())
-        return Ext(_PAIRS_EXT, _ENCODE(pairs))
-    if isinstance(value, list | tuple):
-        return [_plain(item, fold) for item in value]
-    if isinstance(value, Set):
-        return Ext(_SET_EXT, _ENCODE(sorted(_ENCODE(_plain(item, fold)) for item in value)))
-    if value is MISSING:
-        return Ext(_MISSING_EXT, b"")
-    if isinstance(value, msgspec.Struct):
-        return {name: _plain(getattr(value, name), fold) for name in value.__struct_fields__}
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name), fold) for field in dataclass_fields(value)}
-    return value  # datetimes, enums, UUIDs: msgspec knows them, or refuses with the type's name
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two values are equal in the sense of `canonical`."""
-    if a is b:
-        return True
-    if type(a) is type(b):
-        if type(a) in _ATOMS:
-            return bool(a == b)
-        if type(a) is dict and len(a) == len(b):
-            for key, value in a.items():
-                if type(key) is not str:
-                    break  # True and 1 are one key to a dict
-                if key not in b or not same(value, b[key]):
-                    return False
-            else:
-                return True
-    return canonical(a) == canonical(b)
+# ------------------------------------------------------------------------------------------------ pointers
 
 
 def escape(key: str) -> str:
@@ -144,56 +98,6 @@ class Version(msgspec.Struct, frozen=True):
     timestamp: int
     origin: str
     metadata: Mapping[str, Any] = {}
-
-
-def ordered(versions: Iterable[Version]) -> list[Version]:
-    """Oldest first, in the one order all replicas agree on: timestamp, then origin, then canonical bytes."""
-    out = sorted(versions, key=_stamp)
-    for i in range(1, len(out)):
-        if out[i].timestamp == out[i - 1].timestamp and out[i].origin == out[i - 1].origin:
-            out.sort(key=_rank)
-            break
-    return out
-
-
-def newest(versions: Sequence[Version]) -> Version:
-    """The last of `ordered(versions)`: the one a last-writer-wins rule keeps."""
-    best = versions[0]
-    for version in versions[1:]:
-        if _stamp(version) > _stamp(best) or (_stamp(version) == _stamp(best) and _rank(version) > _rank(best)):
-            best = version
-    return best
-
-
-def _stamp(version: Version) -> tuple[int, str]:
-    return version.timestamp, version.origin
-
-
-def _rank(version: Version) -> tuple[int, str, bytes, bytes]:
-    return version.timestamp, version.origin, canonical(version.value), _exact(version.value)
-
-
-def prune(versions: Sequence[Version]) -> list[Version]:
-    """Only the versions that no other one supersedes; of several with equal clocks the newest.
-
-    A dominated version never survives, whatever its wall clock says. Cost: one compare per pair.
-    """
-    kept: list[Version] = []
-    for version in versions:
-        clock = version.clock
-        for i, other in enumerate(kept):
-            order = clock.compare(other.clock)
-            if order is Order.CONCURRENT:
-                continue
-            if order is Order.EQUAL:
-                kept[i] = newest((other, version))
-            elif order is Order.AFTER:
-                kept = [o for o in kept if clock.compare(o.clock) is not Order.AFTER]
-                kept.append(version)
-            break
-        else:
-            kept.append(version)
-    return kept
 
 
 # ------------------------------------------------------------------------------------------------ conflicts
@@ -257,60 +161,6 @@ def at_most(path: str, limit: float, name: str = "") -> Invariant:
     return Invariant(name or f"at_most:{path}", check, path)
 
 
-class Conflict(msgspec.Struct, frozen=True):
-    """Versions of one resource, none of which saw the others, or claims of several on one exclusive thing.
-
-    id               32 hex digits, the same on every replica
-    versions         one per write; for a conflict at paths its value is {path: leaf} as far as that write goes
-    types, severity  what classifiers found; the first type is the main one
-    paths            where the versions differ, RFC 6901 pointers
-    siblings         path -> concurrent leaf versions, oldest first; {"": versions} for a conflict of whole values
-    complexity       0 (trivial) to 1, see `complexity_of`
-    auto_resolvable  False: a strategy may choose, but somebody has to look; `reason` says why
-    contentions      exclusive resources that more than one key claims
-    broken           (invariant, what is wrong) pairs
-    """
-
-    id: str
-    resource_id: str
-    kind: str
-    versions: tuple[Version, ...]
-    types: tuple[ConflictType, ...]
-    severity: Severity
-    paths: tuple[str, ...]
-    siblings: Mapping[str, tuple[Version, ...]]
-    base: Version | None
-    complexity: float
-    auto_resolvable: bool
-    reason: str
-    contentions: tuple[Contention, ...] = ()
-    broken: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def local(self) -> Version:
-        """The version that was here (`detect`), or the oldest one (`examine`)."""
-        return self._version(0)
-
-    @property
-    def remote(self) -> Version:
-        """The version that came in (`detect`), or the newest one (`examine`)."""
-        return self._version(-1)
-
-    @property
-    def whole(self) -> bool:
-        """Whether this is a conflict of whole values, not of leaves at paths."""
-        return len(self.siblings) == 1 and "" in self.siblings
-
-    def values_of(self, version: Version) -> Mapping[str, Any]:
-        """{path: value} that `version`, one of `versions`, stands for."""
-        return {"": version.value} if self.whole else version.value
-
-    def _version(self, index: int) -> Version:
-        if not self.versions:
-            raise UsageError(f"conflict {self.id} is about resources, not versions; look at its contentions")
-        return self.versions[index]
-
-
 class Case(msgspec.Struct, frozen=True):
     """What a classifier looks at. `leaves` are the uncontended leaves of the resource, as far as the caller knows."""
 
@@ -320,7 +170,7 @@ class Case(msgspec.Struct, frozen=True):
     versions: tuple[Version, ...]
     paths: tuple[str, ...]
     base: Version | None
-    invariants: Sequence[Invariant]
+    invariants: Sequence[Invariant | Mapping[str, Any]]
     contentions: tuple[Contention, ...]
     leaves: Mapping[str, Any]
 
@@ -341,11 +191,19 @@ STANDARD: Final[dict[str, Classifier]] = {}
 """Classifiers of a detector that is not given its own, by name, asked in this order."""
 
 
-def classifier(name: str) -> Callable[[Classifier], Classifier]:
-    """Register a function among the standard classifiers of detectors made from now on; a name taken is replaced."""
+_KIND_OF: Final[dict[Classifier, str]] = {}
+
+
+def classifier(name: str, kind: str = "") -> Callable[[Classifier], Classifier]:
+    """Register a function among the standard classifiers of detectors made from now on; a name taken is replaced.
+
+    kind  it is asked about conflicts of this kind only, and costs others nothing; "": of all kinds
+    """
 
     def register(function: Classifier) -> Classifier:
         STANDARD[name] = function
+        if kind:
+            _KIND_OF[function] = kind
         return function
 
     return register
@@ -355,9 +213,13 @@ def classifier(name: str) -> Callable[[Classifier], Classifier]:
 def _concurrent_update(case: Case) -> Finding | None:
     if not case.versions:
         return None
-    if not case.paths:
-        return Finding(ConflictType.CONCURRENT_UPDATE, Severity.LOW, "concurrent writes agree")
-    return Finding(ConflictType.CONCURRENT_UPDATE, Severity.MEDIUM, "concurrent writes differ")
+    severity, reason = _DIFFER if case.paths else _AGREE
+    return Finding(ConflictType.CONCURRENT_UPDATE, severity, reason)
+
+
+_DIFFER: Final = Severity.MEDIUM, "concurrent writes differ"
+_AGREE: Final = Severity.LOW, "concurrent writes agree"
+_UPDATE: Final = (ConflictType.CONCURRENT_UPDATE,)
 
 
 @classifier("causal_violation")
@@ -382,21 +244,40 @@ def _causal_violation(case: Case) -> Finding | None:
 def _invariant(case: Case) -> Finding | None:
     if not case.invariants:
         return None
-    broken: list[tuple[str, str]] = []
-    for invariant in case.invariants:
-        # What the base already broke is not this conflict's doing, and must not block unrelated edits.
-        if case.base is not None and invariant.path == "" and invariant.broken(case.base.value) is not None:
-            continue
-        for path, versions in case.siblings.items():
-            if not matches(invariant.path, path):
-                continue
-            for version in versions:
-                if version.value is not MISSING and (wrong := invariant.broken(version.value)) is not None:
-                    broken.append((invariant.name, wrong))
+    broken = _broken_by_values(case) if "" in case.siblings else _broken_by_leaves(case)
     if not broken:
         return None
     broken = sorted(set(broken))
     return Finding(ConflictType.INVARIANT, Severity.HIGH, f"{broken[0][0]}: {broken[0][1]}", broken=tuple(broken))
+
+
+def _broken_by_values(case: Case) -> list[tuple[str, str]]:
+    """What one of the values breaks, or what they make together: two that fit may not fit beside each other.
+
+    What the base already broke is not this conflict's doing, and must not block unrelated edits.
+    """
+    from nova.conflict.merge import invariants, merge  # who declares none does not wait for the merge engine
+
+    base = MISSING if case.base is None else case.base.value
+    values = [version.value for version in case.versions]
+    if len(values) == 2 and base is not MISSING and MISSING not in values:
+        with suppress(UsageError, LimitError):  # values that do not merge are judged one by one
+            values.append(merge(base, *values).proposal)
+    return [
+        pair for value in values for pair in invariants.broken(case.invariants, value, base) if value is not MISSING
+    ]
+
+
+def _broken_by_leaves(case: Case) -> list[tuple[str, str]]:
+    asked = [invariant for invariant in case.invariants if isinstance(invariant, Invariant)]
+    return [
+        (invariant.name, wrong)
+        for invariant in asked
+        for path, versions in case.siblings.items()
+        if matches(invariant.path, path)
+        for version in versions
+        if version.value is not MISSING and (wrong := invariant.broken(version.value)) is not None
+    ]
 
 
 @classifier("resource_contention")
@@ -421,32 +302,7 @@ def matches(pattern: str, path: str) -> bool:
     return len(wanted) == len(given) and all(w in ("*", g) for w, g in zip(wanted, given, strict=True))
 
 
-def complexity_of(paths: int, siblings: int, depth: int, types: int, invariants: int) -> float:
-    """1 - 1 / (1 + s), to three digits, where s adds up
-
-    0.10 for each differing path after the first, 0.15 for each sibling at a path beyond two, 0.10 for each level of
-    depth below the first, 0.25 for each conflict type after the first and 0.25 for each broken invariant.
-    """
-    s = 0.10 * max(paths - 1, 0) + 0.15 * siblings + 0.10 * max(depth - 1, 0) + 0.25 * max(types - 1, 0)
-    return round(1 - 1 / (1 + s + 0.25 * invariants), 3)
-
-
-def conflict_id(resource_id: str, versions: Iterable[Version], contentions: Iterable[Contention] = ()) -> str:
-    """BLAKE2b-128 over the resource and every distinct (origin, timestamp, clock), in any order of arrival.
-
-    Contentions count only where there are no versions, and then the resource id does not: which of two keys came
-    second, and whether a third had arrived already, differs between replicas.
-    """
-    writes = sorted({_ENCODE((v.origin, v.timestamp, tuple(v.clock.items()))) for v in versions})
-    if writes:
-        payload: Any = (resource_id, writes)
-    else:
-        payload = sorted((c.resource, sorted(c.owners)) for c in contentions)
-    return blake2b(_ENCODE(payload), digest_size=16, person=b"nova.conflict").hexdigest()
-
-
 _NOTHING: Final[Mapping[str, Any]] = {}
-_CONCURRENT: Final = Order.CONCURRENT
 
 
 class ConflictDetector:
@@ -455,10 +311,12 @@ class ConflictDetector:
     classifiers  name -> function; None takes the STANDARD ones. `add` adds or replaces one by name
     """
 
-    __slots__ = ("_classifiers",)
+    __slots__ = ("_asked", "_classifiers", "_plain")
 
     def __init__(self, classifiers: Mapping[str, Classifier] | None = None) -> None:
         self._classifiers = dict(STANDARD if classifiers is None else classifiers)
+        self._asked: dict[str, tuple[Classifier, ...]] = {}
+        self._plain: dict[str, bool] = {}  # kind -> whether only `_OURS` are asked about it
 
     @property
     def classifiers(self) -> Mapping[str, Classifier]:
@@ -467,6 +325,17 @@ class ConflictDetector:
     def add(self, name: str, function: Classifier) -> None:
         """Ask `function` too; a classifier of that name is replaced."""
         self._classifiers[name] = function
+        self._asked.clear()
+        self._plain.clear()
+
+    def _who(self, kind: str) -> tuple[Classifier, ...]:
+        """Those that are asked about conflicts of a kind."""
+        asked = self._asked.get(kind)
+        if asked is None:
+            asked = tuple([ask for ask in self._classifiers.values() if _KIND_OF.get(ask, kind) == kind])
+            if len(self._asked) < _KINDS_MAX:
+                self._asked[kind], self._plain[kind] = asked, asked == _OURS
+        return asked
 
     def detect(
         self,
@@ -475,23 +344,32 @@ class ConflictDetector:
         remote: Version,
         *,
         base: Version | None = None,
-        invariants: Sequence[Invariant] = (),
+        invariants: Sequence[Invariant | Mapping[str, Any]] = (),
         kind: str = "register",
     ) -> Conflict | None:
         """The conflict between two versions; None, always and only, when their clocks are ordered or equal.
 
-        base  the last version both come from, if known: paths are then those that both changed, and differently
-        cost  one compare if there is none; else O(size of the values)
+        base        the last version both come from, if known: paths are then those that both changed, and differently
+        invariants  truths that either value, or with a base both merged, may break: an Invariant, or one across values
+                    as `nova.conflict.merge.invariants` declares it (sum_le, unique, reference, ge, le, gt, lt)
+        raises      UsageError for an invariant that is none
+        cost        one compare if there is none; else O(size of the values)
         """
-        if local.clock.compare(remote.clock) is not _CONCURRENT:
+        if not concurrent(local, remote):
             return None
-        paths = tuple(_differing(local.value, remote.value, MISSING if base is None else base.value))
+        plain = self._plain.get(kind)
+        if plain is None:
+            plain = self._who(kind) == _OURS
+        if plain and base is None and not (invariants or local.metadata or remote.metadata):
+            # Of our classifiers only the first has anything to say here: they need not be asked.
+            return found(resource_id, kind, local, remote, _UPDATE, _DIFFER, _AGREE)
+        paths = differing(local.value, remote.value, MISSING if base is None else base.value)
         siblings = {"": (local, remote)}
         return self._classify(Case(resource_id, kind, siblings, (local, remote), paths, base, invariants, (), _NOTHING))
 
     def detect_many(self, pairs: Iterable[tuple[Version, Version]]) -> bytes:
         """One byte per pair, its Order: a conflict where it is Order.CONCURRENT (3), else none."""
-        return bytes([local.clock.compare(remote.clock) for local, remote in pairs])
+        return orders(pairs)
 
     def examine(
         self,
@@ -528,28 +406,29 @@ class ConflictDetector:
         )
 
     def _classify(self, case: Case) -> Conflict:
-        findings = [found for ask in self._classifiers.values() if (found := ask(case)) is not None]
+        findings = [found for ask in self._who(case.kind) if (found := ask(case)) is not None]
         types = tuple(dict.fromkeys(found.type for found in findings))
         broken = tuple(pair for found in findings for pair in found.broken)
         reasons = [found.reason for found in findings if found.manual] or [found.reason for found in findings]
-        extra = sum([len(versions) - 2 for versions in case.siblings.values() if len(versions) > 2])
-        depth = max([path.count("/") for path in case.paths], default=0)
         return Conflict(
-            conflict_id(case.resource_id, case.versions, case.contentions),
             case.resource_id,
             case.kind,
             case.versions,
-            types or (ConflictType.CONCURRENT_UPDATE,),
+            types or _UPDATE,
             max([found.severity for found in findings], default=Severity.MEDIUM),
             case.paths,
             case.siblings,
             case.base,
-            complexity_of(len(case.paths), extra, depth, len(types), len(broken)),
             not any(found.manual for found in findings),
-            "; ".join(reasons) or "concurrent writes differ",
+            "; ".join(reasons) or _DIFFER[1],
             case.contentions,
             broken,
         )
+
+
+_OURS: Final = tuple(STANDARD.values())
+"""Classifiers of which only the first has anything to say about two versions with no more than a value and a clock."""
+_KINDS_MAX: Final = 1024  # kinds are few; a stranger's words must not fill the memory
 
 
 def _agree(versions: Sequence[Version]) -> bool:
@@ -568,25 +447,6 @@ def _by_write(rows: Mapping[str, tuple[Version, ...]]) -> tuple[Version, ...]:
     return tuple(
         Version(values, v.clock, v.timestamp, v.origin, v.metadata) for _, (v, values) in sorted(writes.items())
     )
-
-
-def _differing(a: Any, b: Any, base: Any, path: str = "") -> Iterator[str]:
-    """Pointers where a and b differ; with a base, only where both also differ from it."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        common: Mapping[Any, Any] = base if isinstance(base, Mapping) else _NOTHING
-        known = isinstance(base, Mapping)
-        for key in sorted(a.keys() | b.keys(), key=str):
-            before = common.get(key, _ABSENT) if known else MISSING
-            yield from _differing(a.get(key, MISSING), b.get(key, MISSING), before, f"{path}/{escape(str(key))}")
-    elif not same(a, b):
-        if base is not MISSING:
-            before = MISSING if base is _ABSENT else base
-            if same(a, before) or same(b, before):
-                return
-        yield path
-
-
-_ABSENT: Final = object()  # the base is known, and has nothing here; MISSING: no base is known
 
 
 # ------------------------------------------------------------------------------------------------ exclusive resources

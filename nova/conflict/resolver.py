@@ -19,7 +19,7 @@ import msgspec
 from msgspec.msgpack import Ext
 
 from nova.clock import VectorClock
-from nova.conflict.detect import MISSING, Version, _exact, canonical, newest, ordered, prune, same
+from nova.conflict.detect import MISSING, Version, canonical, exact, newest, ordered, prune, same
 from nova.conflict.strategies import show
 from nova.errors import LimitError, PeerError, UsageError
 from nova.types import Order
@@ -231,7 +231,7 @@ def _write(version: StateVersion) -> Version:
 def _identity(write: Version) -> bytes:
     """Equal for equal writes of one form only: 1 and 1.0 are two, so that all replicas keep the same form."""
     said = (write.origin, tuple(write.clock.items()), write.timestamp, write.value, write.metadata)
-    return blake2b(_exact(said), digest_size=16).digest()
+    return blake2b(exact(said), digest_size=16).digest()
 
 
 # ------------------------------------------------------------------------------------------------ settling

@@ -548,7 +548,6 @@ class Node:
               function=lambda: self.directory.since_snapshot_bytes)  # fmt: skip
         gauge("nova_peers_connected", "Peers with a live session", function=lambda: len(self.mesh.connected()))
         gauge("nova_resident_bytes", "Resident memory of the process", function=_rss_bytes)
-        gauge("dwcp_pending_conflicts_count", "Conflicts that wait for somebody", function=replica.conflicts.pending)
 
 
 def _rss_bytes() -> int:

@@ -6,6 +6,7 @@ from collections import Counter as Tally
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,6 +15,7 @@ from nova.clock import VectorClock, stamp_ms
 from nova.conflict import vm
 from nova.conflict.audit import AuditChain, AuditEvent, decode_event, detect_body, escalate_body, explain, resolve_body
 from nova.conflict.detect import MISSING, Conflict, ConflictDetector, Contention, ResourceIndex, Version
+from nova.conflict.metrics import ConflictMetrics, Hooks
 from nova.conflict.policy import PolicyManager, PolicyStrategy
 from nova.conflict.strategies import Resolution, ResolveContext, Strategy, strategy_named
 from nova.crdt.keyspace import Entry as Rows
@@ -50,8 +52,9 @@ class Conflicts:
         self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._of_key: dict[str, str] = {}
         self._undecided: dict[str, dict[str, Any]] = {}  # of the records, those that wait, or did, for somebody
+        self.metrics = ConflictMetrics(metrics, Hooks(replica.now_ms, self.pending, lambda: self.of_resource))
         config = replica.config
-        policies = PolicyManager(config.policies.values(), metrics=metrics) if config.policies else None
+        policies = PolicyManager(config.policies.values(), metrics=self.metrics) if config.policies else None
         chosen: dict[str, Strategy] = {}
         if policies is not None:
             chosen |= {prefix: policies.applied(policy.name) for prefix, policy in config.policies.items()}
@@ -61,20 +64,18 @@ class Conflicts:
         self.by_type: Tally[str] = Tally()
         self.by_strategy: Tally[str] = Tally()
         self.total = 0
-        self._detected = metrics.counter(
-            "dwcp_conflicts_detected_total", "Conflicts found, by type and severity", ("type", "severity")
-        )
-        self._resolved = metrics.counter(
-            "dwcp_conflict_resolutions_attempted_total", "Resolutions, by strategy and result", ("strategy", "result")
-        )
-        self._logged = metrics.counter(
-            "dwcp_conflict_events_logged_total", "Events written to the audit chain, by type", ("event_type",)
-        )
+        self.of_resource: Tally[str] = Tally()
 
     # -- finding --
 
     def examine(self, effects: Sequence[Effect]) -> list[bytes]:
         """Audit records for what these operations brought about; usually none."""
+        started = perf_counter_ns()
+        out = self._examined(effects)
+        self.metrics.searched((perf_counter_ns() - started) / 1e6)
+        return out
+
+    def _examined(self, effects: Sequence[Effect]) -> list[bytes]:
         clashes: dict[str, dict[str, list[Write]]] = {}
         claims: list[tuple[str, list[Contention]]] = []
         for key, write, contended, deletions, alive, puts in effects:
@@ -101,13 +102,22 @@ class Conflicts:
             out += self._contended(key, contentions)
         return out
 
-    def examine_keys(self, keys: Iterable[str]) -> list[bytes]:
-        """The same for keys whose state was joined."""
+    def examine_keys(self, changed: Iterable[tuple[str, Any, bool]]) -> list[bytes]:
+        """The same for keys whose state was joined: (key, whether rows of it contend, ...)."""
+        started = perf_counter_ns()
         out: list[bytes] = []
-        for key in keys:
+        merges: Tally[tuple[int, bool]] = Tally()
+        for key, contended, _ in changed:
             rows = self._replica.space.get(key)
-            if rows is not None:
-                out += self._found(rows, {path: [] for path, items in rows.live() if len(items) > 1})
+            if rows is None:
+                continue
+            live: dict[str, list[Write]] = {path: [] for path, items in rows.live() if contended and len(items) > 1}
+            found = self._found(rows, live) if live else []
+            merges[rows.kind, bool(found)] += 1
+            out += found
+        for (code, clashed), count in merges.items():
+            self.metrics.merged(BY_CODE[code].name, "conflict" if clashed else "clean", count)
+        self.metrics.searched((perf_counter_ns() - started) / 1e6)
         return out
 
     def index(self, key: str, rows: Rows | None) -> list[Contention]:
@@ -170,8 +180,11 @@ class Conflicts:
         conflict = self._detector.examine(rows.key, BY_CODE[rows.kind].name, siblings, leaves=leaves)
         if conflict.id in self._records:
             return []
+        took_ms = None
         if contended:
+            started = perf_counter_ns()
             _, resolution = self.settle(rows, contended, found=True)
+            took_ms = (perf_counter_ns() - started) / 1e6
             settlement = resolve_body(resolution)
             if resolution.actions:
                 settlement["actions"] = [msgspec.structs.asdict(action) for action in resolution.actions]
@@ -190,7 +203,7 @@ class Conflicts:
             )
             reason = "a removal does not undo a write that it had not seen"
             settlement["discarded"].append({"path": path, "value": None, "origin": origin, "reason": reason})
-        return self._record(conflict, settlement)
+        return self._record(conflict, settlement, took_ms=took_ms)
 
     def _contended(self, key: str, contentions: list[Contention]) -> list[bytes]:
         out: list[bytes] = []
@@ -216,7 +229,9 @@ class Conflicts:
             out += self._record(conflict, settlement, key)
         return out
 
-    def _record(self, conflict: Conflict, settlement: dict[str, Any], key: str = "") -> list[bytes]:
+    def _record(
+        self, conflict: Conflict, settlement: dict[str, Any], key: str = "", took_ms: float | None = None
+    ) -> list[bytes]:
         now = self._replica.now_ms()
         record = {
             "id": conflict.id,
@@ -228,12 +243,11 @@ class Conflicts:
         record["paths"] = record["paths"] or [contention.resource for contention in conflict.contentions]
         resolved = {**record, "resolution": settlement}
         self._remember(resolved)
-        for kind in conflict.types:
-            self._detected.labels(type=str(kind), severity=conflict.severity.label).inc()
         result = "pending" if settlement["pending"] else "ok"
-        self._resolved.labels(strategy=settlement["strategy"], result=result).inc()
-        self._logged.labels(event_type="detect").inc()
-        self._logged.labels(event_type="resolve").inc()
+        self.metrics.detected(conflict)
+        self.metrics.resolved(settlement["strategy"], result, took_ms, len(settlement["discarded"]))
+        self.metrics.logged("detect")
+        self.metrics.logged("resolve")
         out = [
             self.chain.append("detect", now, conflict.id, record["key"], record),
             self.chain.append("resolve", now, conflict.id, record["key"], {"resolution": settlement}),
@@ -245,7 +259,7 @@ class Conflicts:
 
     def note(self, type: str, conflict_id: str, key: str, body: Mapping[str, Any], time_ms: int) -> list[bytes]:
         """Put any event into the chain."""
-        self._logged.labels(event_type=type).inc()
+        self.metrics.logged(type)
         return [self.chain.append(type, time_ms, conflict_id, key, body)]
 
     def _remember(self, record: dict[str, Any]) -> None:
@@ -254,12 +268,16 @@ class Conflicts:
         if record["resolution"]["pending"]:
             self._undecided[record["id"]] = record
         self.total += 1
+        self.of_resource[record["resource"]] += 1
         for kind in record["types"]:
             self.by_type[kind] += 1
         self.by_strategy[record["resolution"]["strategy"]] += 1
         if len(self._records) > self._replica.config.conflicts_count:
             _, oldest = self._records.popitem(last=False)
             self._undecided.pop(oldest["id"], None)
+            self.of_resource[oldest["resource"]] -= 1
+            if not self.of_resource[oldest["resource"]]:
+                del self.of_resource[oldest["resource"]]
             if self._of_key.get(oldest["key"]) == oldest["id"]:
                 del self._of_key[oldest["key"]]
 

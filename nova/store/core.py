@@ -511,7 +511,7 @@ class Replica:
             return self._after_own(Outputs())
         self._unsorted = True
         self.hlc.receive(self.space.stamp_max, self._wall_ns())
-        audit = self.conflicts.examine_keys([key for key, contended, _ in changed if contended])
+        audit = self.conflicts.examine_keys(changed)
         changes = self._revised([key for key, _, _ in changed])
         return self._after_own(self._record(STATE, state, self.space.clock, changes, None, audit))
 

@@ -60,7 +60,7 @@ class Directory:
         replica = Replica(
             self.node, region=region, incarnation=incarnation, wall_ns=wall_ns, config=config, metrics=metrics
         )
-        self.audit = self._open_audit(replica, config, metrics)
+        self.audit = self._open_audit(replica, config)
         archived = self.audit.mark.count
         start = 1
         found = self.snapshots.load()
@@ -142,16 +142,11 @@ class Directory:
             self.archive.close()
             self.catalog.close()
 
-    def _open_audit(self, replica: Replica, config: StoreConfig, metrics: Registry | None) -> AuditLog:
+    def _open_audit(self, replica: Replica, config: StoreConfig) -> AuditLog:
         """The archive, whose events the replica is told of."""
-        recurs = None
-        if metrics is not None:
-            counter = metrics.counter(
-                "dwcp_conflict_patterns_total", "Conflicts that were found to recur, by what they share", ("pattern",)
-            )
-            recurs = lambda pattern: counter.labels(pattern=pattern.kind).inc()  # noqa: E731
+        told = replica.conflicts.metrics.pattern_noticed
         self._audit_key = config.audit_key
-        audit = AuditLog(self.archive, self.catalog, key=config.audit_key, found=recurs)
+        audit = AuditLog(self.archive, self.catalog, key=config.audit_key, found=lambda pattern: told(pattern.kind))
         replica.conflicts.chain.go_on(audit.anchor.hash, audit.anchor.count)
         for _, record in self.archive.replay(audit.anchor.count + 1):
             replica.conflicts.replayed(record)

@@ -26,7 +26,7 @@ def whole(*values: Any, base: Any = UNKNOWN, kind: str = "register") -> Conflict
     found = ConflictDetector().examine("r", kind, {"": versions(*values)})
     if base is UNKNOWN:
         return found
-    return msgspec.structs.replace(found, base=Version(base, VectorClock({"z": 1}), 1, "z"))
+    return found.replace(base=Version(base, VectorClock({"z": 1}), 1, "z"))
 
 
 def at_paths(rows: dict[str, list[Any]], kind: str = "map", **more: Any) -> Conflict:

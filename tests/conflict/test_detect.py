@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nova.clock import VectorClock
 from nova.conflict.detect import (
     MISSING,
+    STANDARD,
     Case,
     ConflictDetector,
     ConflictType,
@@ -24,6 +25,7 @@ from nova.conflict.detect import (
     Version,
     at_most,
     canonical,
+    classifier,
     conflict_id,
     matches,
     newest,
@@ -31,6 +33,7 @@ from nova.conflict.detect import (
     prune,
     same,
 )
+from nova.conflict.strategies import LastWriteWins
 from nova.errors import UsageError
 from nova.types import Order
 
@@ -333,3 +336,121 @@ def test_the_resource_index_agrees_with_a_full_scan(steps):
         ]
         for k in held:
             assert index.of(k) == [c for c in index.contentions() if k in c.owners]
+
+
+# -- invariants across values
+
+ADDRESSES = {"kind": "unique", "path": "/nics/*/ip"}
+CAPACITY = {"kind": "sum_le", "path": "/vms/*", "limit": "/capacity"}
+OWNER = {"kind": "reference", "from": "/disks/*/vm", "to": "/vms/*/id"}
+
+
+@pytest.mark.parametrize(
+    ("invariant", "base", "local", "remote", "wrong"),
+    [
+        (CAPACITY, {"capacity": 10, "vms": {"a": 4}}, {"b": 4}, {"c": 4}, "the sum is 12, over the limit of 10"),
+        (ADDRESSES, {"nics": {"a": {"ip": "1"}}}, {"b": {"ip": "2"}}, {"c": {"ip": "2"}}, '"2" stands at'),
+    ],
+)
+def test_two_values_that_hold_may_break_an_invariant_together(invariant, base, local, remote, wrong):
+    part = invariant["path"].split("/")[1]
+    sides = [{**base, part: {**base[part], **side}} for side in (local, remote)]
+    versions = version(sides[0], {"a": 2}), version(sides[1], {"a": 1, "b": 1}, 2, "b")
+    detector = ConflictDetector()
+    alone = detector.detect("r", *versions, invariants=[invariant])
+    assert ConflictType.INVARIANT not in alone.types
+    found = detector.detect("r", *versions, base=version(base), invariants=[invariant])
+    assert ConflictType.INVARIANT in found.types
+    assert found.severity is Severity.HIGH
+    assert found.broken[0][0] == invariant["kind"]
+    assert wrong in found.broken[0][1]
+
+
+def test_a_foreign_key_that_one_side_broke_is_told_and_one_that_was_broken_before_is_not():
+    base = {"vms": {"a": {"id": 1}}, "disks": {"d": {"vm": 1}, "old": {"vm": 7}}}
+    local = {**base, "vms": {}}
+    remote = {**base, "x": 1}
+    found = ConflictDetector().detect(
+        "r", version(local, {"a": 2}), version(remote, {"a": 1, "b": 1}, 2, "b"), base=version(base), invariants=[OWNER]
+    )
+    assert found.broken == (("reference", "1 is at no /vms/*/id"),)
+
+
+def test_an_invariant_of_a_path_holds_for_whole_values_too():
+    found = ConflictDetector().detect(
+        "r", version({"cpu": 80}), version({"cpu": 4}, {"b": 1}, 2, "b"), invariants=[at_most("/cpu", 64)]
+    )
+    assert found.broken == (("at_most:/cpu", "/cpu is 80, over the limit of 64"),)
+    with pytest.raises(UsageError, match="it is an Invariant or a map of kind"):
+        ConflictDetector().detect("r", version(1), version(2, {"b": 1}, 2, "b"), invariants=[{"kind": "sum"}])
+
+
+# -- the record
+
+
+def test_a_record_and_a_resolution_never_change_and_survive_a_pickle():
+    found = ConflictDetector().detect("r", version({"x": 1}), version({"x": 2}, {"b": 1}, 2, "b"))
+    again = pickle.loads(pickle.dumps(found))
+    assert again == found
+    assert (again.id, again.complexity, hash(again)) == (found.id, found.complexity, hash(found))
+    assert found != ConflictDetector().detect("r", version({"x": 1}), version({"x": 3}, {"b": 1}, 2, "b"))
+    with pytest.raises(AttributeError):
+        found.reason = "other"
+    with pytest.raises(UsageError, match="immutable"):
+        found.__init__(*found.__reduce__()[1])
+    part = found.replace(paths=(), siblings={"": found.versions[:1]})
+    assert (part.id, part.complexity, part.paths) == (found.id, found.complexity, ())
+    assert found.replace(complexity=0.5).complexity == 0.5
+    assert pickle.loads(pickle.dumps(found.replace(complexity=0.5))).complexity == 0.5
+    with pytest.raises(UsageError, match="a Conflict has no id; its fields are resource_id"):
+        found.replace(id="other")
+    settled = LastWriteWins().resolve(found)
+    assert pickle.loads(pickle.dumps(settled)) == settled
+    assert settled.replace(pending=True).pending
+    assert settled.replace(pending=True).explanation == settled.explanation
+    with pytest.raises(UsageError, match="has no"):
+        settled.replace(colour="red")
+    with pytest.raises(UsageError, match="immutable"):
+        settled.__init__(*settled.__reduce__()[1])
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.randoms())
+def test_many_versions_are_put_in_order_as_few_are(stamps, random):
+    versions = [Version(i, VectorClock({"a": 1}), stamp, "w") for i, stamp in enumerate(stamps)]
+    shuffled = random.sample(versions, len(versions))
+    expected = sorted(versions, key=lambda v: (v.timestamp, canonical(v.value)))
+    assert ordered(shuffled) == expected
+    assert newest(shuffled) == expected[-1]
+
+
+def test_a_classifier_of_a_kind_is_asked_about_that_kind_only():
+    asked = []
+    detector = ConflictDetector()
+
+    @classifier("only_disks", kind="disk")
+    def of_disks(case):
+        asked.append(case.kind)
+
+    try:
+        detector = ConflictDetector()
+        for kind in ("register", "disk", "register"):
+            detector.detect("r", version(1), version(2, {"b": 1}, 2, "b"), kind=kind)
+        assert asked == ["disk"]
+    finally:
+        del STANDARD["only_disks"]
+
+
+@given(json_values, json_values, st.none() | json_values)
+def test_plain_conflicts_are_described_alike_with_and_without_being_asked_about(a, b, base):
+    """Where only our classifiers are asked, none of them is."""
+    quick, slow = ConflictDetector(), ConflictDetector()
+    slow.add("silent", lambda case: None)
+    more = {} if base is None else {"base": version(base, {})}
+    for kind in ("register", "map"):
+        for _ in range(2):
+            one = quick.detect("r", version(a), version(b, {"b": 1}, 2, "b"), kind=kind, **more)
+            other = slow.detect("r", version(a), version(b, {"b": 1}, 2, "b"), kind=kind, **more)
+            assert canonical([one.paths, one.reason]) == canonical([other.paths, other.reason])
+            assert (one.types, one.severity, one.id, one.complexity) == (
+                other.types, other.severity, other.id, other.complexity,
+            )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from random import Random
 from typing import Annotated
 
 import msgspec
@@ -478,6 +479,33 @@ def test_a_compiled_schema_does_what_its_declarations_do():
 def test_items_are_one_exactly_when_their_keys_are_equal(one, two, same_item):
     result = merge({"l": []}, {"l": [{"id": one, "v": 1}]}, {"l": [{"id": two, "v": 1}]}, {"/l": Keyed("id")})
     assert len(result.value["l"]) == (1 if same_item else 2)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_order_of_keys_makes_no_difference(seed):
+    """Maps are walked side by side where their keys are in one order; elsewhere keys are looked up."""
+    random = Random(seed)
+    base = {f"k{i}": i for i in range(12)}
+    local, remote = dict(base), dict(base)
+    for side, mark in ((local, "l"), (remote, "r")):
+        for key in random.sample(sorted(base), 3):
+            side[key] = f"{mark}{key}"
+        for key in random.sample(sorted(base), 2):
+            del side[key]
+        side[f"new-{mark}"] = 1
+    expected = merge(base, local, remote)
+
+    def shuffled(side):
+        return {"".join(key): value for key, value in random.sample(sorted(side.items()), len(side))}
+
+    found = merge(shuffled(base), shuffled(local), shuffled(remote))
+    assert found.value == expected.value
+    assert {c.path for c in found.conflicts} == {c.path for c in expected.conflicts}
+    assert sorted(c.path for c in found.changes) == sorted(c.path for c in expected.changes)
+    changed = {key for key in base if local.get(key) != base[key]} | {
+        key for key in base if remote.get(key) != base[key]
+    }
+    assert {c.path.strip("/") for c in (*expected.conflicts, *expected.changes)} == changed | {"new-l", "new-r"}
 
 
 def test_an_item_that_both_added_keeps_its_key_though_that_is_part_of_a_contended_group():

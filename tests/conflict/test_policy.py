@@ -6,13 +6,13 @@ import contextlib
 import threading
 from itertools import permutations
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nova.clock import VectorClock
 from nova.conflict.detect import ConflictDetector, Contention, Severity, Version
+from nova.conflict.metrics import ConflictMetrics, Hooks
 from nova.conflict.policy import Facts, PolicyBuilder, PolicyError, PolicyManager, policy_from_toml
 from nova.conflict.policy import conditions as on
 from nova.conflict.policy.case import conflict_from_case
@@ -219,7 +219,7 @@ class Time:
 
 def test_a_user_strategy_that_raises_leaves_no_half_result():
     good = resolve(builder().default("lww").build(), at_paths({"/x": [7, 7]}))
-    forgetful = msgspec.structs.replace(good, clock=VectorClock({"a": 1}))
+    forgetful = good.replace(clock=VectorClock({"a": 1}))
     for wrong in (ValueError("no"), "no resolution", resolve(builder().build(), whole(7, 8)), forgetful):
         policy = builder().strategy("mine", Raises(wrong)).default("mine").fallback("mine", "lww").build()
         conflict = at_paths({"/x": [1, 2]})
@@ -307,7 +307,7 @@ def test_an_escalation_does_what_it_says(action, value, pending):
 def test_a_condition_that_does_not_hold_escalates_nothing():
     policy = builder().escalate("bad", on.severity_at_least("critical"), action="freeze").build()
     assert resolve(policy, whole(1, 2)).actions == ()
-    worst = msgspec.structs.replace(whole(1, 2), severity=Severity.CRITICAL)
+    worst = whole(1, 2).replace(severity=Severity.CRITICAL)
     assert resolve(policy, worst).actions
 
 
@@ -338,7 +338,7 @@ def test_a_conflict_that_is_read_again_is_not_another_one():
 def test_many_threads_may_resolve_at_once():
     registry = Registry()
     policy = builder().field("/p/*", "max").default("lww").auto_limit(10_000, window_ms=1).build()
-    manager = PolicyManager([policy], metrics=registry)
+    manager = PolicyManager([policy], metrics=ConflictMetrics(registry, Hooks(lambda: 0)))
     failures = []
 
     def work(seed):
@@ -382,7 +382,7 @@ def test_one_policy_gives_identical_bytes_in_any_order(several, base, known):
     for order in permutations(rows):
         conflict = ConflictDetector().examine("r", "register", {"": list(order)})
         if known:
-            conflict = msgspec.structs.replace(conflict, base=Version(base, VectorClock({"z": 1}), 1, "z"))
+            conflict = conflict.replace(base=Version(base, VectorClock({"z": 1}), 1, "z"))
         found.add(frozen(resolve(policy, conflict)))
     assert len(found) == 1
 

@@ -127,7 +127,7 @@ def test_a_strategy_is_one_by_the_protocol_and_found_by_name(name):
 
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"'coin' is unknown; known are automatic_rollback, .*lww, "):
+    with pytest.raises(UsageError, match=r"'coin' is unknown; known are automatic_rollback, .*lww, .*semantic"):
         strategy_named("coin")
     with pytest.raises(UsageError, match="is no strategy"):
         register_strategy(object())  # type: ignore[arg-type]
@@ -249,3 +249,14 @@ def test_a_delete_against_an_update_is_told_once_and_the_content_stays():
     assert resolution.settled == {"/labels/k": "v"}
     assert len(resolution.explanation) == 1
     assert [(d.value, d.origin) for d in resolution.discarded] == [(MISSING, "a")]
+
+
+def test_every_loser_of_three_is_recorded_and_the_clock_covers_them_all():
+    rows = [Version(i, VectorClock({f"w{i}": 1}), i, f"w{i}") for i in range(3)]
+    found = strategy_named("lww").resolve(ConflictDetector().examine("r", "register", {"": rows}))
+    assert [(lost.value, lost.origin, lost.reason) for lost in found.discarded] == [
+        (0, "w0", "a later write by w2"),
+        (1, "w1", "a later write by w2"),
+    ]
+    assert found.value == 2
+    assert found.clock == VectorClock({"w0": 1, "w1": 1, "w2": 1})

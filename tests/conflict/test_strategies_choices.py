@@ -47,7 +47,7 @@ def test_every_strategy_gives_the_same_bytes_in_any_order_and_a_clock_that_domin
     for order in permutations(rows):
         conflict = ConflictDetector().examine("r", "register", {"": list(order)})
         if known:
-            conflict = msgspec.structs.replace(conflict, base=Version(base, VectorClock({"z": 1}), 1, "z"))
+            conflict = conflict.replace(base=Version(base, VectorClock({"z": 1}), 1, "z"))
         resolution = strategy_named(name).resolve(conflict)
         found.add(frozen(resolution))
         for version in rows:
@@ -67,7 +67,7 @@ def test_which_side_is_local_makes_no_difference(name):
 def test_a_stamp_from_the_far_future_is_refused_and_told(name):
     conflict = whole(1, 2, 9, base=0)
     far = msgspec.structs.replace(conflict.versions[2], timestamp=1 << 60)
-    conflict = msgspec.structs.replace(conflict, siblings={"": (*conflict.versions[:2], far)})
+    conflict = conflict.replace(siblings={"": (*conflict.versions[:2], far)})
     found = strategy_named(name).resolve(conflict, ResolveContext(stamp_max=1 << 40))
     assert found.value != 9
     assert [lost.origin for lost in found.discarded if "refused" in lost.reason] == ["c"]
@@ -161,7 +161,7 @@ def test_without_a_sound_past_the_newest_sound_write_stays_and_without_that_some
 
 def test_a_rollback_undoes_only_what_is_contended():
     base = Version({"/a": 1, "/b": 1}, VectorClock({"z": 1}), 1, "z")
-    conflict = msgspec.structs.replace(at_paths({"/a": [2, 3]}), base=base)
+    conflict = at_paths({"/a": [2, 3]}).replace(base=base)
     found = AutomaticRollback().resolve(conflict, ResolveContext(leaves={"/b": 5, "/c": 7}))
     assert found.settled == {"/a": 1}
 
@@ -184,12 +184,10 @@ def test_an_operation_that_a_version_brings_is_used_and_has_to_fit():
         msgspec.structs.replace(version, metadata={"ot": "text", "op": op})
         for version, op in zip(versions(*values), ops, strict=True)
     ]
-    conflict = msgspec.structs.replace(
-        ConflictDetector().detect("r", *rows), base=Version(base, VectorClock({"z": 1}), 1, "z")
-    )
+    conflict = ConflictDetector().detect("r", *rows).replace(base=Version(base, VectorClock({"z": 1}), 1, "z"))
     assert OperationalTransform().resolve(conflict).value == text.apply("aXb", text.transform(ops[1], ops[0], "right"))
     rows[1] = msgspec.structs.replace(rows[1], value="other")
-    wrong = msgspec.structs.replace(conflict, versions=tuple(rows), siblings={"": tuple(rows)})
+    wrong = conflict.replace(versions=tuple(rows), siblings={"": tuple(rows)})
     found = OperationalTransform().resolve(wrong)
     assert found.via == ("operational_transform", "lww")
     assert "does not lead from the base" in found.explanation[0]
@@ -200,9 +198,7 @@ def test_numbers_in_json0_add_up():
         msgspec.structs.replace(version, metadata={"ot": "json0", "op": [{"p": ["n"], "na": amount}]})
         for version, amount in zip(versions({"n": 11}, {"n": 15}), (1, 5), strict=True)
     ]
-    conflict = msgspec.structs.replace(
-        ConflictDetector().detect("r", *rows), base=Version({"n": 10}, VectorClock({"z": 1}), 1, "z")
-    )
+    conflict = ConflictDetector().detect("r", *rows).replace(base=Version({"n": 10}, VectorClock({"z": 1}), 1, "z"))
     assert OperationalTransform().resolve(conflict).value == {"n": 16}
 
 

@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from nova.clock import HybridLogicalClock, VectorClock
@@ -384,7 +383,7 @@ def conflict_at(paths: list[str], complexity: float | None = None) -> Conflict:
         path: [Version(i, VectorClock({origin: 1}), i, origin) for i, origin in enumerate("ab", 1)] for path in paths
     }
     found = ConflictDetector().examine("x", "map", rows)
-    return found if complexity is None else msgspec.structs.replace(found, complexity=complexity)
+    return found if complexity is None else found.replace(complexity=complexity)
 
 
 @pytest.mark.parametrize("case", scenarios("policy"))

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing (libFuzzer) of the native decoders of bytes from strangers, under AddressSanitizer and UBSan.
+"""Coverage-guided fuzzing (libFuzzer) of native code that strangers reach, decoders first, under ASan and UBSan.
 
 usage: python tests/fuzz/run.py [--seconds N] [--jobs N] [TARGET ...]      python tests/fuzz/run.py --again FILE
 
@@ -35,6 +35,8 @@ IN_C = {
     "value": ["crdt.c"],
     "frame": ["frame.c"],
     "log": ["log.c"],
+    "ottext": ["ottext.c"],
+    "text": ["text.c"],
 }
 # functions of tests/fuzz/targets/decoders.py
 IN_PYTHON = ["state", "delta", "clock", "pieces", "keyspace", "audit"]

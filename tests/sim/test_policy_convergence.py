@@ -114,7 +114,7 @@ class Settler:
             return
         conflict = self.detector.examine(resource, "register", {"": held})
         base = Version(BASE[resource], VectorClock({"base": 1}), 0, "base")
-        conflict = msgspec.structs.replace(conflict, base=base)
+        conflict = conflict.replace(base=base)
         self.settled[resource] = frozen(self.manager.resolve(conflict))
 
 
@@ -162,14 +162,14 @@ def test_a_strategy_that_goes_by_the_order_of_arrival_is_noticed(monkeypatch):
 
     def by_arrival(self, conflict, *args, **more):
         found = resolve(self, conflict, *args, **more)
-        return msgspec.structs.replace(found, value=conflict.versions[0].value)
+        return found.replace(value=conflict.versions[0].value)
 
     monkeypatch.setattr(PolicyManager, "resolve", by_arrival)
     examine = ConflictDetector.examine
 
     def as_they_came(self, resource, kind, siblings, **more):
         found = examine(self, resource, kind, siblings, **more)
-        return msgspec.structs.replace(found, versions=tuple(siblings[""]))
+        return found.replace(versions=tuple(siblings[""]))
 
     monkeypatch.setattr(ConflictDetector, "examine", as_they_came)
     worlds = [history(seed, 3) for seed in range(5)]

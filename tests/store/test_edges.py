@@ -11,14 +11,15 @@ import pytest
 from nova import ReplicatedStore
 from nova.crdt.keyspace import Keyspace
 from nova.errors import LimitError, UsageError
+from nova.metrics import Registry
 from nova.storage.pipeline import Pipeline
 from nova.store.core import Durable, Replica, StoreConfig
 from nova.store.model import Put
 from nova.types import Outputs
 
 
-def replica(node: str) -> Replica:
-    return Replica(node, wall_ns=lambda: 1_700_000_000_000_000_000)
+def replica(node: str, metrics: Registry | None = None) -> Replica:
+    return Replica(node, wall_ns=lambda: 1_700_000_000_000_000_000, metrics=metrics)
 
 
 def commit(member: Replica, outputs: Outputs | None) -> list[bytes]:
@@ -165,3 +166,20 @@ def test_whoever_cannot_take_what_is_released_stops_the_pipeline():
     assert failures == [pipeline.error]
     with pytest.raises(ZeroDivisionError):
         pipeline.submit(Outputs(persist=[b"y"]))
+
+
+def test_a_joined_state_counts_its_keys_as_merges_and_its_clashes_as_conflicts() -> None:
+    registry = Registry()
+    source, target = replica("a"), replica("b", metrics=registry)
+    for number in range(3):
+        source.put(Put(f"k{number}", number))
+    target.put(Put("k1", "other"))
+    commit(source, source.turn())
+    commit(target, target.turn())
+    commit(target, target.join(source.snapshot()))
+    page = registry.render()
+    assert b'dwcp_crdt_merges_total{crdt_type="register",result="clean"} 2\n' in page
+    assert b'dwcp_crdt_merges_total{crdt_type="register",result="conflict"} 1\n' in page
+    assert b'dwcp_crdt_conflicts_total{crdt_type="register",conflict_type="concurrent_update"} 1\n' in page
+    assert b'dwcp_resource_conflict_count{resource_id="k1"} 1\n' in page
+    assert b"dwcp_data_loss_events_total 1\n" in page

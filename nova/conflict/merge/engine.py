@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from typing import Any, Final, TypeAlias
 
-from nova._native.merge import Document, MapMerge
+from nova._native.merge import Document, MapMerge, merge_plain
 from nova.conflict.detect import MISSING, canonical, escape, matches
 from nova.conflict.merge import schema as rules
 from nova.conflict.merge.invariants import check, item_name
@@ -78,8 +78,11 @@ def merge(
     raises      UsageError for a bad schema, policy or map key; LimitError below DEPTH_MAX levels
     cost        O(size); lists and texts that are declared to merge cost what `sequences` says
     """
+    plain_maps = schema is None and type(base) is type(local) is type(remote) is dict
+    if plain_maps and policy is None and not invariants:
+        return merge_plain(_Merge, NOTHING, MISSING, base, local, remote, MergeResult, _told)
     work = _Merge(NOTHING, MISSING, None if policy is None else _checked(policy))
-    if schema is None and type(base) is type(local) is type(remote) is dict:
+    if plain_maps:
         node = NOTHING
         merged: Any = work.maps(base, local, remote, {}, (), 0)
     elif type(base) is type(local) is type(remote) is Document:
@@ -95,13 +98,13 @@ def merge(
     if invariants:
         broken, preexisting = check(invariants, plain(base), plain(merged), node)
         work.conflicts.extend(broken)
-    result = MergeResult(merged, (), (), work.changes, preexisting, merged)
-    if work.lost:
-        result.lost = tuple(work.lost)
-    if work.conflicts:
-        result.conflicts = tuple(work.conflicts)
-        if not result.committed:
-            result.value = base
+    return _told(work, merged, base, preexisting)
+
+
+def _told(work: _Merge, merged: Any, base: Any, preexisting: tuple[str, ...] = ()) -> MergeResult:
+    result = MergeResult(merged, tuple(work.conflicts), tuple(work.lost), work.changes, preexisting, merged)
+    if result.conflicts and not result.committed:
+        result.value = base
     return result
 
 

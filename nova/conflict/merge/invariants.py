@@ -16,10 +16,10 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from nova.conflict.detect import Invariant, canonical, escape
+from nova.conflict.detect import MISSING, Invariant, canonical, escape
 from nova.conflict.merge.model import INVARIANT_VIOLATION, RESOURCE_CONTENTION, MergeConflict
 from nova.conflict.merge.patches import tokens_of
-from nova.conflict.merge.schema import Counter, Keyed, Node
+from nova.conflict.merge.schema import NOTHING, Counter, Keyed, Node
 from nova.conflict.merge.values import fields_of, is_record
 from nova.conflict.words import show
 from nova.errors import UsageError
@@ -73,6 +73,19 @@ def check(
                 )
             )
     return conflicts, tuple(before)
+
+
+def broken(invariants: Sequence[Any], value: Any, base: Any = MISSING) -> list[tuple[str, str]]:
+    """(name, what is wrong) of everything that `value` breaks and `base` had not broken in the same way."""
+    found: list[tuple[str, str]] = []
+    for invariant in invariants:
+        name, _ = _name(invariant)
+        wrong = list(_violations(invariant, value, NOTHING))
+        if wrong and base is not MISSING:
+            known = {violation.identity for violation in _violations(invariant, base, NOTHING)}
+            wrong = [violation for violation in wrong if violation.identity not in known]
+        found += [(name, violation.wrong) for violation in wrong]
+    return found
 
 
 def _name(invariant: Any) -> tuple[str, str]:

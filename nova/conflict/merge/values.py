@@ -18,7 +18,7 @@ from nova._native.merge import (
     is_record,
     too_deep,
 )
-from nova.conflict.detect import MISSING, _exact
+from nova.conflict.detect import MISSING, exact
 
 __all__ = [
     "DEPTH_MAX",
@@ -44,7 +44,7 @@ def same(a: Any, b: Any) -> bool:
 
 def prefer(a: Any, b: Any) -> Any:
     """One of two values that are EQUAL in different form: the same one whichever comes first."""
-    one, other = _exact(a), _exact(b)
+    one, other = exact(a), exact(b)
     if one == other:  # a list and a tuple, a StrEnum and its text
         one, other = repr(a).encode(), repr(b).encode()
     return a if one <= other else b

@@ -74,9 +74,7 @@ def _whole(
     if len(versions) == 2:
         return found
     together = detector.examine(resource, kind, {"": versions})
-    return msgspec.structs.replace(
-        together, base=base, paths=tuple(sorted(paths)), siblings={"": tuple(ordered(versions))}
-    )
+    return together.replace(base=base, paths=tuple(sorted(paths)), siblings={"": tuple(ordered(versions))})
 
 
 def _version(given: Any, number: int) -> tuple[Version, dict[str, Any] | None]:

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from nova.conflict.detect import MISSING, Conflict, Version, escape, ordered, same, unescape
+from nova.conflict.metrics import ConflictMetrics
 from nova.conflict.policy.conditions import NO_FACTS, Facts
 from nova.conflict.policy.model import LAST_RESORT, Choice, Policy
 from nova.conflict.strategies import (
@@ -29,7 +30,6 @@ from nova.conflict.strategies import (
 )
 from nova.conflict.strategies.base import base_at, combined, part
 from nova.errors import NovaError, UnavailableError, UsageError
-from nova.metrics import Registry
 from nova.types import Order
 
 RESOURCES_MAX: Final = 10_000
@@ -60,24 +60,17 @@ class PolicyManager:
 
     policies  whatever is to be known by name; `add` adds or replaces one
     timer     None: nothing times out and nobody waits between attempts
-    metrics   counts dwcp_policy_applications_total{policy_name,result} and times dwcp_policy_evaluation_latency_ms
+    metrics   is told of each conflict that is settled, with the result and the time
     """
 
     def __init__(
-        self, policies: Iterable[Policy] = (), *, timer: Timer | None = None, metrics: Registry | None = None
+        self, policies: Iterable[Policy] = (), *, timer: Timer | None = None, metrics: ConflictMetrics | None = None
     ) -> None:
         self._policies = {policy.name: policy for policy in policies}
         self._timer: Timer = timer or NoTime()
         self._recent: dict[tuple[str, str], deque[int]] = {}
         self._frozen: dict[str, Action] = {}
-        registry = metrics or Registry()
-        self._applied = registry.counter(
-            "dwcp_policy_applications_total", "Conflicts settled by a policy, by result", ("policy_name", "result")
-        )
-        self._latency = registry.histogram(
-            "dwcp_policy_evaluation_latency_ms", "What it took to settle a conflict by a policy, ms",
-            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 10, 50, 100, 500, 1000, 5000, 10000),
-        )  # fmt: skip
+        self._metrics = metrics
 
     def add(self, policy: Policy) -> None:
         """Know a policy by its name from now on."""
@@ -114,8 +107,8 @@ class PolicyManager:
         if again:
             return found
         result = "pending" if found.pending else "fallback" if settling.fell else "ok"
-        self._applied.labels(chosen.name, result).inc()
-        self._latency.observe((self._timer.now_ns() - start) / 1e6)
+        if self._metrics is not None:
+            self._metrics.policy_applied(chosen.name, result, (self._timer.now_ns() - start) / 1e6)
         return found
 
     def applied(self, name: str) -> PolicyStrategy:
@@ -154,8 +147,7 @@ class PolicyManager:
             if action.action == "freeze" and not again:
                 self._freeze(action)
         pending = found.pending or any(action.action in ("require_approval", "freeze") for action in actions)
-        return msgspec.structs.replace(
-            found,
+        return found.replace(
             explanation=found.explanation + words,
             alarms=found.alarms + words,
             actions=tuple(actions),
@@ -308,8 +300,7 @@ class _Settling:
                     break
                 own = found.via if found.via[:1] == (name,) else (name,)
                 self.fell = self.fell or len(via) + len(own) > 2
-                return msgspec.structs.replace(
-                    found,
+                return found.replace(
                     explanation=(*notes, *found.explanation),
                     via=(*via[:-1], *own),
                     attempts=attempts + 1 if name == use else max(attempts, 1),
@@ -359,8 +350,7 @@ class _Settling:
                 if len(changed) == 1 or all(same(leaf.value, changed[0].value) for leaf in changed):
                     outcome = changed[-1].value
                 else:
-                    sub = msgspec.structs.replace(
-                        conflict,
+                    sub = conflict.replace(
                         versions=tuple(msgspec.structs.replace(leaf, value={at: leaf.value}) for leaf in changed),
                         paths=(at,),
                         siblings={at: tuple(changed)},
@@ -374,8 +364,7 @@ class _Settling:
             return found
         every = combined(conflict, found.strategy, [found, *parts])
         stands = [lost for lost in every.discarded if not _holds(settled, lost)]
-        return msgspec.structs.replace(
-            every,
+        return every.replace(
             discarded=tuple(stands),
             value=settled[""] if conflict.whole else settled,
             settled=settled,

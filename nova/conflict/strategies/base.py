@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
+from nova._native.conflict import Resolution as Resolution
 from nova.clock import VectorClock, stamp_ms
 from nova.conflict.detect import MISSING, Conflict, Invariant, Version, canonical, ordered, same
 from nova.conflict.words import show
@@ -40,39 +41,6 @@ class Action(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Resolution(msgspec.Struct, frozen=True):
-    """The outcome of one conflict.
-
-    value        the settled value of a conflict of whole values; for one at paths the same as `settled`
-    clock        covers the clock of every version: a write with it as context supersedes them all
-    explanation  one plain sentence per decision
-    discarded    every value that is not in the outcome
-    confidence   1 where nothing was at stake, least where a guess was made: 1.0 all agree, 0.9 a declared rule decided,
-                 0.6 the last writer won, 1/n one of n kept siblings is shown, 0.3 somebody has to look
-    settled      path -> leaf value, or MISSING, for every contended path; {"": value} for whole values
-    siblings     path -> versions that stay readable beside the value (MultiValue), oldest first
-    alarms       what an operator should hear about now
-    pending      True: a deterministic stand-in until a human or a quorum decides
-    via          names of the strategies that were asked, the one that decided last; () where it was only one
-    actions      what a policy's escalation rules ask for
-    attempts     how often a strategy that asks somebody was tried and had its time
-    """
-
-    value: Any
-    clock: VectorClock
-    strategy: str
-    explanation: tuple[str, ...]
-    discarded: tuple[Discarded, ...]
-    confidence: float
-    settled: Mapping[str, Any]
-    siblings: Mapping[str, tuple[Version, ...]] = {}
-    alarms: tuple[str, ...] = ()
-    pending: bool = False
-    via: tuple[str, ...] = ()
-    actions: tuple[Action, ...] = ()
-    attempts: int = 1
-
-
 class ResolveContext(msgspec.Struct, frozen=True):
     """What a strategy may know besides the conflict. Replicas must give equal ones, or they settle differently.
 
@@ -91,7 +59,7 @@ class ResolveContext(msgspec.Struct, frozen=True):
     timeout_ms: int = 0
 
 
-NO_CONTEXT: Final = ResolveContext()
+NO_CONTEXT: Final[ResolveContext] = ResolveContext()
 
 
 @runtime_checkable
@@ -246,8 +214,7 @@ def agreed(path: str, versions: Sequence[Version]) -> Settled | None:
 
 def part(conflict: Conflict, siblings: Mapping[str, Sequence[Version]], base: Version | None = None) -> Conflict:
     """The same conflict, only about these siblings. Its clock still covers all versions."""
-    return msgspec.structs.replace(
-        conflict,
+    return conflict.replace(
         siblings={path: tuple(siblings[path]) for path in sorted(siblings)},
         paths=tuple(path for path in conflict.paths if path in siblings) or tuple(sorted(siblings)),
         base=conflict.base if base is None else base,
@@ -293,8 +260,7 @@ def without(resolution: Resolution, refused: tuple[Discarded, ...]) -> Resolutio
     if not refused:
         return resolution
     lines = tuple(f"{place(each.path)}: {show(each.value)} by {each.origin} was {each.reason}" for each in refused)
-    return msgspec.structs.replace(
-        resolution,
+    return resolution.replace(
         explanation=lines + resolution.explanation,
         discarded=refused + resolution.discarded,
         alarms=resolution.alarms + lines,
@@ -313,8 +279,7 @@ def deferred(
     if otherwise is None:
         raise UndecidedError(f"{name}: {reason}; name the strategy that is to decide `otherwise`")
     found = strategy_named(otherwise).resolve(conflict, context)
-    return msgspec.structs.replace(
-        found,
+    return found.replace(
         strategy=name,
         explanation=(f"{name}: {reason}; {otherwise} decides", *found.explanation),
         via=(*asked, name, *(found.via or (found.strategy,))),

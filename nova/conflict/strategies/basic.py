@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nova._native.conflict import last_write
 from nova.conflict.detect import Conflict, Version, ordered
 from nova.conflict.strategies.base import (
     NO_CONTEXT,
@@ -39,11 +40,17 @@ class LastWriteWins:
             conflict, refused = admitted(conflict, context)
             if refused:
                 return without(self.resolve(conflict), refused)
+        if (quick := last_write(conflict, self.name, Discarded, _last_said)) is not None:
+            return quick
         outcomes: dict[str, tuple[Sequence[Version], Settled]] = {}
         for path in sorted(conflict.siblings):
             versions = ordered(conflict.siblings[path])
             outcomes[path] = versions, agreed(path, versions) or last_writer(path, versions, context)
         return finish(conflict, self.name, outcomes)
+
+
+def _last_said(versions: Sequence[Version]) -> tuple[str, ...]:
+    return ((agreed("", versions) or last_writer("", versions, NO_CONTEXT)).explanation,)
 
 
 @strategy

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from nova.conflict.detect import MISSING, Conflict, Version, canonical, matches, ordered, same, unescape
 from nova.conflict.strategies.base import (
     NO_CONTEXT,
@@ -88,7 +86,7 @@ class HighestPriority:
         if tied:
             reason = f"a tie at {', '.join(map(place, tied))}"
             found = deferred(part(conflict, tied), context, self.name, self.otherwise, reason)
-            found = msgspec.structs.replace(found, discarded=(*lower, *found.discarded))
+            found = found.replace(discarded=(*lower, *found.discarded))
             parts = [*parts, found] if outcomes else [found]
         return without(combined(conflict, self.name, parts), refused)
 

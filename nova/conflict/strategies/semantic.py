@@ -165,7 +165,7 @@ class SemanticMerge:
             merged = {**context.leaves, **resolution.settled}
             value = schema.join({path: leaf for path, leaf in merged.items() if leaf is not MISSING})
             if broken := _broken(schema.invariants, value):
-                resolution = msgspec.structs.replace(resolution, alarms=resolution.alarms + broken)
+                resolution = resolution.replace(alarms=resolution.alarms + broken)
         return resolution
 
     def _leaf(self, path: str, versions: Sequence[Version], schema: Schema, context: ResolveContext) -> Settled:
@@ -211,7 +211,7 @@ class SemanticMerge:
         outcome = Settled(merged.value, "", "", merged.confidence, bool(broken))
         found = finish(conflict, self.name, {"": ((), outcome)})
         explanation = merged.explanation + tuple(line for line in found.explanation if line) + broken
-        return msgspec.structs.replace(found, explanation=explanation, discarded=merged.discarded, alarms=broken)
+        return found.replace(explanation=explanation, discarded=merged.discarded, alarms=broken)
 
     def _whole(
         self,
@@ -250,7 +250,7 @@ class SemanticMerge:
         outcomes[""] = (), Settled(value, note, "", 1.0, bool(broken))
         part = finish(conflict, self.name, outcomes)
         explanation = tuple(sentence for sentence in part.explanation if sentence) + broken
-        return msgspec.structs.replace(part, explanation=explanation, settled={"": value}, alarms=broken)
+        return part.replace(explanation=explanation, settled={"": value}, alarms=broken)
 
 
 def _broken(invariants: Sequence[Invariant], value: Any) -> tuple[str, ...]:
@@ -384,7 +384,7 @@ class Declared:
                 Discarded(path + lost.path, lost.value, lost.origin, lost.reason) for lost in merged.discarded
             ]
         found = finish(conflict, self.name, outcomes)
-        return without(msgspec.structs.replace(found, discarded=found.discarded + tuple(discarded)), refused)
+        return without(found.replace(discarded=found.discarded + tuple(discarded)), refused)
 
 
 for _name, _rule in (("max", Max()), ("min", Min()), ("union", SetOf()), ("sum", Counter())):

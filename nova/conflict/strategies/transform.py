@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
-
 from nova.conflict.detect import MISSING, Conflict, Version, canonical, escape, ordered, same
 from nova.conflict.merge.sequences import hunks, numbered
 from nova.conflict.ot import json0, json1, text
@@ -83,7 +81,7 @@ class OperationalTransform:
                     reason = "a concurrent operation took its place, or removed what it was in"
                     discarded.append(Discarded(path + at, lost, version.origin, reason))
         done = finish(part(conflict, {path: conflict.siblings[path] for path in outcomes}), self.name, outcomes)
-        parts = [msgspec.structs.replace(done, discarded=tuple(discarded))]
+        parts = [done.replace(discarded=tuple(discarded))]
         if cannot:
             found = deferred(part(conflict, cannot), context, self.name, self.otherwise, "; ".join(reasons))
             parts = [*parts, found] if outcomes else [found]

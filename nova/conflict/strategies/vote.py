@@ -215,7 +215,7 @@ class ConsensusVote:
             parts = [*parts, found] if outcomes else [found]
         whole = combined(conflict, self.name, parts)
         if alarms:
-            whole = msgspec.structs.replace(whole, alarms=whole.alarms + tuple(alarms))
+            whole = whole.replace(alarms=whole.alarms + tuple(alarms))
         return without(whole, refused)
 
     def _vote(

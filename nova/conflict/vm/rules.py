@@ -137,7 +137,7 @@ register_schema("vm", Schema(RULES, (SNAPSHOT_LINKS,), split, join))
 # ------------------------------------------------------------------------------------------------ split brain
 
 
-@classifier("vm_split_brain")
+@classifier("vm_split_brain", kind="vm")
 def _split_brain(case: Case) -> Finding | None:
     """One VM, running on two hosts (or in two regions) for writers that did not know of each other."""
     if case.kind != "vm":
@@ -183,7 +183,7 @@ def _running_places(case: Case, field: str) -> list[Any]:
     return [places[key] for key in sorted(places)]
 
 
-@classifier("vm_address")
+@classifier("vm_address", kind="vm")
 def _address(case: Case) -> Finding | None:
     """One MAC that concurrent writers gave different addresses."""
     if case.kind != "vm":
@@ -222,7 +222,7 @@ def _addresses(nics: Sequence[Any]) -> Finding | None:
     return Finding(ConflictType.RESOURCE_CONTENTION, Severity.HIGH, reason)
 
 
-@classifier("vm_migration")
+@classifier("vm_migration", kind="vm")
 def _migrations(case: Case) -> Finding | None:
     """Migrations of one epoch that exclude each other."""
     if case.kind != "vm":

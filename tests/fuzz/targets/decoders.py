@@ -501,6 +501,20 @@ def seeds_of_audits() -> Iterator[bytes]:
         yield b"\2" + next(export_lines([record])).encode()
 
 
+def seeds_of_text_operations() -> Iterator[bytes]:
+    """A length, then pieces: kind mod 3, whose by the top bit, size above it."""
+    yield b"\x20" + bytes([0x30, 0x31, 0x92, 0xB1])
+    yield b"\x64" + bytes(range(0, 256, 7))
+    yield b"\xf0" + bytes([2, 130, 1, 129]) * 10
+
+
+def seeds_of_texts() -> Iterator[bytes]:
+    """How many letters, where the first text ends, both texts."""
+    yield b"\x1a\x80" + b"abcabba" + b"cbabacx"
+    yield b"\x03\x70" + b"abacabad" * 20 + b"abadcaba" * 24
+    yield b"\xff\x7f" + bytes(range(200)) + bytes(range(20, 220))
+
+
 SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "state": seeds_of_states,
     "delta": seeds_of_deltas,
@@ -514,6 +528,8 @@ SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "value": seeds_of_values,
     "frame": seeds_of_frames,
     "log": seeds_of_logs,
+    "ottext": seeds_of_text_operations,
+    "text": seeds_of_texts,
 }
 # What a decoder compares with byte by byte; the sanitizers' own compare hooks find the rest.
 MAGICS = [
