@@ -29,6 +29,21 @@ LINK_DELAY_MS: Final = {
 START_S: Final = 30.0
 STOP_S: Final = 10.0
 _PR_SET_PDEATHSIG: Final = 1
+POLICY: Final = """\
+# How the regions settle writes that did not see each other; the same file everywhere. Try it on a conflict of your own:
+# nova policy explain policy.toml --case conflict.json
+name = "fleet"
+default = "semantic"
+
+[fields]
+"labels.*" = "lww"
+
+[[escalations]]
+name = "one machine at two places"
+when = { severity_at_least = "critical" }
+action = "notify"
+to = "on-call"
+"""
 
 
 class Member:
@@ -87,7 +102,8 @@ class Cluster:
                 for other in self.members
                 if other is not member
             }
-            text = '[kinds]\n"vm/" = "vm"\n\n[strategies]\n"vm/" = "semantic"\n'
+            (member.folder / "policy.toml").write_text(POLICY)
+            text = f'policy = "{member.folder / "policy.toml"}"\n\n[kinds]\n"vm/" = "vm"\n'
             text += "\n[limits]\nbody_bytes_max = 8388608\n"
             if delay:
                 text += "\n[link_delay_ms]\n" + "".join(f'"{region}" = {ms}\n' for region, ms in delays.items())

@@ -88,6 +88,15 @@ def test_a_pattern_that_names_a_map_speaks_of_each_of_its_fields():
     assert found.value == {"labels": {"a": 2, "x": 1}}
 
 
+def test_what_the_whole_and_a_field_dropped_is_told_once():
+    policy = builder().field("labels", "lww").default("semantic").build()
+    found = resolve(policy, whole({"cpu": 1, "labels": {"a": 1}}, {"cpu": 2, "labels": {"a": 2}}, base={"cpu": 0}))
+    assert found.value == {"cpu": 2, "labels": {"a": 2}}
+    told = [(lost.path, lost.value) for lost in found.discarded]
+    assert ("/labels/a", 1) in told
+    assert len(told) == len(set(told))
+
+
 CONDITIONS = [
     (on.type_is("concurrent_update"), True),
     (on.type_is("invariant"), False),

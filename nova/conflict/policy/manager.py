@@ -363,7 +363,12 @@ class _Settling:
         if not parts and all(same(settled[path], found.settled[path]) for path in settled):
             return found
         every = combined(conflict, found.strategy, [found, *parts])
-        stands = [lost for lost in every.discarded if not _holds(settled, lost)]
+        # What the whole and then a field dropped is told once, by the field, which knows why.
+        stands = [
+            lost
+            for i, lost in enumerate(every.discarded)
+            if not _holds(settled, lost) and not any(_drops(later, lost) for later in every.discarded[i + 1 :])
+        ]
         return every.replace(
             discarded=tuple(stands),
             value=settled[""] if conflict.whole else settled,
@@ -398,6 +403,10 @@ class _Settling:
 def _named(error: BaseException) -> str:
     """The error in words. Of errors that are not ours the type only: their texts may hold what differs by replica."""
     return str(error) if isinstance(error, NovaError) else type(error).__name__
+
+
+def _drops(a: Discarded, b: Discarded) -> bool:
+    return a.path == b.path and a.origin == b.origin and same(a.value, b.value)
 
 
 def _identity(item: Any) -> str | None:
