@@ -390,6 +390,19 @@ def test_what_is_known_as_a_deletion_is_not_taken_for_an_insert():
     assert replica.to_bytes() == before
 
 
+def test_what_goes_on_behind_a_run_but_before_another_element_is_no_part_of_it():
+    # y has the next count and stands next to x, but was typed before z; nobody may think that it was at the end.
+    a = typed("a", "x")
+    z = a.fork("b")
+    z.insert(1, "z")
+    a.merge(z).insert(1, "y")
+    reader = RGA().merge(a)
+    assert reader.text == "xyz"
+    assert reader.to_bytes() == a.to_bytes() == RGA.from_bytes(a.to_bytes()).merge(reader).to_bytes()
+    for replica in (a, reader):
+        assert replica._check() == 0
+
+
 @pytest.mark.parametrize("steps", [(2, 1), (0, 0)], ids=["backward", "forward"])
 def test_deleting_character_by_character_keeps_every_element_findable(steps):
     # The border between what is there and what is gone moves, in the index of the actor, too; its pieces hold 64 runs.

@@ -46,6 +46,16 @@ def cython_sources(family: str) -> set[str]:
     return {f"nova/_native/{family}.pyx", *(str(part.relative_to(ROOT)) for part in parts)}
 
 
+def users(file: str) -> set[str]:
+    """The families that are built of a file, or of a source that includes it."""
+    name = f'"{Path(file).name}"'
+    if file.endswith(".h"):
+        return {f for f, sources in kernels().items() if any(name in (ROOT / source).read_text() for source in sources)}
+    if file.endswith(".pxd"):
+        return {Path(file).stem}
+    return {f for f, sources in kernels().items() if file in {*sources, *cython_sources(f)}}
+
+
 def command(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
@@ -56,6 +66,8 @@ def command(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def build(tree: Path, families: set[str], changed: str | None) -> str:
     """Compile what a change of `changed` (None: everything) touches; "" or what went wrong."""
+    if changed is not None and changed.endswith((".h", ".pxd")):
+        changed = None
     objects = tree / "objects"
     objects.mkdir(exist_ok=True)
     include = [f"-I{sysconfig.get_path('include')}", f"-I{tree / 'csrc'}"]
@@ -112,8 +124,7 @@ def try_one(tree: Path, mutant: dict[str, str], families: set[str]) -> str:
 def main(wanted: list[str]) -> int:
     table = tomllib.loads((Path(__file__).parent / "mutants.toml").read_text())["mutant"]
     chosen = [m for m in table if not wanted or any(part in m["name"] for part in wanted)]
-    users = {file: {f for f, sources in kernels().items() if file in {*sources, *cython_sources(f)}}
-             for file in {m["file"] for m in chosen}}  # fmt: skip
+    families = {file: users(file) for file in {m["file"] for m in chosen}}
     jobs = os.cpu_count() or 1
     trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
 
@@ -126,7 +137,7 @@ def main(wanted: list[str]) -> int:
 
     def fate(mutant: dict[str, str]) -> bool:
         started = time.monotonic()
-        verdict = with_tree(lambda tree: try_one(tree, mutant, users[mutant["file"]]))
+        verdict = with_tree(lambda tree: try_one(tree, mutant, families[mutant["file"]]))
         print(f"{mutant['name']}: {verdict} ({time.monotonic() - started:.1f} s)", flush=True)
         return verdict == "killed"
 
@@ -135,7 +146,7 @@ def main(wanted: list[str]) -> int:
         for name in ("nova", "csrc", "tests"):
             shutil.copytree(ROOT / name, first / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy2(ROOT / "pyproject.toml", first)
-        wrong = build(first, set().union(*users.values()), None)
+        wrong = build(first, set().union(*families.values()), None)
         if wrong:
             raise SystemExit(wrong)
         trees.put(first)
