@@ -29,6 +29,8 @@ COMMANDS = {
     "audit": ("nova.cli.audit", "audit", "node"),
     "points": ("nova.cli.audit", "points", "node"),
     "rollback": ("nova.cli.audit", "rollback", "node"),
+    "checkpoint": ("nova.cli.recovery", "checkpoint", "node"),
+    "restore": ("nova.cli.recovery", "restore", "node"),
     "policy": ("nova.cli.policy", "policy", "node"),
     "chaos": ("nova.cli.cluster", "chaos", "node"),
     "dashboard": ("nova.cli.dashboard", "dashboard", "ui"),

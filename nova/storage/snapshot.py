@@ -27,16 +27,19 @@ logger = logging.getLogger("nova.storage")
 
 
 class FileSnapshots:
-    """The `Snapshots` seam of nova.storage.base in one directory, made if it is missing. Keeps the newest two."""
+    """The `Snapshots` seam of nova.storage.base in one directory, made if it is missing. Keeps the newest `kept`."""
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], *, kept: int = KEPT) -> None:
+        if kept < 1:
+            raise UsageError(f"kept is {kept}; give 1 or more")
         self.directory = Path(directory)
+        self.kept = kept
         self.directory.mkdir(parents=True, exist_ok=True)
         for leftover in self.directory.glob("*.tmp"):
             leftover.unlink()
 
     def save(self, position: int, state: bytes) -> None:
-        """Store `state`, which covers the log up to `position`, durably; then drop older ones but one.
+        """Store `state`, which covers the log up to `position`, durably; then drop the oldest over `kept`.
 
         raises  UnavailableError if the disk refuses; what was saved before is untouched
         """
@@ -54,7 +57,7 @@ class FileSnapshots:
                 os.fsync(file.fileno())
             os.rename(temporary, path)
             sync_directory(self.directory)
-            for old in self._paths()[KEPT:]:
+            for old in self._paths()[self.kept :]:
                 old.unlink()
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -76,6 +79,26 @@ class FileSnapshots:
         if damaged:
             raise CorruptionError(f"no snapshot is whole: {'; '.join(damaged)}; restore one from a replica")
         return None
+
+    def positions(self) -> list[int]:
+        """Positions of what is stored, oldest first; says nothing about whether it is whole."""
+        return sorted(int(path.stem) for path in self._paths())
+
+    def load_at(self, position: int) -> bytes:
+        """The state stored for this very position. Raises UsageError if there is none, CorruptionError if damaged."""
+        return _read(self._path(position))[1]
+
+    def begin_at(self, position: int, size: int) -> bytes:
+        """Up to `size` bytes of the beginning of a state, unchecked: for a list of many."""
+        with open(self._path(position), "rb") as file:
+            file.seek(_HEAD.size + _DIGEST_BYTES)
+            return file.read(size)
+
+    def _path(self, position: int) -> Path:
+        path = self.directory / f"{position:020d}.snap"
+        if not path.exists():
+            raise UsageError(f"{self.directory} holds nothing for position {position}; there are {self.positions()}")
+        return path
 
     def _paths(self) -> list[Path]:
         return sorted(self.directory.glob("*.snap"), reverse=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any, Final
 
 from nova.conflict.audit import AuditEvent, AuditLog, ChainMark, Verdict, decode_event, verify_kept
 from nova.conflict.audit.log import ANCHOR, HEAD
+from nova.conflict.metrics import ConflictMetrics
 from nova.errors import CorruptionError, UsageError
 from nova.metrics import Registry
 from nova.storage.catalog import Catalog
 from nova.storage.log import FileLog
 from nova.storage.snapshot import FileSnapshots
+from nova.store.checkpoints import KEPT, Checkpoints
 from nova.store.core import Durable, Replica, StoreConfig
 
 STORY_MAX: Final = 200
@@ -22,12 +26,21 @@ STORY_MAX: Final = 200
 class Directory:
     """Opens a data directory for one node and brings its replica back.
 
-    Layout: `log/` records since the snapshot, `snapshots/`, `audit/` the archive of the audit chain, `catalog.sqlite`.
+    Layout: `log/` records since the snapshot, `snapshots/`, `checkpoints/`, `audit/` the archive of the audit chain,
+    `catalog.sqlite`.
     An audit event is first a record of the log, in the same sync as the operation that caused it, and is then copied
     to the archive; what a crash kept from being copied is copied at the next start.
     """
 
-    def __init__(self, path: Path, *, node: str, cluster: str = "nova", segment_bytes: int = 64 * 1024 * 1024) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        node: str,
+        cluster: str = "nova",
+        segment_bytes: int = 64 * 1024 * 1024,
+        checkpoints_kept: int = KEPT,
+    ) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         self.log = FileLog(path / "log", segment_bytes=segment_bytes)
@@ -35,6 +48,7 @@ class Directory:
             self.catalog = Catalog(path / "catalog.sqlite")
             self.catalog.claim(node, cluster)
             self.snapshots = FileSnapshots(path / "snapshots")
+            self.checkpoints = Checkpoints(path, kept=checkpoints_kept)
             self.archive = FileLog(path / "audit", segment_bytes=segment_bytes)
         except BaseException:
             self.log.close()
@@ -54,12 +68,19 @@ class Directory:
     ) -> Replica:
         """The replica as it was when the last acknowledged write returned, under a new incarnation.
 
+        Counted as a recovery of type `restart`, but for the first time.
+
         raises  CorruptionError if the log or every snapshot is damaged
         """
         incarnation = self.catalog.next_incarnation()
         replica = Replica(
             self.node, region=region, incarnation=incarnation, wall_ns=wall_ns, config=config, metrics=metrics
         )
+        with counted(replica.conflicts.metrics if incarnation > 1 else None, "restart"):
+            self._bring_back(replica, config)
+        return replica
+
+    def _bring_back(self, replica: Replica, config: StoreConfig) -> None:
         self.audit = self._open_audit(replica, config)
         archived = self.audit.mark.count
         start = 1
@@ -87,7 +108,6 @@ class Directory:
         # Events that were archived but whose log records are gone are known; those before the snapshot, too.
         self.audit.flush()
         replica.recovered()
-        return replica
 
     def applied(self, event: Durable) -> None:
         """Copy the audit events of a durable commit to the archive."""
@@ -107,9 +127,10 @@ class Directory:
         self._snapshot_position = position
 
     def trim(self, position: int, covered_bytes: int) -> None:
-        """Forget log records that a stored snapshot covers and whose audit events are archived."""
+        """Forget log records that a stored snapshot covers and no checkpoint needs; their audit events are archived."""
         self.audit.flush()
-        self.log.truncate_before(position + 1)
+        needed = self.checkpoints.oldest_position
+        self.log.truncate_before(1 + (position if needed is None else min(position, needed)))
         self._since_snapshot_bytes -= covered_bytes
 
     def events(self, **query: Any) -> list[AuditEvent]:
@@ -153,6 +174,18 @@ class Directory:
         return audit
 
 
+@contextmanager
+def counted(metrics: ConflictMetrics | None, type: str) -> Iterator[None]:
+    """Count what happens inside as one attempt to recover, with its result and how long it took; None: do not."""
+    started, result = perf_counter_ns(), "failed"
+    try:
+        yield
+        result = "ok"
+    finally:
+        if metrics is not None:
+            metrics.recovered(type, result, (perf_counter_ns() - started) / 1e6)
+
+
 def verify_audit(path: str | Path, head: str | None = None, key: bytes = b"") -> dict[str, Any]:
     """Check the audit chain of a data directory whose node is stopped: every event, its order, and the head.
 
@@ -181,4 +214,4 @@ def _told(verdict: Verdict) -> dict[str, Any]:
     return out
 
 
-__all__ = ["Directory", "verify_audit"]
+__all__ = ["Directory", "counted", "verify_audit"]

@@ -8,17 +8,20 @@ from types import TracebackType
 from typing import Any, Final
 
 from nova.conflict.audit import AuditLog, Retention
+from nova.conflict.healing.checkpoints import Checkpoint, Schedule
 from nova.conflict.policy import Policy
-from nova.errors import PeerError
+from nova.errors import PeerError, UsageError
 from nova.runtime import wall_ns
 from nova.storage.base import Log
 from nova.storage.log import FileLog
 from nova.storage.pipeline import Pipeline
+from nova.store.checkpoints import KEPT
 from nova.store.core import Durable, Replica, StoreConfig
 from nova.store.decisions import Decided, Waiting, decide, waiting
 from nova.store.directory import STORY_MAX, Directory
 from nova.store.model import Change, Entry, Put
 from nova.store.points import Point, Rollback, chosen, make_point, points, roll_back
+from nova.store.recovery import as_of
 from nova.types import Actor, Outputs
 
 MEMORY_EVENTS: Final = 20_000
@@ -94,6 +97,8 @@ class ReplicatedStore:
     kinds        key prefix -> kind (`register`, `vm`, `map`, `set`, `counter`)
     strategies   key prefix -> strategy for conflicts (`lww`, `multi_value`, `semantic`, ...)
     policies     key prefix -> policy for conflicts (`nova.conflict.policy`)
+    checkpoint_ms, checkpoints_kept  how often a write is followed by a checkpoint, 0: only `checkpoint` makes one; and
+                 how many are kept. The log is kept from the oldest one on
     raises       UsageError if the directory is in use or belongs to another node or a newer release;
                  CorruptionError if its log is damaged
 
@@ -111,18 +116,21 @@ class ReplicatedStore:
         strategies: Mapping[str, str] | None = None,
         policies: Mapping[str, Policy] | None = None,
         config: StoreConfig | None = None,
+        checkpoint_ms: int = 0,
+        checkpoints_kept: int = KEPT,
     ) -> None:
         config = config or StoreConfig(
             kinds=dict(kinds or {}), strategies=dict(strategies or {}), policies=dict(policies or {})
         )
         self._directory: Directory | None = None
         self.audit: AuditLog
+        self._schedule = Schedule(checkpoint_ms)
         log: Log = _Nowhere()
         if data is None:
             self.replica = Replica(node, region=region, wall_ns=wall_ns, config=config)
             self.audit = AuditLog(key=config.audit_key)
         else:
-            self._directory = Directory(Path(data), node=node)
+            self._directory = Directory(Path(data), node=node, checkpoints_kept=checkpoints_kept)
             try:
                 self.replica = self._directory.open(region=region, wall_ns=wall_ns, config=config)
             except BaseException:
@@ -130,6 +138,8 @@ class ReplicatedStore:
                 raise
             log = _Blocking(self._directory.log)
             self.audit = self._directory.audit
+            known = self._directory.checkpoints.known()
+            self._schedule = Schedule(checkpoint_ms, known[-1] if known else None)
         self._pipeline = Pipeline(log, send=lambda peer, message: None, apply=self._applied)
 
     def put(
@@ -248,9 +258,15 @@ class ReplicatedStore:
             outputs = self.replica.receive(delta)
         if outputs is None:
             raise PeerError("this delta depends on events that are not here; ask with the present clock again")
+        self.submit(outputs)
+
+    def submit(self, outputs: Outputs) -> None:
+        """Make durable what the replica wants done."""
         if outputs:
             self._pipeline.submit(outputs)
             self._pipeline.flush()
+            if self._pipeline.error is not None:
+                raise self._pipeline.error
 
     def sync_with(self, other: ReplicatedStore) -> None:
         """Exchange what either side lacks; afterwards both hold the same."""
@@ -258,6 +274,34 @@ class ReplicatedStore:
             self.apply_delta(delta)
         for delta in self.delta_since(other.clock):
             other.apply_delta(delta)
+
+    def checkpoint(self) -> Checkpoint:
+        """Store the whole state as a point to come back to, durably. Raises UsageError for a store in memory."""
+        directory = self._on_disk()
+        self.submit(self.replica.turn())
+        made = directory.checkpoints.take(self.replica, directory.log.durable, self.replica.now_ms())
+        self._schedule.taken(made)
+        return made
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The points that are kept, oldest first. Raises UsageError for a store in memory."""
+        return self._on_disk().checkpoints.known()
+
+    def as_of(self, at_ms: int, node: str = "past") -> ReplicatedStore:
+        """What this store held at a time, Unix milliseconds, as a store in memory under another name.
+
+        raises  UnavailableError if the log and the checkpoints do not reach back that far
+        """
+        directory = self._on_disk()
+        found, _ = as_of(directory.log, directory.checkpoints, directory.snapshots, node, at_ms)
+        past = ReplicatedStore(node=node, region=self.replica.region)
+        past.replica.restore(found.snapshot())
+        return past
+
+    def _on_disk(self) -> Directory:
+        if self._directory is None:
+            raise UsageError("this store lives in memory; open it with a directory: ReplicatedStore(data=...)")
+        return self._directory
 
     def close(self) -> None:
         """Sync and close the files; may be called twice."""
@@ -280,22 +324,17 @@ class ReplicatedStore:
         dropped = anchor.count - self.audit.anchor.count
         body = {"anchor": str(anchor), "dropped": dropped}
         self.replica.note("retain", "", "", body, self.replica.now_ms())
-        self._submit()
+        self.submit(self.replica.turn())
         self.audit.drop(anchor)
         return dropped
 
     def _commit(self) -> None:
-        self._submit()
-        if self._directory is None and self.audit.mark.count - self.audit.anchor.count > 2 * MEMORY_EVENTS:
-            self.retain(Retention(events_max=MEMORY_EVENTS))
-
-    def _submit(self) -> None:
-        outputs = self.replica.turn()
-        if outputs:
-            self._pipeline.submit(outputs)
-            self._pipeline.flush()
-            if self._pipeline.error is not None:
-                raise self._pipeline.error
+        self.submit(self.replica.turn())
+        if self._directory is None:
+            if self.audit.mark.count - self.audit.anchor.count > 2 * MEMORY_EVENTS:
+                self.retain(Retention(events_max=MEMORY_EVENTS))
+        elif self._schedule.due(self.replica.now_ms(), self._directory.log.last):
+            self.checkpoint()
 
     def _applied(self, event: Durable) -> None:
         self.replica.applied(event)

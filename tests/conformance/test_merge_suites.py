@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from nova.clock import HybridLogicalClock, VectorClock
 from nova.conflict import strategy_named
 from nova.conflict.audit import AuditChain, AuditLog, decode_event, verify
 from nova.conflict.detect import Conflict, ConflictDetector, Version, complexity_of, newest, prune
+from nova.conflict.healing.fencing import Failover, Observation, find_split_brain, resolve_split_brain
 from nova.conflict.merge import (
     MISSING,
     ObjectSchema,
@@ -49,8 +51,9 @@ from nova.conflict.strategies import (
     ResolveContext,
     Tally,
 )
-from nova.errors import StaleContextError, UnavailableError, UsageError
+from nova.errors import CorruptionError, FenceRequiredError, StaleContextError, UnavailableError, UsageError
 from nova.storage.subjects import SubjectKeys
+from nova.store import ReplicatedStore, heal, restore
 from nova.types import Order
 
 DATA = Path(os.environ.get("NOVA_TEST_DATA", "../shared/data")) / "merge"
@@ -501,6 +504,105 @@ def attacked(records: list[bytes], attack: str) -> list[bytes]:
         case _:
             pytest.fail(f"no attack {attack!r} is known")
     return out
+
+
+# ------------------------------------------------------------------------------------------------ healing
+
+
+@pytest.mark.parametrize("case", scenarios("split_brain"))
+def test_a_split_brain_is_found_and_nothing_is_destroyed_without_an_order(case: dict[str, Any]) -> None:
+    expected = case["expected"]
+    seen = [Observation(**each) for each in case["given"]["observations"]]
+    for observations in itertools.permutations(seen):
+        split = find_split_brain("vm/1", observations)
+        assert (split is not None) == expected["split_brain"]
+        if split is not None:
+            decision = resolve_split_brain(split, "newest")
+            assert (decision.action, decision.keep) == (expected["action"], expected["keep"])
+            assert bool(decision.fence) == (expected["action"] == "fence")
+
+
+@pytest.mark.parametrize("case", scenarios("recovery"))
+def test_recovery_loses_nothing_and_skips_nothing(case: dict[str, Any], tmp_path: Path) -> None:
+    given, expected = case["given"], case["expected"]
+    if "log" in given:
+        restored_from(given["log"], expected, tmp_path)
+    elif "steps" in given:
+        with pytest.raises(FenceRequiredError):
+            failed_over(given["steps"])
+        assert failed_over(expected["allowed"]).state == "promoted"
+    elif "visible" in given:
+        failover = Failover(given["nodes"])
+        failover.detect()
+        assert failover.quorum(given["visible"]) == expected["promote"]
+        assert failover.state == expected["state"].lower()
+        assert failover.takes_writes == (expected["writes"] != "refused")
+        with pytest.raises(FenceRequiredError):
+            failover.promote()
+    else:
+        for order in (1, -1):
+            stores = [written(side, given[side]) for side in ("left", "right")][::order]
+            done = heal(*stores)
+            for store in stores:
+                assert {entry.key: entry.value for entry in store.scan()[0]} == expected["state"]
+                assert store.digest == done.digest
+            assert not heal(*stores).exchanged
+
+
+def restored_from(log: str, expected: dict[str, Any], folder: Path) -> None:
+    """A log that is torn at its end, or has a flipped byte in a record, restored into another directory."""
+    numbers = [int(word) for word in re.findall(r"\d+", log)] or [1, 5]
+    texts = [f"{number:04}" * 8 for number in range(numbers[0], numbers[1] + 1)]
+    with ReplicatedStore(folder / "a", node="a") as store:
+        for number, text in enumerate(texts, numbers[0]):
+            store.put(f"k{number}", text)
+    (segment,) = (folder / "a" / "log").glob("*.log")
+    data = bytearray(segment.read_bytes())
+    if not expected["error"]:
+        last = data.index(texts[-1].encode())
+        data[last + 8 :] = bytes(len(data) - last - 8)  # what is behind never came to the disk
+        segment.write_bytes(data)
+        done = restore(folder / "a", folder / "b", node="b")
+        assert (done.torn_bytes > 0) == expected["dropped_bytes_reported"]
+        with ReplicatedStore(folder / "b", node="b") as copy:
+            assert [entry.value for entry in copy.scan()[0]] == texts[:-1]
+        return
+    data[data.index(texts[expected["at"] - numbers[0]].encode())] ^= 1
+    segment.write_bytes(data)
+    with pytest.raises(CorruptionError) as found:
+        restore(folder / "a", folder / "b", node="b")
+    assert f"record {expected['at']} " in str(found.value)
+    assert not (folder / "b").exists()
+
+
+def failed_over(steps: list[str]) -> Failover:
+    failover = Failover(3)
+    for step in steps:
+        match step.split():
+            case ["detect"]:
+                failover.detect()
+            case ["quorum"]:
+                assert failover.quorum(2)
+            case ["fence", host]:
+                failover.fence([host], 1)
+            case ["confirm", "fenced"]:
+                assert failover.confirm("a", 1)
+            case ["promote", _]:
+                failover.promote()
+            case _:
+                pytest.fail(f"no step {step!r} is known")
+    return failover
+
+
+def written(node: str, steps: list[dict[str, Any]]) -> ReplicatedStore:
+    store = ReplicatedStore(node=node)
+    for step in steps:
+        ((key, value),) = step["set"].items()
+        if isinstance(value, dict):
+            store.put(key, {"add": [value["add"]]}, kind="set", merge=True)
+        else:
+            store.put(key, value)
+    return store
 
 
 # ------------------------------------------------------------------------------------------------ trees

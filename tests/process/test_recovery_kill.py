@@ -1,0 +1,123 @@
+"""SIGKILL of a store that writes, takes checkpoints and is restored: how long until a copy answers, and what it lacks.
+
+RTO is the time from the kill until a restored copy is open and has answered a read; RPO is what was acknowledged and is
+not in the copy. `pytest -s` shows both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+from nova.errors import UnavailableError
+from nova.storage.unsynced import cut_power
+from nova.store import ReplicatedStore, list_checkpoints, restore, verify_audit
+
+pytestmark = pytest.mark.process
+
+WRITER = """
+import json, os, sys
+from nova.store import ReplicatedStore
+
+store = ReplicatedStore(sys.argv[1], node="a", checkpoint_ms=int(sys.argv[2]))
+n = store.get("n").value if "n" in store else 0
+while True:
+    n += 1
+    store.put_many([("n", n), (f"k{n % 500}", {"n": n, "text": "x" * 200})])
+    os.write(1, (json.dumps(n) + "\\n").encode())
+"""
+
+RESTORER = """
+import os, signal, sys
+from nova.storage.snapshot import FileSnapshots
+from nova.store import restore
+
+if sys.argv[3] == "before the state":
+    FileSnapshots.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+restore(sys.argv[1], sys.argv[2], node="b")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def acknowledged_before_kill(program: str, arguments: list[str], lines_min: int, delay_s: float) -> list[int]:
+    """Run a program until it said so many lines and a moment more, kill it; all that it said."""
+    child = subprocess.Popen([sys.executable, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdin is not None
+    told = b""
+    try:
+        while told.count(b"\n") < lines_min:
+            assert select.select([child.stdout], [], [], 30)[0], "the program is silent"
+            more = os.read(child.stdout.fileno(), 65536)
+            assert more, "the program died"
+            told += more
+        select.select([], [], [], delay_s)  # so that the kill comes at any step, not behind an answer
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    told += child.stdout.read()
+    child.stdout.close()
+    child.stdin.close()
+    return [json.loads(line) for line in told[: told.rindex(b"\n")].split(b"\n")]
+
+
+def cut(folder: Path) -> None:
+    try:
+        for path in folder.rglob("*.log"):
+            cut_power(path)
+    except UnavailableError:
+        pass  # then it is a kill without a power cut
+
+
+def test_a_killed_store_is_restored_without_loss_of_what_it_acknowledged(tmp_path, capsys):
+    chance = random.Random(21)
+    rto_ms, lost = [], []
+    for number, checkpoint_ms in enumerate((1, 20, 0, 5)):  # 1: a kill often meets a checkpoint that is being stored
+        source, into = tmp_path / "a", tmp_path / f"copy{number}"
+        said = acknowledged_before_kill(
+            WRITER, [str(source), str(checkpoint_ms)], chance.randrange(50, 200), chance.random() * 0.02
+        )
+        cut(source)
+        started = perf_counter()
+        done = restore(source, into, node=f"b{number}")
+        with ReplicatedStore(into, node=f"b{number}") as copy:
+            n = copy.get("n").value
+            rto_ms.append((perf_counter() - started) * 1000)
+            lost.append(max(0, said[-1] - n))
+            assert n >= said[-1]
+            assert copy.get(f"k{n % 500}").value["n"] == n  # a batch is there as a whole
+            assert copy.digest == done.rebuilt.digest
+        assert all(each.position <= done.rebuilt.end for each in list_checkpoints(source))
+        assert verify_audit(source)["ok"]
+        assert verify_audit(into)["ok"]
+    with ReplicatedStore(tmp_path / "a", node="a") as store:  # the source goes on as if nothing had been
+        assert store.get("n").value >= said[-1]
+        assert store.checkpoints()
+    with capsys.disabled():
+        told = ", ".join(f"{each:.1f}" for each in rto_ms)
+        print(f"\nRTO {told} ms; RPO {sum(lost)} acknowledged writes lost in {len(rto_ms)} kills")
+    assert lost == [0] * len(lost)
+
+
+def test_a_restore_that_is_killed_leaves_a_whole_copy_or_none(tmp_path):
+    with ReplicatedStore(tmp_path / "a", node="a") as store:
+        store.put_many((f"k{n}", {"n": n, "text": "x" * 100}) for n in range(1000))
+        digest = store.digest
+    for moment, there in (("before the state", False), ("after it", True)):
+        into = tmp_path / moment
+        done = subprocess.run([sys.executable, "-c", RESTORER, tmp_path / "a", into, moment], timeout=60)
+        assert done.returncode == -signal.SIGKILL
+        assert into.exists() == there
+        if not there:
+            assert restore(tmp_path / "a", into, node="b").rebuilt.digest == digest
+        with ReplicatedStore(into, node="b") as copy:
+            assert copy.digest == digest
