@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from nova.conflict.healing.checkpoints import HEAD_BYTES_MAX, Checkpoint, pack, unpack
+from nova.errors import CorruptionError
 from nova.storage.snapshot import FileSnapshots
 from nova.store.core import Replica
 
@@ -43,11 +44,25 @@ class Checkpoints:
 
     def known(self) -> list[Checkpoint]:
         """What there is, oldest first; whether it is whole, `load` finds out."""
-        return [unpack(self._files.begin_at(position, HEAD_BYTES_MAX))[0] for position in self._files.positions()]
+        return [self._known_at(position) for position in self._files.positions()]
+
+    def newest(self) -> Checkpoint | None:
+        """The newest one; None if there is none or it cannot be read, so that another one is due."""
+        positions = self._files.positions()
+        try:
+            return self._known_at(positions[-1]) if positions else None
+        except CorruptionError:
+            return None
 
     def load(self, position: int) -> tuple[Checkpoint, bytes]:
         """One of them with its state. Raises CorruptionError if it is damaged, UsageError if it is not there."""
         return unpack(self._files.load_at(position))
+
+    def _known_at(self, position: int) -> Checkpoint:
+        try:
+            return unpack(self._files.begin_at(position, HEAD_BYTES_MAX))[0]
+        except CorruptionError as error:
+            raise CorruptionError(f"{self._files.directory}, position {position}: {error}") from None
 
     @property
     def oldest_position(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import Any, Final
 from nova.conflict.audit import AuditLog, Retention
 from nova.conflict.healing.checkpoints import Checkpoint, Schedule
 from nova.conflict.policy import Policy
-from nova.errors import PeerError, UsageError
+from nova.errors import PeerError, UnavailableError, UsageError
 from nova.runtime import wall_ns
 from nova.storage.base import Log
 from nova.storage.log import FileLog
@@ -23,6 +24,8 @@ from nova.store.model import Change, Entry, Put
 from nova.store.points import Point, Rollback, chosen, make_point, points, roll_back
 from nova.store.recovery import as_of
 from nova.types import Actor, Outputs
+
+logger = logging.getLogger("nova.store")
 
 MEMORY_EVENTS: Final = 20_000
 """At least so many audit events a store without a directory keeps, and at most twice as many."""
@@ -138,8 +141,7 @@ class ReplicatedStore:
                 raise
             log = _Blocking(self._directory.log)
             self.audit = self._directory.audit
-            known = self._directory.checkpoints.known()
-            self._schedule = Schedule(checkpoint_ms, known[-1] if known else None)
+            self._schedule = Schedule(checkpoint_ms, self._directory.checkpoints.newest())
         self._pipeline = Pipeline(log, send=lambda peer, message: None, apply=self._applied)
 
     def put(
@@ -334,7 +336,11 @@ class ReplicatedStore:
             if self.audit.mark.count - self.audit.anchor.count > 2 * MEMORY_EVENTS:
                 self.retain(Retention(events_max=MEMORY_EVENTS))
         elif self._schedule.due(self.replica.now_ms(), self._directory.log.last):
-            self.checkpoint()
+            try:
+                self.checkpoint()
+            except UnavailableError as error:  # the write is durable, and its caller must not hear otherwise
+                self._schedule.failed(self.replica.now_ms())
+                logger.warning("no checkpoint: %s", error)
 
     def _applied(self, event: Durable) -> None:
         self.replica.applied(event)

@@ -127,6 +127,41 @@ def test_a_checkpoint_is_due_by_time_and_only_if_something_was_written(tmp_path,
     assert not Schedule(0).due(10_000, 6)
 
 
+def test_a_checkpoint_that_cannot_be_stored_is_no_failure_of_the_write(tmp_path, clock, monkeypatch, caplog):
+    tried = []
+
+    def refused(*_):
+        tried.append(clock.ms)
+        raise UnavailableError("the disk is full")
+
+    with ReplicatedStore(tmp_path, node="a", checkpoint_ms=3000) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(FileSnapshots, "save", refused)
+            for _ in range(6):
+                clock.ms += 1000
+                store.put("k", clock.ms)
+            with pytest.raises(UnavailableError, match="the disk is full"):
+                store.checkpoint()
+        assert [ms - 1_000_000 for ms in tried] == [1000, 4000, 6000]
+        assert "no checkpoint: the disk is full" in caplog.text
+        clock.ms += 1000
+        store.put("k", 7)
+        assert [each.time_ms - 1_000_000 for each in store.checkpoints()] == [7000]
+
+
+def test_a_store_opens_beside_a_checkpoint_that_cannot_be_read_and_takes_another(tmp_path, clock):
+    filled(tmp_path, clock, (4,))
+    (file,) = (tmp_path / "checkpoints").glob("*.snap")
+    file.write_bytes(file.read_bytes()[:60])
+    with ReplicatedStore(tmp_path, node="a", checkpoint_ms=3_600_000) as store:
+        with pytest.raises(CorruptionError, match=r"position 5: .* delete it to use another one"):
+            store.checkpoints()
+        store.put("k", 1)
+        file.unlink()
+        assert [each.position for each in store.checkpoints()] == [13]
+        assert contents(store.as_of(clock.ms)) == contents(store)
+
+
 def test_a_restored_node_takes_a_new_identity(tmp_path, clock):
     held = filled(tmp_path / "a", clock, (4,))
     times = sorted(held)

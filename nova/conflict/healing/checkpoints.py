@@ -57,19 +57,25 @@ class Schedule:
         if interval_ms < 0:
             raise UsageError(f"interval_ms is {interval_ms}; give 0 for none, or more")
         self.interval_ms = interval_ms
-        self._position, self._time_ms = (newest.position, newest.time_ms) if newest is not None else (0, 0)
+        self._position: int = newest.position if newest is not None else 0
+        self._time_ms: int | None = newest.time_ms if newest is not None else None
 
     def due(self, now_ms: int, position: int) -> bool:
-        """Whether one should be taken now; never where the log is no longer than at the last one.
+        """Whether one should be taken now: at once if there is none, never where the log is no longer than at the last.
 
         A clock that was set back does not put it off for longer than an interval.
         """
-        since_ms = now_ms - self._time_ms
-        return self.interval_ms > 0 and position > self._position and not 0 <= since_ms < self.interval_ms
+        if self.interval_ms == 0 or position <= self._position:
+            return False
+        return self._time_ms is None or not 0 <= now_ms - self._time_ms < self.interval_ms
 
     def taken(self, checkpoint: Checkpoint) -> None:
         """One was taken, on demand or because it was due."""
         self._position, self._time_ms = checkpoint.position, checkpoint.time_ms
+
+    def failed(self, now_ms: int) -> None:
+        """One could not be stored: the next is due an interval from now, not at once."""
+        self._time_ms = now_ms
 
 
 def newest_before(checkpoints: Iterable[Checkpoint], limit: int) -> Checkpoint | None:
@@ -95,7 +101,9 @@ def unpack(data: bytes) -> tuple[Checkpoint, bytes]:
     try:
         return msgspec.msgpack.decode(data[_HEAD_BYTES:end], type=Checkpoint), data[end:]
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise CorruptionError(f"a checkpoint of {len(data)} bytes cannot be read: {error}; use another one") from None
+        raise CorruptionError(
+            f"a checkpoint of {len(data)} bytes cannot be read: {error}; delete it to use another one"
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------------ building again
