@@ -1,7 +1,7 @@
 """SIGKILL of a store that writes, takes checkpoints and is restored: how long until a copy answers, and what it lacks.
 
-RTO is the time from the kill until a restored copy is open and has answered a read; RPO is what was acknowledged and is
-not in the copy. `pytest -s` shows both.
+RTO is the time from the beginning of the restore until the copy is open and has answered a read; RPO is what was
+acknowledged and is not in the copy. `pytest -s` shows both.
 """
 
 from __future__ import annotations
