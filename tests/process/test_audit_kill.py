@@ -4,16 +4,12 @@ is missing from the audit trail, it verifies from the head that was acknowledged
 from __future__ import annotations
 
 import json
-import os
 import random
-import select
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killed import said_before_kill
 
 from nova.cli.audit import write_whole
 from nova.conflict.audit import AuditLog, ChainMark, import_lines, verify
@@ -83,28 +79,8 @@ while True:
 """
 
 
-def said_before_kill(program: str, folder: Path, lines_min: int, delay_s: float, *more: str) -> list[Any]:
-    """Run a program until it acknowledged so many times and a moment more, kill it; all that it acknowledged."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", program, str(folder), *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert child.stdout is not None
-    told = b""
-    try:
-        while told.count(b"\n") < lines_min:
-            assert select.select([child.stdout], [], [], 30)[0], "the writer is silent"
-            more = os.read(child.stdout.fileno(), 65536)
-            assert more, "the writer died"
-            told += more
-        select.select([], [], [], delay_s)  # so that the kill comes at any step, not behind an answer
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    told += child.stdout.read()
-    child.stdout.close()
-    assert child.stdin is not None
-    child.stdin.close()
-    return [json.loads(line) for line in told[: told.rindex(b"\n")].split(b"\n")]
+def heard(program: str, arguments: list[str], lines_min: int, delay_s: float = 0) -> list[Any]:
+    return [json.loads(line) for line in said_before_kill(program, arguments, lines_min, delay_s)]
 
 
 def catalog_of(folder: Path) -> Catalog:
@@ -123,7 +99,7 @@ def test_no_acknowledged_event_is_lost_by_kill_and_power_cut(tmp_path):
     chance = random.Random(11)
     head = ChainMark()
     for _ in range(6):
-        said = said_before_kill(LOG, tmp_path, chance.randrange(1, 30), chance.random() * 0.01)
+        said = heard(LOG, [str(tmp_path)], chance.randrange(1, 30), chance.random() * 0.01)
         head = ChainMark.parse(said[-1])
         cut(tmp_path / "events")
         with (
@@ -139,7 +115,7 @@ def test_no_acknowledged_event_is_lost_by_kill_and_power_cut(tmp_path):
 
 def test_what_was_killed_right_behind_its_answer_is_there(tmp_path):
     """The moment at which nothing but the commit that was answered can have written anything."""
-    said = said_before_kill(LOG, tmp_path, 1, 0, "once")
+    said = heard(LOG, [str(tmp_path), "once"], 1)
     cut(tmp_path / "events")
     with FileLog(tmp_path / "events", segment_bytes=64 << 10) as records, catalog_of(tmp_path) as index:
         assert str(AuditLog(records, index).mark) == said[0]
@@ -148,7 +124,7 @@ def test_what_was_killed_right_behind_its_answer_is_there(tmp_path):
 def test_a_store_killed_while_it_settles_and_rolls_back_keeps_what_it_acknowledged(tmp_path):
     chance = random.Random(12)
     for _ in range(4):
-        said = said_before_kill(STORE, tmp_path, chance.randrange(1, 12), chance.random() * 0.02)
+        said = heard(STORE, [str(tmp_path)], chance.randrange(1, 12), chance.random() * 0.02)
         cut(tmp_path / "d" / "log")
         cut(tmp_path / "d" / "audit")
         with ReplicatedStore(tmp_path / "d", node="a") as store:
@@ -176,7 +152,7 @@ def test_an_export_that_was_killed_is_whole_or_not_there_and_the_trail_is_as_it_
     acknowledged = 3000
     for _ in range(5):
         acknowledged = max(
-            acknowledged, *said_before_kill(EXPORT, tmp_path, chance.randrange(1, 4), chance.random() * 0.05)
+            acknowledged, *heard(EXPORT, [str(tmp_path)], chance.randrange(1, 4), chance.random() * 0.05)
         )
         with (tmp_path / "trail.jsonl").open("rb") as file:
             verdict = verify(import_lines(file))

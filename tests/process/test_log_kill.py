@@ -2,13 +2,11 @@
 
 import os
 import random
-import select
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from killed import said_before_kill
 
 from nova.errors import UnavailableError
 from nova.storage.log import FileLog
@@ -28,30 +26,11 @@ while True:
 """
 
 
-def acknowledged_before_kill(directory: Path, lines_min: int) -> int:
-    """Run a writer until it acknowledged `lines_min` commits, kill it, and return the last position it told."""
-    child = subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    told = b""
-    try:
-        while told.count(b"\n") < lines_min:
-            assert select.select([child.stdout], [], [], 30)[0], "the writer is silent"
-            more = os.read(child.stdout.fileno(), 65536)
-            assert more, "the writer died"
-            told += more
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    told += child.stdout.read()
-    child.stdout.close()
-    return int(told[: told.rindex(b"\n")].split(b"\n")[-1])
-
-
 def test_no_acknowledged_record_is_lost_by_kill_and_power_cut(tmp_path):
     chance = random.Random(7)
     acknowledged = 0
     for _ in range(20):
-        acknowledged = max(acknowledged, acknowledged_before_kill(tmp_path, chance.randrange(1, 25)))
+        acknowledged = max(acknowledged, int(said_before_kill(WRITER, [str(tmp_path)], chance.randrange(1, 25))[-1]))
         try:
             for path in tmp_path.glob("*.log"):
                 cut_power(path)

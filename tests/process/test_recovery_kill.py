@@ -6,10 +6,7 @@ acknowledged and is not in the copy. `pytest -s` shows both.
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import select
 import signal
 import subprocess
 import sys
@@ -17,6 +14,7 @@ from pathlib import Path
 from time import perf_counter
 
 import pytest
+from killed import said_before_kill
 
 from nova.errors import UnavailableError
 from nova.storage.unsynced import cut_power
@@ -48,28 +46,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def acknowledged_before_kill(program: str, arguments: list[str], lines_min: int, delay_s: float) -> list[int]:
-    """Run a program until it said so many lines and a moment more, kill it; all that it said."""
-    child = subprocess.Popen([sys.executable, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    assert child.stdin is not None
-    told = b""
-    try:
-        while told.count(b"\n") < lines_min:
-            assert select.select([child.stdout], [], [], 30)[0], "the program is silent"
-            more = os.read(child.stdout.fileno(), 65536)
-            assert more, "the program died"
-            told += more
-        select.select([], [], [], delay_s)  # so that the kill comes at any step, not behind an answer
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    told += child.stdout.read()
-    child.stdout.close()
-    child.stdin.close()
-    return [json.loads(line) for line in told[: told.rindex(b"\n")].split(b"\n")]
-
-
 def cut(folder: Path) -> None:
     try:
         for path in folder.rglob("*.log"):
@@ -83,24 +59,23 @@ def test_a_killed_store_is_restored_without_loss_of_what_it_acknowledged(tmp_pat
     rto_ms, lost = [], []
     for number, checkpoint_ms in enumerate((1, 20, 0, 5)):  # 1: a kill often meets a checkpoint that is being stored
         source, into = tmp_path / "a", tmp_path / f"copy{number}"
-        said = acknowledged_before_kill(
-            WRITER, [str(source), str(checkpoint_ms)], chance.randrange(50, 200), chance.random() * 0.02
-        )
+        arguments = [str(source), str(checkpoint_ms)]
+        newest = int(said_before_kill(WRITER, arguments, chance.randrange(50, 200), chance.random() * 0.02)[-1])
         cut(source)
         started = perf_counter()
         done = restore(source, into, node=f"b{number}")
         with ReplicatedStore(into, node=f"b{number}") as copy:
             n = copy.get("n").value
             rto_ms.append((perf_counter() - started) * 1000)
-            lost.append(max(0, said[-1] - n))
-            assert n >= said[-1]
+            lost.append(max(0, newest - n))
+            assert n >= newest
             assert copy.get(f"k{n % 500}").value["n"] == n  # a batch is there as a whole
             assert copy.digest == done.rebuilt.digest
         assert all(each.position <= done.rebuilt.end for each in list_checkpoints(source))
         assert verify_audit(source)["ok"]
         assert verify_audit(into)["ok"]
     with ReplicatedStore(tmp_path / "a", node="a") as store:  # the source goes on as if nothing had been
-        assert store.get("n").value >= said[-1]
+        assert store.get("n").value >= newest
         assert store.checkpoints()
     with capsys.disabled():
         told = ", ".join(f"{each:.1f}" for each in rto_ms)

@@ -139,12 +139,13 @@ class VMStateHandler:
             return SemanticMerge().resolve(conflict, context)
         origins = {"local": older.origin, "remote": newer.origin}
         lost = tuple(Discarded(x.path, x.value, origins.get(x.side, x.side), x.reason) for x in found.lost)
-        kept_back = () if found.committed else ((older, "local"), (newer, "remote"))
-        lost += tuple(
-            Discarded("", version.value, version.origin, "the merge must not be committed, so the base stays")
-            for version, _ in kept_back
-            if not same(version.value, conflict.base.value)
-        )
+        if not found.committed:
+            reason = "the merge must not be committed, so the base stays"
+            lost += tuple(
+                Discarded("", version.value, version.origin, reason)
+                for version in (older, newer)
+                if not same(version.value, conflict.base.value)
+            )
         pending = bool(found.unresolved) or not conflict.auto_resolvable
         said = tuple(found.explain().splitlines())
         if not conflict.auto_resolvable:
@@ -259,18 +260,12 @@ def _two_places(base: Any, local: Mapping[str, Any], remote: Mapping[str, Any]) 
     """
     for field in ("host", "region"):
         here, there = local.get(field), remote.get(field)
-        if (
-            None in (here, there)
-            or same(here, there)
-            or any(side.get("power_state") != "running" for side in (local, remote))
-        ):
+        if None in (here, there) or same(here, there):
             continue
-        if base is not MISSING and any(
-            same(
-                [side.get(name) for name in (field, "power_state")], [base.get(name) for name in (field, "power_state")]
-            )
-            for side in (local, remote)
-        ):
+        if any(side.get("power_state") != "running" for side in (local, remote)):
+            continue
+        said = [[side.get(field), "running"] for side in (local, remote)]
+        if base is not MISSING and any(same([base.get(field), base.get("power_state")], each) for each in said):
             continue  # one side only left it as it was
         before = MISSING if base is MISSING else base.get(field, MISSING)
         note = f"split brain: running at {field} {show(here)} and {show(there)}; one has to be fenced first"
