@@ -202,6 +202,18 @@ def test_numbers_in_json0_add_up():
     assert OperationalTransform().resolve(conflict).value == {"n": 16}
 
 
+@pytest.mark.parametrize("name", ["{", "{0.__class__}", "{x}", "%s"])
+def test_a_name_with_braces_is_a_name(name):
+    conflict = whole(8, 20)
+    versions = tuple(
+        msgspec.structs.replace(version, origin=f"{name}{i}") for i, version in enumerate(conflict.versions)
+    )
+    strange = conflict.replace(versions=versions, siblings={"": versions})
+    for strategy in (AutomaticRollback(), HighestPriority(), strategy_named("manual"), strategy_named("lww")):
+        told = " ".join(strategy.resolve(strange).explanation)
+        assert name in told
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(trees, min_size=2, max_size=3), st.dictionaries(st.sampled_from("xyz"), trees))
 def test_what_a_tree_of_operations_does_not_hold_is_listed(values, base):

@@ -131,29 +131,27 @@ class AutomaticRollback:
             else:
                 continue
             if not self._faults(conflict, context, values):
-                words = f"rolled back to {{}} by {version.origin}, the last version that satisfies every invariant"
-                return without(self._back(conflict, values, words, "undone by the rollback", 0.6), refused)
+                why = f"by {version.origin}, the last version that satisfies every invariant"
+                return without(self._back(conflict, values, ("rolled back to", why), 0.6), refused)
         for version in _newest_first(conflict.versions):
             values = {path: base_at(conflict, path) for path in paths} | dict(conflict.values_of(version))
             values = {path: values[path] for path in paths}
             if not self._faults(conflict, context, values) and (
                 conflict.whole or set(conflict.values_of(version)) >= set(paths)
             ):
-                words = f"{{}} by {version.origin} stays: no earlier version is known to satisfy every invariant"
-                return without(self._back(conflict, values, words, "undone by the rollback", 0.3), refused)
+                why = f"by {version.origin} stays: no earlier version is known to satisfy every invariant"
+                return without(self._back(conflict, values, ("", why), 0.3), refused)
         reason = "no version, earlier or now, is known to satisfy every invariant"
         return without(deferred(conflict, context, self.name, self.otherwise, reason), refused)
 
     def _back(
-        self, conflict: Conflict, values: Mapping[str, Any], words: str, reason: str, confidence: float
+        self, conflict: Conflict, values: Mapping[str, Any], words: tuple[str, str], confidence: float
     ) -> Resolution:
-        outcomes = {
-            path: (
-                ordered(conflict.siblings[path]),
-                Settled(values[path], f"{place(path)}: {words.format(show(values[path]))}", reason, confidence),
-            )
-            for path in sorted(conflict.siblings)
-        }
+        outcomes = {}
+        for path in sorted(conflict.siblings):
+            line = f"{place(path)}: {' '.join(filter(None, (words[0], show(values[path]), words[1])))}"
+            settled = Settled(values[path], line, "undone by the rollback", confidence)
+            outcomes[path] = ordered(conflict.siblings[path]), settled
         return finish(conflict, self.name, outcomes)
 
     def _faults(self, conflict: Conflict, context: ResolveContext, values: Mapping[str, Any]) -> list[str]:
