@@ -39,6 +39,7 @@ from nova.errors import ConfigError, UsageError
 
 BYTES_MAX: Final = 1 << 20
 DEPTH_MAX: Final = 32
+WINDOW_S_MAX: Final = 366 * 86_400
 
 _TOP: Final = (
     "name", "default", "timeout_ms", "retry", "fallback", "fields", "strategies", "rules", "escalations", "auto_limit",
@@ -159,8 +160,10 @@ def _auto_limit(document: Mapping[str, Any]) -> AutoLimit | None:
     table = _table(document, "auto_limit", ())
     _keys(table, ("count", "window_s", "action", "to"), where)
     window = table.get("window_s", 60)
-    if isinstance(window, bool) or not isinstance(window, int | float) or not window > 0:
-        raise PolicyError(f"window_s is {show(window)}; it is a number of seconds above 0", *where, "window_s")
+    if isinstance(window, bool) or not isinstance(window, int | float) or not 0 < window <= WINDOW_S_MAX:
+        raise PolicyError(
+            f"window_s is {window!r}; it is a number of seconds, above 0 to {WINDOW_S_MAX}", *where, "window_s"
+        )
     if "count" not in table:
         raise PolicyError("auto_limit has no count; say how many conflicts are too many", *where)
     return AutoLimit(

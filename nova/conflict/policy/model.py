@@ -261,8 +261,8 @@ def _check(policy: Policy) -> None:
             f"backoff_ms is {retry.backoff_ms}, backoff_ms_max {retry.backoff_ms_max}; give 0 <= the one <= the other",
             "retry", "backoff_ms",
         )  # fmt: skip
-    if not retry.factor >= 1:
-        raise PolicyError(f"the backoff factor is {retry.factor}; it is 1 or more", "retry", "factor")
+    if not 1 <= retry.factor <= 1000:  # to the power of 99 it is still a number
+        raise PolicyError(f"the backoff factor is {retry.factor}; it is 1 to 1000", "retry", "factor")
     for index, rule in enumerate(policy.rules):
         _known(policy, rule.use, "rules", index, "use")
         _possible(rule.when, f"rule {rule.name!r}", "rules", index, "when")
