@@ -59,6 +59,7 @@ class Outputs:
     persist  records for the log, each acknowledged only when it is on disk
     send     (peer, message) pairs; they leave after `persist` is durable
     apply    events for whoever composes the core (watchers, metrics, waiting clients); seen after `send`
+    early    (peer, message) pairs that promise nothing about `persist`: they leave at once, while the disk is busy
 
     Outputs without anything to persist are released at once.
     """
@@ -66,12 +67,14 @@ class Outputs:
     persist: list[bytes] = field(default_factory=list)
     send: list[tuple[NodeId, Any]] = field(default_factory=list)
     apply: list[Any] = field(default_factory=list)
+    early: list[tuple[NodeId, Any]] = field(default_factory=list)
 
     def extend(self, other: Outputs) -> None:
         """Append what `other` wants behind what this one wants."""
         self.persist += other.persist
         self.send += other.send
         self.apply += other.apply
+        self.early += other.early
 
     def __bool__(self) -> bool:
-        return bool(self.persist or self.send or self.apply)
+        return bool(self.persist or self.send or self.apply or self.early)

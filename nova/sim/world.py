@@ -331,7 +331,7 @@ class World:
         pipeline = host.pipeline
         if pipeline is None:
             return
-        if outputs.persist or outputs.send or outputs.apply:
+        if outputs:
             pipeline.submit(outputs)
         if not pipeline.busy:
             self._turn(host)

@@ -14,7 +14,7 @@ class Pipeline:
     """Holds each `Outputs` back until its records are durable, then sends, then applies.
 
     One sync is in flight at a time; what arrives meanwhile shares the next one (group commit). Outputs without
-    records are released at once: they promise nothing that a crash could take back.
+    records are released at once: they promise nothing that a crash could take back, and neither do `early` messages.
 
     log    where records go
     send   called with (peer, message)
@@ -63,6 +63,8 @@ class Pipeline:
         """Take what a core wants done."""
         if self._error is not None:
             raise self._error
+        for peer, message in outputs.early:
+            self._send(peer, message)
         if not outputs.persist:
             self._release(outputs)
             return

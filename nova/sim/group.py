@@ -1,0 +1,435 @@
+"""A replicated state machine in a `World`, with clients, faults, and everything that must hold of it.
+
+Two phases: faults, in which only safety is asked; then everything is mended, and the group has to answer fresh writes
+and reads at every member, to agree, and to hold every acknowledged write. What holds of every protocol is asked after
+every event; what is a protocol's own comes with its `Subject`.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from nova.consensus.core import Command, Committed, Epoch, Installed, Make, NotLeaderError, OverloadedError
+from nova.consensus.replicated import (
+    MESSAGES,
+    Answered,
+    Checkpoint,
+    Frame,
+    ReadAnswered,
+    ReplicatedConfig,
+    ReplicatedMachine,
+)
+from nova.consensus.sessions import OPEN, Code
+from nova.errors import NovaError
+from nova.sim import machine
+from nova.sim.faults import SECOND, Fault, random_plan
+from nova.sim.machine import KeyValue
+from nova.sim.network import Link
+from nova.sim.world import InvariantError, World
+from nova.storage.base import Log, Snapshots
+from nova.types import NodeId, Outputs, Random
+from nova.wire import Codec
+
+TICK_NS: Final = 10_000_000
+LINK: Final = Link(
+    delay_ns_min=500_000, jitter_ns_mean=1_000_000, loss_ratio=0.01, duplicate_ratio=0.01, reorder_ratio=0.03
+)
+FAULT_SECONDS: Final = 4
+SETTLE_TICKS: Final = 1_500
+CLIENT_PATIENCE_TICKS: Final = 60
+CHECKPOINT_ENTRIES: Final = 40
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """A protocol to be put to the test.
+
+    make        makes a core
+    messages    its wire messages
+    invariants  asked after every event, of the group; an AssertionError is a violation
+    nodes       members of a run
+    options     of the epoch
+    """
+
+    name: str
+    make: Make
+    messages: tuple[type[msgspec.Struct], ...]
+    invariants: tuple[Callable[[Group], None], ...] = ()
+    nodes: int = 3
+    options: dict[str, Any] = {}
+
+
+class FrameCodec:
+    """Frames as bytes: the epoch, then the message."""
+
+    def __init__(self, *messages: type[msgspec.Struct]) -> None:
+        self._codec: Codec[Any] = Codec(*MESSAGES, *messages)
+
+    def encode(self, frame: Frame) -> bytes:
+        return frame[0].to_bytes(4, "big") + self._codec.encode(frame[1])
+
+    def decode(self, data: bytes) -> Frame:
+        return int.from_bytes(data[:4], "big"), self._codec.decode(memoryview(data)[4:])
+
+
+class GroupMember:
+    """A `ReplicatedMachine` and what a driver does for it."""
+
+    def __init__(
+        self, group: Group, node: NodeId, log: Log, snapshots: Snapshots, random: Random, now_ns: Callable[[], int]
+    ) -> None:
+        self._snapshots, self._log = snapshots, log
+        self.values = KeyValue()
+        self.replica = ReplicatedMachine(
+            node,
+            group.epoch,
+            self.values,
+            protocols={group.subject.name: group.subject.make},
+            random=random,
+            now_ns=now_ns,
+            log_last=lambda: log.last,
+            config=ReplicatedConfig(retry_ticks=30),
+        )
+        start = 1
+        found = snapshots.load()
+        if found is not None:
+            start = found[0] + 1
+            self.replica.restore(found[1])
+        for _, record in log.replay(start):
+            self.replica.replay(record)
+        self._first: Outputs | None = self.replica.recovered()
+
+    @property
+    def core(self) -> Any:
+        return self.replica.core
+
+    def step(self, sender: NodeId, frame: Frame) -> Outputs:
+        return self.replica.step(sender, frame)
+
+    def tick(self) -> Outputs:
+        return self.replica.tick()
+
+    def turn(self) -> Outputs:
+        out, self._first = self._first or Outputs(), None
+        out.extend(self.replica.turn())
+        out.extend(self.replica.checkpoint(CHECKPOINT_ENTRIES))
+        return out
+
+    def applied(self, event: Any) -> Outputs:
+        if isinstance(event, Checkpoint):
+            self._snapshots.save(event.position, event.state)
+            self._log.truncate_before(event.position + 1)
+            return Outputs()
+        return self.replica.applied(event)
+
+
+class Client:
+    """One caller: one command or read at a time; it asks elsewhere if nobody answers."""
+
+    def __init__(self, name: int) -> None:
+        self.name = name
+        self.session = 0
+        self.sequence = 0
+        self.command: Command | None = None
+        self.reading: int | None = None
+        self.key = ""
+        self.value = 0
+        self.began = 0
+        self.waited = 0
+        self.node: NodeId | None = None
+
+
+class Append(msgspec.Struct):
+    """An append as its client saw it; `end` None: never answered, so it took effect once, or not at all."""
+
+    key: str
+    value: int
+    begin: int
+    end: int | None = None
+
+
+class Read(msgspec.Struct):
+    """A read that was answered."""
+
+    key: str
+    values: list[int]
+    begin: int
+    end: int
+
+
+class Group:
+    """One seed: members, clients, faults, and what was promised to whom.
+
+    faults   how many, or a plan
+    clients  callers at once
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        seed: int,
+        *,
+        nodes: int | None = None,
+        faults: int | Sequence[Fault] = 10,
+        clients: int = 5,
+        seconds: int = FAULT_SECONDS,
+        link: Link = LINK,
+        keys: int = 3,
+        invariants: Iterable[Callable[[Group], None]] = (),
+    ) -> None:
+        self.subject, self.seed = subject, seed
+        names = tuple(f"n{number}" for number in range(nodes or subject.nodes))
+        self.epoch = Epoch(0, subject.name, names, options=subject.options)
+        self.decided: dict[int, tuple[int, bytes, NodeId]] = {}
+        self.digests: dict[int, tuple[int, NodeId]] = {}
+        self.appends: dict[int, Append] = {}
+        self.reads: list[Read] = []
+        self.refused: list[str] = []
+        self.acknowledged = 0
+        self._keys = keys
+        self._end_ns = seconds * SECOND
+        self._serial = 0
+        self._own = [*subject.invariants, *invariants]
+        self.world = World(
+            seed,
+            names,
+            lambda node, log, snapshots, random, wall: GroupMember(
+                self, node, log, snapshots, random, lambda: self.world.now if hasattr(self, "world") else 0
+            ),
+            network=link,
+            tick_ns=TICK_NS,
+            codec=FrameCodec(*subject.messages),
+            invariants=[self._invariants] if self._own else [],
+            on_event=self._event,
+            dropped=self._dropped,
+        )
+        self._random = self.world.stream("clients")
+        self.clients = [Client(number) for number in range(clients)]
+        self._by_command: dict[tuple[int, int, bytes], Client] = {}
+        self._by_read: dict[int, Client] = {}
+        if isinstance(faults, int):
+            faults = random_plan(self.world.stream("faults"), names, self._end_ns, faults=faults, skew_ns_max=0)
+        self.world.plan(faults)
+        self._stopping = False
+        self._clients_tick()
+
+    # -- running --
+
+    def run(self) -> list[str]:
+        """What was violated; empty if nothing was."""
+        try:
+            self.world.run(self._end_ns // TICK_NS)
+            for name in self.world.names:
+                self.world.restart(name)
+            self.world.heal()
+            self.before_healing = self.acknowledged
+            if not self.world.run(until=self._serves, ticks_max=SETTLE_TICKS):
+                return [f"seed {self.seed}: healed for {SETTLE_TICKS} ticks, and {self._why_not()}"]
+            self._stopping = True
+            if not self.world.run(until=self._settled, ticks_max=SETTLE_TICKS):
+                return [f"seed {self.seed}: nobody writes any more, and {self._why_not()}"]
+        except InvariantError as error:
+            return [str(error)]
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            at = f"at {self.world.now / 1e9:.6f} s, in {where.name}:{where.lineno}"
+            return [f"seed {self.seed}: {type(error).__name__}: {error} ({at})"]
+        return self.violations()
+
+    def members(self) -> list[GroupMember]:
+        """Those that run."""
+        return list(self.world)
+
+    def _serves(self) -> bool:
+        return self.acknowledged - self.before_healing >= 3 * len(self.clients) and len(self.world.up) == len(
+            self.world.names
+        )
+
+    def _settled(self) -> bool:
+        if any(client.command is not None or client.reading is not None for client in self.clients):
+            return False
+        return len({(member.replica.applied_position, member.values.digest) for member in self.world}) == 1
+
+    def _why_not(self) -> str:
+        states = ", ".join(
+            f"{member.replica.node} {member.core.status.role} term {member.core.status.term} "
+            f"applied {member.replica.applied_position} of {member.core.status.last}"
+            for member in self.world
+        )
+        return f"{self.acknowledged - self.before_healing} commands were answered; {states}"
+
+    def _dropped(self, node: NodeId, error: NovaError) -> None:
+        self.refused.append(f"{node}: {error}")
+
+    def _invariants(self, world: World) -> None:
+        for check in self._own:
+            check(self)
+
+    # -- clients --
+
+    def _clients_tick(self) -> None:
+        self.world.at(1 + self._random.randrange(2 * TICK_NS), self._clients_tick)
+        up = self.world.up
+        if not up:
+            return
+        touched: set[NodeId] = set()
+        for client in self.clients:
+            busy = client.command is not None or client.reading is not None
+            if busy:
+                client.waited += 1
+                if client.waited > CLIENT_PATIENCE_TICKS:
+                    self._give_up(client, up, touched)
+            elif not self._stopping and self._random.random() < 0.7:
+                self._begin(client, up, touched)
+        for node in sorted(touched):
+            if node in self.world.up:
+                self.world.submit(node, Outputs())
+
+    def _begin(self, client: Client, up: list[NodeId], touched: set[NodeId]) -> None:
+        node = up[self._random.randrange(len(up))]
+        client.node, client.waited, client.began = node, 0, self.world.now
+        client.key = f"k{self._random.randrange(self._keys)}"
+        self._serial += 1
+        if not client.session:
+            self._submit(client, Command(0, OPEN, self._serial.to_bytes(8, "big")), touched)
+        elif self._random.random() < 0.3:
+            self._read(client, touched)
+        else:
+            client.value = self._serial
+            self.appends[client.value] = Append(client.key, client.value, self.world.now)
+            data = machine.append(client.key, client.value)
+            self._submit(client, Command(client.session, client.sequence + 1, data, client.key.encode()), touched)
+
+    def _submit(self, client: Client, command: Command, touched: set[NodeId]) -> None:
+        client.command = command
+        self._by_command[_name(command)] = client
+        try:
+            self.world[client.node].replica.submit(command)  # type: ignore[index]
+        except OverloadedError:
+            return  # as if it had been lost: asked again later
+        touched.add(client.node)  # type: ignore[arg-type]
+
+    def _read(self, client: Client, touched: set[NodeId]) -> None:
+        client.reading = self._serial
+        self._by_read[client.reading] = client
+        try:
+            out = self.world[client.node].replica.read(client.reading, machine.get(client.key))  # type: ignore[index]
+        except NotLeaderError:
+            self._by_read.pop(client.reading)
+            client.reading = None
+            return
+        self.world.submit(client.node, out)  # type: ignore[arg-type]
+
+    def _give_up(self, client: Client, up: list[NodeId], touched: set[NodeId]) -> None:
+        """No answer: a read is asked anew, a command again under its number, elsewhere."""
+        if client.node in up and client.command is not None:
+            self.world[client.node].replica.forget(client.command)  # type: ignore[index]
+        client.node, client.waited = up[self._random.randrange(len(up))], 0
+        if client.reading is not None:
+            self._by_read.pop(client.reading, None)
+            client.reading = None
+        elif client.command is not None:
+            self._submit(client, client.command, touched)
+
+    # -- what happened --
+
+    def _event(self, node: NodeId, event: Any) -> None:
+        match event:
+            case Committed(entries):
+                for entry in entries:
+                    value = (int(entry.kind), entry.data)
+                    known = self.decided.setdefault(entry.position, (*value, node))
+                    assert known[:2] == value, (
+                        f"I3: position {entry.position} is decided differently by {known[2]} and {node}"
+                    )
+            case Installed(snapshot):
+                assert snapshot.position <= max(self.decided, default=0), f"I3: {node} installed what nobody decided"
+            case Answered(command, outcome, _):
+                self._answered(command, outcome)
+            case ReadAnswered(id, data):
+                self._read_answered(id, data)
+
+    def _answered(self, command: Command, outcome: Any) -> None:
+        client = self._by_command.pop(_name(command), None)
+        if client is None or client.command != command:
+            return
+        client.command = None
+        self.acknowledged += 1
+        if command.sequence == OPEN and not command.session:
+            client.session, client.sequence = int.from_bytes(outcome.data, "big"), 0
+            return
+        if outcome.code is not Code.OK and outcome.code is not Code.FORGOTTEN:
+            client.session = 0  # expired: as a client does, open another one; the append stays in doubt
+            return
+        client.sequence = command.sequence
+        self.appends[client.value].end = self.world.now
+
+    def _read_answered(self, id: int, data: bytes) -> None:
+        client = self._by_read.pop(id, None)
+        if client is None:
+            return
+        client.reading = None
+        self.acknowledged += 1
+        self.reads.append(Read(client.key, machine.answer(data) or [], client.began, self.world.now))
+
+    # -- the end --
+
+    def violations(self) -> list[str]:
+        """What does not hold of the whole history: it must be linearizable, and every acknowledged append be there.
+
+        Lists of values that are appended once each make that exact and cheap: the final list is the only possible order
+        of the appends, each read is a beginning of it, and real time must agree with both.
+        """
+        found: list[str] = []
+        final = next(iter(self.world)).values.values
+        for key in sorted({append.key for append in self.appends.values()}):
+            found += self._key_violations(key, final.get(key) or [])
+        return found
+
+    def _key_violations(self, key: str, final: list[int]) -> list[str]:
+        found: list[str] = []
+        place = {value: number for number, value in enumerate(final)}
+        if len(place) != len(final):
+            found.append(f"I8: {key} holds an append twice")
+        appends = [append for append in self.appends.values() if append.key == key]
+        found += [
+            f"I8: {key} holds {value}, which nobody appended to it"
+            for value in final
+            if value not in self.appends or self.appends[value].key != key
+        ]
+        found += [
+            f"I10: append {append.value} to {key} was acknowledged and is not there"
+            for append in appends
+            if append.end is not None and append.value not in place
+        ]
+        if found:
+            return found
+        # Each operation as a point of the order: appends at their place, reads behind the last that they saw.
+        points: list[tuple[int, int, int, int, str]] = []  # place, append 0 / read 1, begin, end, name
+        for append in appends:
+            if append.value in place:
+                end = append.end if append.end is not None else 1 << 62
+                points.append((place[append.value], 0, append.begin, end, f"append {append.value}"))
+        for read in self.reads:
+            if read.key != key:
+                continue
+            if read.values != final[: len(read.values)]:
+                found.append(f"I10: a read of {key} at {read.begin} saw {read.values[-3:]}, no beginning of it")
+                continue
+            points.append((len(read.values) - 1, 1, read.begin, read.end, f"read at {read.begin}"))
+        points.sort(key=lambda point: (point[0], point[1], point[2]))
+        latest = -1
+        by = ""
+        for _, _, begin, end, name in points:
+            if end < latest:
+                found.append(f"I10: {key}: {name} ended before {by} began, and stands behind it")
+            if begin > latest:
+                latest, by = begin, name
+        return found
+
+
+def _name(command: Command) -> tuple[int, int, bytes]:
+    return command.session, command.sequence, b"" if command.session else command.data
