@@ -159,12 +159,18 @@ class ReplicatedMachine:
             self._pending[name] = _Pending(command)
             self._queue.append(command)
 
+    def forget_read(self, id: int) -> None:
+        """Nobody waits for this read any more."""
+        self._reads.pop(id, None)
+
     def forget(self, command: Command) -> None:
         """Nobody waits for this any more (a time-out): it may still be applied, or never."""
         self._pending.pop(_name(command), None)
 
     def read(self, id: int, query: bytes) -> Outputs:
         """Read linearizably; a `ReadAnswered` follows, or a ReadLost: ask again. Raises NotLeaderError."""
+        if len(self._reads) >= self.config.pending_max:
+            raise OverloadedError(f"{len(self._reads)} reads wait for an answer; try again when some are answered")
         self._reads[id] = query
         try:
             return self._framed(self.core.read(id))
@@ -227,25 +233,27 @@ class ReplicatedMachine:
         return batch
 
     def applied(self, event: Any) -> Outputs:
-        """An event of this machine is due: its records are on disk, what stood before it was sent."""
+        """An event is due: its records are on disk. All but `Persisted` were acted upon when they came out."""
+        return self._framed(self.core.advance(event.token)) if isinstance(event, Persisted) else Outputs()
+
+    def _heed(self, event: Any) -> list[Any]:
+        """What follows from an event of the core. What is decided is decided, whatever our own disk still writes."""
         match event:
-            case Persisted(token):
-                return self._framed(self.core.advance(token))
             case Committed(entries):
-                return Outputs(apply=self._apply(entries))
+                return self._apply(entries)
             case ReadReady(ids, position):
                 self._ready += [(position, id) for id in ids]
-                return Outputs(apply=self._answer_reads())
+                return self._answer_reads()
             case ReadLost(ids, _):
                 for id in ids:
                     self._reads.pop(id, None)
             case Installed(snapshot):
                 self._install(snapshot)
-                return Outputs(apply=self._answer_reads())
+                return self._answer_reads()
             case Fatal(reason):
                 self.failure = reason
                 raise CorruptionError(f"{self.node}: {reason}")
-        return Outputs()
+        return []
 
     def _apply(self, entries: tuple[Entry, ...]) -> list[Any]:
         out: list[Any] = []
@@ -297,22 +305,22 @@ class ReplicatedMachine:
             out.send = [(peer, (number, message)) for peer, message in out.send]
         if out.early:
             out.early = [(peer, (number, message)) for peer, message in out.early]
+        if out.apply:
+            out.apply += [more for event in out.apply for more in self._heed(event)]
         return out
 
     # -- recovery --
 
-    def checkpoint(self, least: int = 1) -> Outputs:
-        """Let the log begin anew with a snapshot of what is applied, if that is `least` entries more than the last one.
-
-        Nothing may wait to be released when this is called: right after `turn`, on one thread.
-        """
+    def checkpoint(self, out: Outputs, least: int = 1) -> None:
+        """Let the log begin anew, behind what `out` (of this turn) persists, with a snapshot of what is applied: if that
+        is `least` entries more than in the last one."""
         if self._since_checkpoint < least:
-            return Outputs()
+            return
         self._since_checkpoint = 0
-        position = self._log_last()
+        position = self._log_last() + len(out.persist)
         snapshot = self.core.snapshot(self.applied_position, self.sessions.snapshot())
         records = self.core.compact(snapshot)
-        return Outputs(persist=records, apply=[Checkpoint(position, _pack((self.epoch, snapshot)))])
+        out.extend(Outputs(persist=records, apply=[Checkpoint(position, _pack((self.epoch, snapshot)))]))
 
     def restore(self, state: bytes) -> None:
         """Start from the state of a `Checkpoint`, before `replay`."""

@@ -115,7 +115,7 @@ class GroupMember:
     def turn(self) -> Outputs:
         out, self._first = self._first or Outputs(), None
         out.extend(self.replica.turn())
-        out.extend(self.replica.checkpoint(CHECKPOINT_ENTRIES))
+        self.replica.checkpoint(out, CHECKPOINT_ENTRIES)
         return out
 
     def applied(self, event: Any) -> Outputs:
@@ -325,8 +325,12 @@ class Group:
 
     def _give_up(self, client: Client, up: list[NodeId], touched: set[NodeId]) -> None:
         """No answer: a read is asked anew, a command again under its number, elsewhere."""
-        if client.node in up and client.command is not None:
-            self.world[client.node].replica.forget(client.command)  # type: ignore[index]
+        if client.node in up:
+            replica = self.world[client.node].replica  # type: ignore[index]
+            if client.command is not None:
+                replica.forget(client.command)
+            if client.reading is not None:
+                replica.forget_read(client.reading)
         client.node, client.waited = up[self._random.randrange(len(up))], 0
         if client.reading is not None:
             self._by_read.pop(client.reading, None)
