@@ -26,6 +26,7 @@ from nova.errors import ConfigError
 
 if TYPE_CHECKING:
     from nova.conflict.policy import Policy
+    from nova.conflict.strategies.vote import Asker
 
 KEY_CHARS_MIN = 32
 
@@ -72,6 +73,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kinds          key prefix -> kind of the keys below it
     strategies     key prefix -> name of the strategy that settles conflicts below it
     policy         TOML file with the policy for conflicts of keys that no strategy is named for
+    voters         nodes that the strategy `consensus_vote` asks, of all of which a majority decides (policies name theirs)
+    vote_timeout_ms  after as long without a majority the last writer wins; 0: they are waited for
+    escalate       who is told, one after the other, of a conflict that waits for somebody; each after one more
+    escalate_ms    of these, counted from when the conflict was found
     link_delay_ms  region -> one-way delay that is added to what is sent there (emulation, for demonstrations)
     """
 
@@ -95,6 +100,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kinds: dict[str, str] = {}
     strategies: dict[str, str] = {}
     policy: str | None = None
+    voters: list[str] = []
+    vote_timeout_ms: int = 10_000
+    escalate: list[str] = []
+    escalate_ms: int = 3_600_000
     link_delay_ms: dict[str, float] = {}
 
     def __repr__(self) -> str:
@@ -361,6 +370,18 @@ def _check_strategies(strategies: dict[str, str]) -> None:
             raise ValueError(f'gives "{prefix}" the strategy "{strategy}"; {_choice(strategy, known)}')
 
 
+def _check_voters(voters: list[str]) -> None:
+    for voter in voters:
+        _check_name(voter)
+    if len(set(voters)) < len(voters):
+        raise ValueError("names a voter twice; each has one vote")
+
+
+def _check_escalate(levels: list[str]) -> None:
+    if len(levels) > 16 or any(not 1 <= len(level) <= 256 for level in levels):
+        raise ValueError("names over 16 levels, or one of 0 or over 256 characters; shorten it")
+
+
 def _check_policy(policy: str) -> None:
     try:
         read_policy(policy)
@@ -368,11 +389,11 @@ def _check_policy(policy: str) -> None:
         raise ValueError(f"is no policy: {error}") from None
 
 
-def read_policy(file: str) -> Policy:
-    """The policy of a TOML file. Raises ConfigError with file, line and mend."""
+def read_policy(file: str, asker: Asker | None = None) -> Policy:
+    """The policy of a TOML file; `asker` asks its voters. Raises ConfigError with file, line and mend."""
     from nova.conflict.policy import policy_from_toml
 
-    return policy_from_toml(read_text(file), file)
+    return policy_from_toml(read_text(file), file, asker=asker)
 
 
 def read_text(file: str | os.PathLike[str]) -> str:
@@ -420,6 +441,10 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "kinds": _check_kinds,
     "strategies": _check_strategies,
     "policy": _check_policy,
+    "voters": _check_voters,
+    "vote_timeout_ms": _between(0, 86_400_000),
+    "escalate": _check_escalate,
+    "escalate_ms": _between(1_000, 30 * 86_400_000),
     "link_delay_ms": _check_delays,
     "limits.body_bytes_max": _between(KIB, 64 * MIB),
     "limits.value_bytes_max": _between(1, 16 * MIB),

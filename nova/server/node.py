@@ -28,6 +28,7 @@ from nova.store.decisions import Decided, Waiting, decide, waiting
 from nova.store.directory import Directory
 from nova.store.model import Change, Entry, Put
 from nova.store.points import Point, Rollback, chosen, make_point, points, roll_back
+from nova.store.votes import ASKING
 from nova.sync.antientropy import AntiEntropyConfig
 from nova.sync.gossip import GossipConfig
 from nova.sync.membership import Member, MembershipConfig
@@ -81,7 +82,11 @@ class Node:
                 config=StoreConfig(
                     kinds=config.kinds,
                     strategies=config.strategies,
-                    policies={"": read_policy(config.policy)} if config.policy else {},
+                    policies={"": read_policy(config.policy, ASKING)} if config.policy else {},
+                    voters=tuple(config.voters),
+                    vote_timeout_ms=config.vote_timeout_ms,
+                    escalate=tuple(config.escalate),
+                    escalate_ms=config.escalate_ms,
                     audit_key=(config.audit_key or "").encode(),
                     key_bytes_max=config.limits.key_bytes_max,
                     value_bytes_max=config.limits.value_bytes_max,

@@ -41,6 +41,9 @@ class StoreConfig(msgspec.Struct, frozen=True):
     kinds       prefix -> kind of the keys below it; the longest prefix wins
     strategies  prefix -> strategy for their conflicts; else the kind's: `semantic` for vm, `lww` for the others
     policies    prefix -> policy, beside `strategies`: of both the longest prefix decides, of equal ones the strategy
+    voters      whom the strategy `consensus_vote` asks (a policy names its own); a majority of all of them decides
+    vote_timeout_ms  after as long without a majority the last writer wins; 0: they are waited for
+    escalate    who is told of a conflict that waits for somebody: one after the other, after one more `escalate_ms` each
     audit_key   up to 64 bytes that the hashes of the audit chain depend on; b"" for none
     """
 
@@ -55,6 +58,10 @@ class StoreConfig(msgspec.Struct, frozen=True):
     siblings_max: int = 64
     drift_ms_max: int = 60_000
     audit_key: bytes = b""
+    voters: tuple[str, ...] = ()
+    vote_timeout_ms: int = 10_000
+    escalate: tuple[str, ...] = ()
+    escalate_ms: int = 3_600_000
 
 
 class Durable(msgspec.Struct, frozen=True):
