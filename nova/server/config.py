@@ -73,7 +73,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kinds          key prefix -> kind of the keys below it
     strategies     key prefix -> name of the strategy that settles conflicts below it
     policy         TOML file with the policy for conflicts of keys that no strategy is named for
-    voters         nodes that the strategy `consensus_vote` asks, of all of which a majority decides (policies name theirs)
+    voters         nodes that the strategy `consensus_vote` asks; a majority of them all decides (policies name theirs)
     vote_timeout_ms  after as long without a majority the last writer wins; 0: they are waited for
     escalate       who is told, one after the other, of a conflict that waits for somebody; each after one more
     escalate_ms    of these, counted from when the conflict was found

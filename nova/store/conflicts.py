@@ -400,7 +400,7 @@ class Conflicts:
             body = escalate_body(action["action"], f"{action['rule']}: {action['reason']}", action["to"] or None)
             out += self.note("escalate", conflict.id, record["key"], body, now)
         if ballot:
-            self._ballots[conflict.id] = self._replica.newest_token + 1, dict(ballot)
+            self._ballots[conflict.id] = self._replica.next_token, dict(ballot)
             out += self.note("vote", conflict.id, record["key"], {"voter": self._replica.node, "cast": ballot}, now)
         return out
 

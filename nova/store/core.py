@@ -43,7 +43,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
     policies    prefix -> policy, beside `strategies`: of both the longest prefix decides, of equal ones the strategy
     voters      whom the strategy `consensus_vote` asks (a policy names its own); a majority of all of them decides
     vote_timeout_ms  after as long without a majority the last writer wins; 0: they are waited for
-    escalate    who is told of a conflict that waits for somebody: one after the other, after one more `escalate_ms` each
+    escalate    who is told of a conflict that waits for somebody: one after the other, each `escalate_ms` later
     audit_key   up to 64 bytes that the hashes of the audit chain depend on; b"" for none
     """
 
@@ -298,6 +298,11 @@ class Replica:
     def newest_token(self) -> int:
         """When this one is durable, everything that was written or received up to now is."""
         return self._token + 1 if self._open_changes or self._open_audit else self._token
+
+    @property
+    def next_token(self) -> int:
+        """When this one is durable, what is being written or examined right now is."""
+        return self._token + 1
 
     def token_of(self, key: str) -> int:
         """The token that a reader of this key must wait for: 0 if what it holds is durable."""
