@@ -27,6 +27,7 @@ from nova.errors import ConfigError
 if TYPE_CHECKING:
     from nova.conflict.policy import Policy
     from nova.conflict.strategies.vote import Asker
+    from nova.store.invariants import StoreInvariant
 
 KEY_CHARS_MIN = 32
 
@@ -73,6 +74,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kinds          key prefix -> kind of the keys below it
     strategies     key prefix -> name of the strategy that settles conflicts below it
     policy         TOML file with the policy for conflicts of keys that no strategy is named for
+    invariants     truths about many keys, tables of kind (sum_le, unique, reference), prefix, path, by, limit, to, name
     voters         nodes that the strategy `consensus_vote` asks; a majority of them all decides (policies name theirs)
     vote_timeout_ms  after as long without a majority the last writer wins; 0: they are waited for
     escalate       who is told, one after the other, of a conflict that waits for somebody; each after one more
@@ -100,6 +102,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kinds: dict[str, str] = {}
     strategies: dict[str, str] = {}
     policy: str | None = None
+    invariants: list[dict[str, Any]] = []
     voters: list[str] = []
     vote_timeout_ms: int = 10_000
     escalate: list[str] = []
@@ -370,6 +373,26 @@ def _check_strategies(strategies: dict[str, str]) -> None:
             raise ValueError(f'gives "{prefix}" the strategy "{strategy}"; {_choice(strategy, known)}')
 
 
+def invariants_of(tables: list[dict[str, Any]]) -> tuple[StoreInvariant, ...]:
+    """The declared truths of a configuration. Raises ConfigError."""
+    from nova.store.invariants import StoreInvariant
+
+    out = []
+    for number, table in enumerate(tables, 1):
+        try:
+            out.append(msgspec.convert(table, StoreInvariant))
+        except (msgspec.ValidationError, ConfigError) as error:
+            raise ConfigError(f"number {number}: {error}") from None
+    return tuple(out)
+
+
+def _check_invariants(tables: list[dict[str, Any]]) -> None:
+    try:
+        invariants_of(tables)
+    except ConfigError as error:
+        raise ValueError(f"does not declare a truth about keys: {error}") from None
+
+
 def _check_voters(voters: list[str]) -> None:
     for voter in voters:
         _check_name(voter)
@@ -441,6 +464,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "kinds": _check_kinds,
     "strategies": _check_strategies,
     "policy": _check_policy,
+    "invariants": _check_invariants,
     "voters": _check_voters,
     "vote_timeout_ms": _between(0, 86_400_000),
     "escalate": _check_escalate,

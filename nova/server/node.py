@@ -21,7 +21,7 @@ from nova.errors import CompactedError, LimitError, NovaError, StaleContextError
 from nova.metrics import Registry
 from nova.runtime import Runtime, seeded, wall_ns
 from nova.server.api import bind, make_app, make_server
-from nova.server.config import NodeConfig, read_policy
+from nova.server.config import NodeConfig, invariants_of, read_policy
 from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
 from nova.store.core import Durable, StoreConfig
 from nova.store.decisions import Decided, Waiting, decide, waiting
@@ -83,6 +83,7 @@ class Node:
                     kinds=config.kinds,
                     strategies=config.strategies,
                     policies={"": read_policy(config.policy, ASKING)} if config.policy else {},
+                    invariants=invariants_of(config.invariants),
                     voters=tuple(config.voters),
                     vote_timeout_ms=config.vote_timeout_ms,
                     escalate=tuple(config.escalate),

@@ -14,7 +14,16 @@ import msgspec
 from nova.clock import VectorClock, stamp_ms
 from nova.conflict import vm
 from nova.conflict.audit import AuditChain, AuditEvent, decode_event, detect_body, escalate_body, explain, resolve_body
-from nova.conflict.detect import MISSING, Conflict, ConflictDetector, Contention, ResourceIndex, Version
+from nova.conflict.detect import (
+    MISSING,
+    Conflict,
+    ConflictDetector,
+    ConflictType,
+    Contention,
+    ResourceIndex,
+    Severity,
+    Version,
+)
 from nova.conflict.metrics import ConflictMetrics, Hooks
 from nova.conflict.policy import PolicyManager, PolicyStrategy
 from nova.conflict.strategies import ConsensusVote, Resolution, ResolveContext, Strategy, strategy_named
@@ -23,6 +32,8 @@ from nova.crdt.keyspace import Entry as Rows
 from nova.crdt.keyspace import Row, Write
 from nova.errors import ConfigError
 from nova.metrics import Registry
+from nova.store.decisions import APART
+from nova.store.invariants import Broken, InvariantIndex
 from nova.store.kinds import BY_CODE, KINDS
 from nova.store.votes import ASKING, counted, noting
 from nova.types import Dot, NodeId
@@ -37,6 +48,8 @@ Effect = tuple[str, Write, list[str] | None, list[tuple[str, Write]] | None, boo
 
 VM = KINDS["vm"].code
 OWNERS_MAX = 16
+INVARIANT, FENCING = "invariant", "fencing"
+PLACED = ("/power_state", "/host")
 CLAIMS = "/networks/"
 """Paths of a VM whose leaves claim something exclusive."""
 
@@ -52,15 +65,19 @@ class Conflicts:
         self._replica = replica
         self._detector = ConflictDetector()
         self._resources = ResourceIndex()
+        self.invariants = InvariantIndex(replica.config.invariants, lambda key: replica.space.get(key) is not None)
         self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._of_key: dict[str, str] = {}
+        self._of_subject: dict[str, str] = {}
         self._undecided: dict[str, dict[str, Any]] = {}  # of the records, those that wait, or did, for somebody
         self._voting: dict[str, dict[str, Any]] = {}  # of these, those that wait for voters
         self._ballots: dict[str, tuple[int, dict[str, str]]] = {}  # our own: (token, path -> candidate)
         self._heard: dict[str, Mapping[str, Mapping[NodeId, str]]] = {}
         self.metrics = ConflictMetrics(metrics, Hooks(replica.now_ms, self.pending, lambda: self.of_resource))
         config = replica.config
-        policies = PolicyManager(config.policies.values(), metrics=self.metrics) if config.policies else None
+        policies = None
+        if config.policies:
+            policies = PolicyManager(config.policies.values(), metrics=self.metrics, watch_ns=replica.wall_ns)
         chosen: dict[str, Strategy] = {}
         if policies is not None:
             chosen |= {prefix: policies.applied(policy.name) for prefix, policy in config.policies.items()}
@@ -99,6 +116,7 @@ class Conflicts:
         clashes: dict[str, dict[str, list[Write]]] = {}
         arrived: list[Dot] = []
         claims: list[tuple[str, list[Contention]]] = []
+        started: dict[str, None] = {}
         for key, write, contended, deletions, alive, puts in effects:
             if contended or deletions:
                 clash = clashes.setdefault(key, {})
@@ -111,8 +129,10 @@ class Conflicts:
                     for put, _ in puts:
                         if path in ("", put):
                             clash.setdefault(put, []).append(deletion)
+            if write.kind == VM and any(path in PLACED for path, _ in puts):
+                started[key] = None
             if write.kind == VM and (not alive or not puts or any(path.startswith(CLAIMS) for path, _ in puts)):
-                found = self.index(key, self._replica.space.get(key))
+                found = self._claimed(key, self._replica.space.get(key))
                 if found:
                     claims.append((key, found))
         out: list[bytes] = []
@@ -120,11 +140,62 @@ class Conflicts:
             rows = self._replica.space.get(key)
             if rows is not None:
                 out += self._found(rows, clash, arrived)
+        for key in started:
+            out += self._placed(key)
         for key, contentions in claims:
             out += self._contended(key, contentions)
+        if self.invariants:
+            for key in dict.fromkeys(effect[0] for effect in effects):
+                out += self._checked(key)
         return out
 
-    def examine_keys(self, changed: Iterable[tuple[str, Any, bool]]) -> list[bytes]:
+    def _split_brain(self, key: str) -> Conflict | None:
+        """The conflict between writers who all started a VM, of whom some had not seen where others had put it.
+
+        No path is contended: all wrote `running`, and one alone wrote the host.
+        """
+        rows = self._replica.space.get(key)
+        if rows is None or rows.kind != VM:
+            return None
+        powers, hosts = rows.at("/power_state"), rows.at("/host")
+        if len(powers) < 2 or len(hosts) != 1 or any(row.value != powers[0].value for row in powers):
+            return None
+        siblings = {"/power_state": [_version(row) for row in powers], "/host": [_version(hosts[0])]}
+        conflict = self._detector.examine(key, "vm", siblings)
+        return conflict if conflict.severity is Severity.CRITICAL else None
+
+    def _placed(self, key: str) -> list[bytes]:
+        conflict = self._split_brain(key)
+        if conflict is None or conflict.id in self._records:
+            return []
+        settlement = {
+            "strategy": FENCING, "values": {}, "discarded": [], "confidence": 0.0, "pending": True,
+            "explanation": [f"{conflict.reason}; nothing is merged until one of them has given way"],
+        }  # fmt: skip
+        return self._record(conflict, settlement)
+
+    def _checked(self, key: str) -> list[bytes]:
+        """Audit records for the declared truths that a change of this key broke."""
+        out: list[bytes] = []
+        if not self.invariants.concerns(key):
+            return out
+        for broken in self.invariants.update(key, self._value(key)):
+            conflict = self._detector.examine(
+                broken.subject, INVARIANT, {}, contentions=[Contention(broken.subject, broken.owners)]
+            ).replace(
+                types=(ConflictType.INVARIANT,),
+                reason=f"{broken.name}: {broken.wrong}",
+                broken=((broken.name, broken.wrong),),
+            )
+            if conflict.id not in self._records:
+                out += self._record(conflict, _left_as_it_is(broken), key)
+        return out
+
+    def _value(self, key: str) -> Any:
+        rows = self._replica.space.get(key)
+        return None if rows is None else self._replica.view(rows).value
+
+    def examine_keys(self, changed: Sequence[tuple[str, Any, bool]]) -> list[bytes]:
         """The same for keys whose state was joined: (key, whether rows of it contend, ...)."""
         started = perf_counter_ns()
         out: list[bytes] = []
@@ -135,15 +206,25 @@ class Conflicts:
                 continue
             live: dict[str, list[Write]] = {path: [] for path, items in rows.live() if contended and len(items) > 1}
             found = self._found(rows, live) if live else []
+            if rows.kind == VM and not found:
+                found = self._placed(key)
             merges[rows.kind, bool(found)] += 1
             out += found
+        if self.invariants:
+            for key, *_ in changed:
+                out += self._checked(key)
         for (code, clashed), count in merges.items():
             self.metrics.merged(BY_CODE[code].name, "conflict" if clashed else "clean", count)
         self.metrics.searched((perf_counter_ns() - started) / 1e6)
         return out
 
     def index(self, key: str, rows: Rows | None) -> list[Contention]:
-        """Note which exclusive resources (addresses) a VM claims; returns new contentions."""
+        """Note which exclusive resources (addresses) a VM claims, and what is declared; returns new contentions."""
+        if self.invariants and self.invariants.concerns(key):
+            self.invariants.update(key, None if rows is None else self._replica.view(rows).value)
+        return self._claimed(key, rows)
+
+    def _claimed(self, key: str, rows: Rows | None) -> list[Contention]:
         if rows is None:
             self._resources.remove(key)
             return []
@@ -411,7 +492,10 @@ class Conflicts:
 
     def _remember(self, record: dict[str, Any]) -> None:
         self._records[record["id"]] = record
-        self._of_key[record["key"]] = record["id"]
+        if record["kind"] == INVARIANT:
+            self._of_subject[record["resource"]] = record["id"]
+        if record["kind"] not in APART:  # those do not say that what was found about the key itself is over
+            self._of_key[record["key"]] = record["id"]
         if record["resolution"]["pending"]:
             self._undecided[record["id"]] = record
             if "vote" in record["resolution"]:
@@ -432,6 +516,8 @@ class Conflicts:
                 del self.of_resource[oldest["resource"]]
             if self._of_key.get(oldest["key"]) == oldest["id"]:
                 del self._of_key[oldest["key"]]
+            if self._of_subject.get(oldest["resource"]) == oldest["id"]:
+                del self._of_subject[oldest["resource"]]
 
     def replayed(self, data: bytes) -> AuditEvent:
         """Take an event of the chain back from the archive or the log, oldest first; each only once."""
@@ -547,11 +633,18 @@ class Conflicts:
         if record["kind"] == "resource":
             if self._resources.contention(record["resource"]) is None:
                 return "superseded"
+        elif record["kind"] == INVARIANT:
+            newest = self._of_subject.get(record["resource"]) == record["id"]
+            if not newest or not self.invariants.broken(record["resource"]):
+                return "superseded"
+        elif record["resolution"]["strategy"] == FENCING:
+            conflict = self._split_brain(record["key"])
+            return "superseded" if conflict is None or conflict.id != record["id"] else "pending"
         elif self._of_key.get(record["key"]) != record["id"] or self._superseded(record):
             return "superseded"
         if not record["resolution"]["pending"]:
             return "resolved"
-        if record["kind"] != "resource":
+        if record["kind"] not in APART:
             rows = self._replica.space.get(record["key"])
             if rows is None or not self._replica.parts(rows)[1]:
                 return "superseded"  # what is left of it says the same: there is nothing to decide
@@ -563,6 +656,13 @@ class Conflicts:
             return True
         stamps = {version["timestamp"] for version in record["versions"]}
         return not any(row.write.stamp in stamps for _, items in rows.live() for row in items)
+
+
+def _left_as_it_is(broken: Broken) -> dict[str, Any]:
+    return {
+        "strategy": "manual", "values": {}, "discarded": [], "confidence": 0.0, "pending": True,
+        "explanation": [f"{broken.name}: {broken.wrong}; what was written stays until somebody changes one of them"],
+    }  # fmt: skip
 
 
 def _after(records: Iterable[dict[str, Any]], last: str) -> Iterable[dict[str, Any]]:

@@ -21,6 +21,7 @@ from nova.errors import CorruptionError, KeyNotFoundError, LimitError, StaleCont
 from nova.metrics import Registry
 from nova.store.conflicts import VM, Conflicts
 from nova.store.history import Feed, History
+from nova.store.invariants import StoreInvariant
 from nova.store.kinds import BY_CODE, KINDS, Kind, kind_named
 from nova.store.model import Change, Entry, Put, Sibling
 from nova.sync.retire import ALL, FLOOR, TOTAL, floors, tidy
@@ -44,6 +45,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
     voters      whom the strategy `consensus_vote` asks (a policy names its own); a majority of all of them decides
     vote_timeout_ms  after as long without a majority the last writer wins; 0: they are waited for
     escalate    who is told of a conflict that waits for somebody: one after the other, each `escalate_ms` later
+    invariants  truths about many keys, checked as they change; see nova.store.invariants
     audit_key   up to 64 bytes that the hashes of the audit chain depend on; b"" for none
     """
 
@@ -58,6 +60,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
     siblings_max: int = 64
     drift_ms_max: int = 60_000
     audit_key: bytes = b""
+    invariants: tuple[StoreInvariant, ...] = ()
     voters: tuple[str, ...] = ()
     vote_timeout_ms: int = 10_000
     escalate: tuple[str, ...] = ()
@@ -113,6 +116,10 @@ class Replica:
         self._prefix_kinds = sorted(self.config.kinds.items(), key=lambda item: -len(item[0]))
         for _, name in self._prefix_kinds:
             kind_named(name)
+
+    def wall_ns(self) -> int:
+        """Wall clock, nanoseconds."""
+        return self._wall_ns()
 
     def now_ms(self) -> int:
         """Wall clock, milliseconds."""
@@ -214,7 +221,7 @@ class Replica:
             self._unsorted = True
         self._open_changes.append((self.space.revision, key))
         self._dirty[key] = self._token + 1
-        if effect[2] or effect[3] or kind == VM:
+        if effect[2] or effect[3] or kind == VM or self.conflicts.invariants.concerns(key):
             self._open_audit += self.conflicts.examine([effect])
         return self._token + 1, effect[1]
 

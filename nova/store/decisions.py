@@ -15,6 +15,9 @@ from nova.conflict.detect import MISSING, same
 from nova.errors import KeyNotFoundError, LimitError, StaleContextError, UsageError
 from nova.store.kinds import BY_CODE
 
+APART = ("resource", "invariant")
+"""Kinds of conflicts between keys: no value of one of them is contended."""
+
 if TYPE_CHECKING:
     from nova.store.core import Replica
 
@@ -74,7 +77,7 @@ def _waiting(replica: Replica, record: Mapping[str, Any]) -> Waiting:
     rows = replica.space.get(record["key"])
     _, contended = replica.parts(rows) if rows is not None else ({}, {})
     shown, candidates, settled = record["id"], [], {}
-    if rows is not None and contended and record["kind"] != "resource":
+    if rows is not None and contended and record["kind"] not in APART:
         conflict, resolution = replica.conflicts.settle(rows, contended)
         shown = conflict.id
         settled = {path: value for path, value in resolution.settled.items() if value is not MISSING}
