@@ -62,7 +62,7 @@ def test_what_is_broken_is_told_once_and_does_not_follow_every_edit(pair):
     a.put("vm/1", {"labels": {"x": "1"}}, merge=True)
     a.put("vm/1", {"cpu": 12}, merge=True)
     a.put("vm/2", {"id": "2", "cpu": 1, "host": "h1"})
-    assert len(broken(a)) == 1
+    assert len(broken(a)) == len(a.conflicts(100)) == 1
     a.put("vm/1", {"cpu": 2}, merge=True)
     assert not broken(a)
     a.put("vm/1", {"cpu": 8}, merge=True)
@@ -200,6 +200,19 @@ def test_both_started_it_at_two_hosts():
     found, metric = both({"power_state": "running", "host": "h3"}, {"power_state": "running", "host": "h2"})
     assert len(found) == 1
     assert metric == 1
+
+
+def test_two_who_assert_that_it_runs_while_a_third_moves_it_see_one_place():
+    with opened("a") as a, opened("b") as b, opened("c") as c:
+        a.put("vm/1", {"id": "1", "power_state": "stopped", "host": "h1"})
+        heal(a, b)
+        heal(a, c)
+        a.put("vm/1", {"power_state": "running"}, merge=True)
+        b.put("vm/1", {"power_state": "running"}, merge=True)
+        c.put("vm/1", {"host": "h2"}, merge=True)
+        heal(a, b)
+        heal(a, c)
+        assert not split_brains(a)
 
 
 @pytest.mark.parametrize(
