@@ -105,6 +105,7 @@ class Backend(Protocol):
         after: str | None,
     ) -> dict[str, Any]: ...
     async def audit_verify(self, head: str | None) -> dict[str, Any]: ...
+    def audit_witnesses(self) -> dict[str, Any]: ...
     def audit_statistics(self, top: int) -> Any: ...
     def audit_export(self) -> AsyncIterator[bytes]:
         """The audit trail as JSON Lines, some lines at a time."""
@@ -247,6 +248,20 @@ class AuditCheck(msgspec.Struct):
     events: int
     head: str
     error: str | None = None
+
+
+class Witnesses(msgspec.Struct):
+    """Heads of audit trails, COUNT:HASH, that are kept where the trail's own node cannot change them.
+
+    held_by     peer -> head of this node's trail that it was heard to hold
+    accused_by  peer -> why the head that it holds does not fit this trail
+    holds       peer -> heads of its trails that this node holds, the present one and those of data directories before
+    """
+
+    trail: str
+    held_by: dict[str, str]
+    accused_by: dict[str, str]
+    holds: dict[str, list[str]]
 
 
 class PointPage(msgspec.Struct):
@@ -704,6 +719,14 @@ def _routes(api: Api) -> list[Any]:
         return _json(_encode(await backend.audit_verify(head)))
 
     @get(
+        "/v1/audit/witnesses",
+        operation_id="auditWitnesses",
+        **_described("Which peers hold heads of this node's audit trail, and which it holds of theirs.", Witnesses),
+    )
+    async def audit_witnesses() -> Response[bytes]:
+        return _json(_encode(backend.audit_witnesses()))
+
+    @get(
         "/v1/audit/statistics",
         operation_id="auditStatistics",
         **_described("The audit trail in numbers, and what recurs.", AuditStatistics, 400),
@@ -801,7 +824,17 @@ def _routes(api: Api) -> list[Any]:
         )
 
     routes: list[Any] = [put_key, get_key, delete_key, put_batch, list_keys, watch, status, peers, conflicts, why]
-    routes += [audit, audit_verify, audit_statistics, audit_export, audit_retain, points, make_point, rollback]
+    routes += [
+        audit,
+        audit_verify,
+        audit_witnesses,
+        audit_statistics,
+        audit_export,
+        audit_retain,
+        points,
+        make_point,
+        rollback,
+    ]
     routes += [waiting, decide]
     routes += [metrics, healthz, readyz, openapi, page]
     return [*routes, cut, heal] if api.config.chaos else routes

@@ -149,6 +149,7 @@ class Node:
             ),
             antientropy=AntiEntropyConfig(tick_ms=TICK_MS, period_ms=config.gossip.anti_entropy_ms),
             retire=RetireConfig(tick_ms=TICK_MS),
+            witness=self.directory.witness(TICK_MS),
         )
         self.runtime = Runtime(
             self.cluster,
@@ -357,7 +358,19 @@ class Node:
         return {"events": page, "next": str(events[limit - 1].seq) if len(events) > limit else None}
 
     async def audit_verify(self, head: str | None) -> dict[str, Any]:
-        return await asyncio.to_thread(self.directory.check(head))
+        witness = self.cluster.witness
+        return await asyncio.to_thread(self.directory.check(head, witness.heads.values() if witness else ()))
+
+    def audit_witnesses(self) -> dict[str, Any]:
+        witness, catalog = self.cluster.witness, self.directory.catalog
+        assert witness is not None
+        peers = (node for node in self.cluster.membership.members if node != self.config.name)
+        return {
+            "trail": witness.trail,
+            "held_by": {peer: str(mark) for peer, mark in sorted(witness.heads.items())},
+            "accused_by": dict(sorted(witness.accused.items())),
+            "holds": {node: sorted(held.values()) for node in sorted(peers) if (held := catalog.held(node))},
+        }
 
     def audit_statistics(self, top: int) -> AuditStatistics:
         return self.directory.audit.statistics(top)

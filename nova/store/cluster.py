@@ -12,6 +12,7 @@ from nova.errors import PeerError
 from nova.store.core import Durable, Replica, StoreConfig
 from nova.store.decisions import escalate
 from nova.store.votes import VOTE_MESSAGES, Votes
+from nova.store.witness import WITNESS_MESSAGES, Witness
 from nova.sync.antientropy import ANTIENTROPY_MESSAGES, AntiEntropy, AntiEntropyConfig, Diverged, Joined
 from nova.sync.gossip import GOSSIP_MESSAGES, Behind, Gossip, GossipConfig, Refused
 from nova.sync.membership import (
@@ -29,7 +30,7 @@ from nova.sync.retire import RetireConfig, Retirement
 from nova.types import NodeId, Outputs, Random
 from nova.wire import Codec
 
-CODEC = Codec(*MEMBERSHIP_MESSAGES, *GOSSIP_MESSAGES, *ANTIENTROPY_MESSAGES, *VOTE_MESSAGES)
+CODEC = Codec(*MEMBERSHIP_MESSAGES, *GOSSIP_MESSAGES, *ANTIENTROPY_MESSAGES, *VOTE_MESSAGES, *WITNESS_MESSAGES)
 """Every message that members of a cluster send each other."""
 
 MemberEvent = MemberUp | MemberSuspected | MemberDown | MemberLeft | MemberUpdated
@@ -57,6 +58,7 @@ class ClusterCore:
 
     replica  the state; from now on its batches are published by this core
     member   this node as others shall know it
+    witness  what keeps heads of audit trails; None: none are kept
     tick_ms  how much time a tick is
     """
 
@@ -70,8 +72,10 @@ class ClusterCore:
         gossip: GossipConfig | None = None,
         antientropy: AntiEntropyConfig | None = None,
         retire: RetireConfig | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self.replica = replica
+        self.witness = witness
         self.membership = Membership(member, config=membership, random=random)
         self.gossip = Gossip(member.node, replica, head=batch_head, region=member.region, config=gossip, random=random)
         self.antientropy = AntiEntropy(member.node, replica, config=antientropy, random=random)
@@ -99,6 +103,9 @@ class ClusterCore:
         told = self._ticks % 10 == 0 and self.replica.node <= min(live, default=self.replica.node)
         self._ticks += 1
         notices = [Notice(text, bad=True) for text in escalate(self.replica)] if told else []
+        if self.witness is not None:
+            out.extend(self.witness.tick(live))
+            notices += [Notice(text, bad=True) for text in self.witness.news()]
         return self._voted(out, Outputs(apply=[*notices]), self.votes.tick(live))
 
     def step(self, sender: NodeId, message: Any) -> Outputs:
@@ -111,6 +118,8 @@ class ClusterCore:
             return self._digested(self.antientropy.step(sender, message))
         if isinstance(message, VOTE_MESSAGES):
             return self._voted(Outputs(), self.votes.step(sender, message))
+        if isinstance(message, WITNESS_MESSAGES):
+            return self.witness.step(sender, message) if self.witness is not None else Outputs()
         raise PeerError(f"{sender} sent a {type(message).__name__}, which no part of this node takes")
 
     def met(self, member: Member) -> Outputs:
@@ -118,6 +127,8 @@ class ClusterCore:
         self._connected.add(member.node)
         out = self._digested(self.membership.met(member))
         out.extend(self.gossip.peer_up(member.node))
+        if self.witness is not None:
+            out.extend(self.witness.met(member.node))
         return out
 
     def lost(self, node: NodeId) -> Outputs:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,10 @@ from typing import Any
 
 import pytest
 from real_nodes import ROOT, TOKEN, Node, Nodes, converge, eventually, meet, with_change
+
+from nova.conflict.audit import ChainMark
+from nova.storage.catalog import Catalog
+from nova.storage.log import FileLog
 
 pytestmark = pytest.mark.process
 
@@ -123,6 +130,56 @@ def test_a_node_whose_trail_lost_its_end_does_not_start(nodes: Nodes, tmp_path: 
     a.launch()
     assert a.wait() != 0
     assert "its tail was cut off" in a.words()
+
+
+def test_peers_find_out_that_the_end_of_a_trail_was_cut_though_nothing_on_its_disk_shows_it(nodes: Nodes) -> None:
+    hurry = with_change(nodes._folder, "import nova.store.witness; nova.store.witness.ROUND_MS = 300")
+    a, b = nodes.start("a", "b", environment=hurry)
+    meet(a, b)
+    for number in range(3):
+        for part in range(3):
+            a.put(f"k{number}/{part}", "x" * 200_000)
+        a.call("POST", f"/v1/points/k{number}/0", {})
+
+    def kept_by_b() -> str:
+        with Catalog(b.data / "catalog.sqlite") as catalog:
+            return next(iter(catalog.held("a").values()), "")
+
+    eventually(lambda: kept_by_b().startswith("3:"))
+    assert told(a, "audit", "verify")["ok"]
+    a.kill()
+    a.start()  # a crash accuses nobody
+    meet(a, b)
+    eventually(lambda: a.call("GET", "/v1/audit/witnesses")["held_by"] == {"b": kept_by_b()})
+    assert told(a, "audit", "verify")["ok"]
+    assert b.call("GET", "/v1/audit/witnesses")["holds"] == {"a": [kept_by_b()]}
+
+    assert a.stop() == 0  # with a snapshot: its log has no say in the trail any more
+    with FileLog(a.data / "audit") as archive:
+        records = [bytes(record) for _, record in archive.replay()]
+    with Catalog(a.data / "catalog.sqlite") as catalog:
+        catalog.set("audit_head", ChainMark(2, records[1][4:36]).seal(b""))
+    with contextlib.closing(sqlite3.connect(a.data / "catalog.sqlite")) as index, index:
+        index.execute("DELETE FROM events WHERE seq > 2")
+    shutil.rmtree(a.data / "audit")
+    with FileLog(a.data / "audit") as archive:
+        archive.append(records[:2])
+        archive.commit()
+    assert nova(a, "audit", "verify", "--data", str(a.data)).returncode == 0  # alone, nobody can see it
+    a.start()
+    meet(a, b)
+    eventually(lambda: a.call("GET", "/v1/audit/witnesses")["held_by"])
+    verdict = nova(a, "audit", "verify")
+    assert verdict.returncode == 1
+    assert "its tail was cut off" in verdict.stdout
+    a.call("POST", "/v1/points/k0/0", {})
+    a.call("POST", "/v1/points/k0/0", {})  # longer than it was: and still another one
+    eventually(lambda: a.call("GET", "/v1/audit/statistics")["events"] == 4)
+    eventually(lambda: "does not fit" in a.words())
+    verdict = nova(a, "audit", "verify")
+    assert verdict.returncode == 1
+    assert "another hash" in verdict.stdout
+    assert kept_by_b().startswith("3:")  # what shows it stays
 
 
 def test_why_tells_the_whole_story_of_a_vm_through_partition_vote_and_rollback(nodes: Nodes) -> None:

@@ -160,6 +160,9 @@ class MemoryBackend:
     async def audit_verify(self, head: str | None) -> dict[str, Any]:
         return {"ok": head != "9:00", "events": 1, "head": "00ff"}
 
+    def audit_witnesses(self) -> dict[str, Any]:
+        return {"trail": "t", "held_by": {}, "accused_by": {}, "holds": {}}
+
     def audit_statistics(self, top: int) -> Any:
         hot = [{"kind": "resource", "subject": "vm/1", "count": 7, "error": 1}][:top]
         return {
