@@ -37,6 +37,7 @@ from litestar.types import Receive, Scope, Send
 
 from nova._version import __version__
 from nova.conflict.audit import AuditStatistics, Retention
+from nova.conflict.healing.checkpoints import Checkpoint
 from nova.errors import (
     CompactedError,
     ConfigError,
@@ -70,6 +71,7 @@ Rows = list[dict[str, Any]]
 Names = list[str]
 Points = list[Point]
 Waits = list[Waiting]
+Checkpoints = list[Checkpoint]
 Values = dict[str, Any]
 
 
@@ -114,6 +116,8 @@ class Backend(Protocol):
     def points(self, key: str) -> Points: ...
     async def make_point(self, key: str, note: str) -> str: ...
     async def rollback(self, key: str, to: str, context: dict[str, int] | None, by: str) -> Rollback: ...
+    def checkpoints(self) -> Checkpoints: ...
+    async def checkpoint(self) -> Checkpoint: ...
     def waiting(self, limit: int) -> Waits: ...
     async def decide(self, key: str, shown: str, values: Values, by: str) -> Decided: ...
     def metrics(self) -> bytes: ...
@@ -262,6 +266,12 @@ class Witnesses(msgspec.Struct):
     held_by: dict[str, str]
     accused_by: dict[str, str]
     holds: dict[str, list[str]]
+
+
+class CheckpointPage(msgspec.Struct):
+    """The checkpoints of this node, oldest first."""
+
+    checkpoints: list[Checkpoint]
 
 
 class PointPage(msgspec.Struct):
@@ -772,6 +782,18 @@ def _routes(api: Api) -> list[Any]:
         done = await backend.rollback(key_in(request.scope, "/v1/rollback/"), data.to, data.context, data.by)
         return _json(_encode(done))
 
+    @get("/v1/checkpoints", operation_id="checkpoints", **_described("The checkpoints of this node.", CheckpointPage))
+    async def checkpoints() -> Response[bytes]:
+        return _json(_encode(CheckpointPage(backend.checkpoints())))
+
+    @post(
+        "/v1/checkpoints",
+        operation_id="takeCheckpoint",
+        **_described("Store the whole state of this node as a point to come back to.", Checkpoint, 503),
+    )
+    async def checkpoint() -> Response[bytes]:
+        return _json(_encode(await backend.checkpoint()))
+
     @get("/v1/decisions", operation_id="waiting", **_described("Conflicts that wait for somebody.", WaitingPage, 400))
     async def waiting(limit: Limit = 100) -> Response[bytes]:
         return _json(_encode(WaitingPage(backend.waiting(limit))))
@@ -835,7 +857,7 @@ def _routes(api: Api) -> list[Any]:
         make_point,
         rollback,
     ]
-    routes += [waiting, decide]
+    routes += [waiting, decide, checkpoints, checkpoint]
     routes += [metrics, healthz, readyz, openapi, page]
     return [*routes, cut, heal] if api.config.chaos else routes
 

@@ -27,13 +27,15 @@ from nova.errors import ConfigError
 if TYPE_CHECKING:
     from nova.conflict.policy import Policy
     from nova.conflict.strategies.vote import Asker
+    from nova.store.core import StoreConfig
     from nova.store.invariants import StoreInvariant
 
 KEY_CHARS_MIN = 32
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the node accepts and how much it keeps: bytes, and for the audit trail days and events (0: all)."""
+    """What the node accepts and how much it keeps: bytes, checkpoints (every `checkpoint_ms`, 0: only when asked for;
+    the log is kept from the oldest one on), and for the audit trail days and events (0: all)."""
 
     body_bytes_max: int = 1024 * 1024
     value_bytes_max: int = 256 * 1024
@@ -41,6 +43,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     history_bytes: int = 64 * 1024 * 1024
     segment_bytes: int = 64 * 1024 * 1024
     snapshot_log_bytes: int = 256 * 1024 * 1024
+    checkpoint_ms: int = 0
+    checkpoints_kept: int = 8
     audit_days: int = 0
     audit_events: int = 0
 
@@ -373,6 +377,27 @@ def _check_strategies(strategies: dict[str, str]) -> None:
             raise ValueError(f'gives "{prefix}" the strategy "{strategy}"; {_choice(strategy, known)}')
 
 
+def store_config(config: NodeConfig) -> StoreConfig:
+    """What the store of a node is told. Raises ConfigError."""
+    from nova.store.core import StoreConfig
+    from nova.store.votes import ASKING
+
+    return StoreConfig(
+        kinds=config.kinds,
+        strategies=config.strategies,
+        policies={"": read_policy(config.policy, ASKING)} if config.policy else {},
+        invariants=invariants_of(config.invariants),
+        voters=tuple(config.voters),
+        vote_timeout_ms=config.vote_timeout_ms,
+        escalate=tuple(config.escalate),
+        escalate_ms=config.escalate_ms,
+        audit_key=(config.audit_key or "").encode(),
+        key_bytes_max=config.limits.key_bytes_max,
+        value_bytes_max=config.limits.value_bytes_max,
+        history_bytes=config.limits.history_bytes,
+    )
+
+
 def invariants_of(tables: list[dict[str, Any]]) -> tuple[StoreInvariant, ...]:
     """The declared truths of a configuration. Raises ConfigError."""
     from nova.store.invariants import StoreInvariant
@@ -476,6 +501,8 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "limits.history_bytes": _between(MIB, 64 * GIB),
     "limits.segment_bytes": _between(MIB, 4 * GIB),
     "limits.snapshot_log_bytes": _between(MIB, 1024 * GIB),
+    "limits.checkpoint_ms": _between(0, 30 * 86_400_000),
+    "limits.checkpoints_kept": _between(1, 1_000),
     "limits.audit_days": _between(0, 36_500),
     "limits.audit_events": _between(0, 10**12),
     "gossip.round_ms": _between(10, 10_000),
