@@ -21,8 +21,9 @@ from nova.conflict.healing.checkpoints import Checkpoint, Schedule
 from nova.errors import CompactedError, LimitError, NovaError, StaleContextError, UnavailableError, UsageError
 from nova.metrics import Registry
 from nova.runtime import Runtime, seeded, wall_ns
-from nova.server.api import bind, make_app, make_server
+from nova.server.api import make_app
 from nova.server.config import NodeConfig, store_config
+from nova.server.serving import bind, make_server
 from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
 from nova.store.core import Durable
 from nova.store.decisions import Decided, Waiting, decide, waiting
