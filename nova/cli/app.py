@@ -31,6 +31,7 @@ COMMANDS = {
     "rollback": ("nova.cli.audit", "rollback", "node"),
     "checkpoint": ("nova.cli.recovery", "checkpoint", "node"),
     "restore": ("nova.cli.recovery", "restore", "node"),
+    "heal": ("nova.cli.recovery", "heal", "node"),
     "policy": ("nova.cli.policy", "policy", "node"),
     "chaos": ("nova.cli.cluster", "chaos", "node"),
     "dashboard": ("nova.cli.dashboard", "dashboard", "ui"),

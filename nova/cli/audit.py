@@ -148,6 +148,22 @@ def audit_head(node: Node = DEFAULT_NODE, token: Token = None, as_json: Json = F
     print_json({"head": head}) if as_json else print(head)
 
 
+@audit.command("witnesses")
+def audit_witnesses(node: Node = DEFAULT_NODE, token: Token = None, as_json: Json = False) -> None:
+    """Show which peers hold heads of this node's trail, and which heads it holds of theirs.
+
+    Example: nova audit witnesses
+    """
+    with Client(node, token) as client:
+        found = client.get("/v1/audit/witnesses")
+    if as_json:
+        print_json(found)
+        return
+    rows = [("holds ours", peer, head, found["accused_by"].get(peer, "")) for peer, head in found["held_by"].items()]
+    rows += [("held here", peer, head, "") for peer, heads in found["holds"].items() for head in heads]
+    print_table(("", "PEER", "HEAD", "PROBLEM"), rows, "no peer holds a head yet, and none is held here")
+
+
 @audit.command("stats")
 def audit_stats(top: Limit = 10, node: Node = DEFAULT_NODE, token: Token = None, as_json: Json = False) -> None:
     """Show how many events there are, which conflicts recur, and where most are.

@@ -77,7 +77,7 @@ def conflicts_waiting(
     token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """List what waits for somebody to decide, oldest first, with the values to choose from.
+    """List what waits for somebody to decide, or for a vote, oldest first, with the values to choose from.
 
     Example: nova conflicts waiting
     """
@@ -87,11 +87,11 @@ def conflicts_waiting(
         print_json(page)
         return
     rows = [
-        (each["key"], each["shown"], one["path"] or "value", words(one["value"]), one["origin"])
+        (each["key"], each["shown"], one["path"] or "value", words(one["value"]), one["origin"], _votes(each, one))
         for each in page["waiting"]
         for one in each["candidates"] or [{"path": each["reason"], "value": None, "origin": ""}]
     ]
-    print_table(("KEY", "SHOWN", "PATH", "VALUE", "WRITTEN BY"), rows, "nothing waits")
+    print_table(("KEY", "SHOWN", "PATH", "VALUE", "WRITTEN BY", "VOTES"), rows, "nothing waits")
 
 
 @conflicts.command("decide")
@@ -141,6 +141,15 @@ def why(
     with Client(node, token) as client:
         answer = client.get(key_path("/v1/why", key))
     print_json(answer) if as_json else print(answer["text"])
+
+
+def _votes(waiting: dict[str, Any], candidate: dict[str, Any]) -> str:
+    """Who is known to have voted for a candidate, of how many; "" where nobody is asked."""
+    vote = waiting["vote"].get(candidate["path"])
+    if vote is None:
+        return ""
+    names = [voter for voter, value in vote["ballots"].items() if value == candidate["value"]]
+    return f"{len(names)} of {len(vote['voters'])}" + (f": {', '.join(names)}" if names else "")
 
 
 def _find(client: Client, id_: str) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""nova checkpoint, restore."""
+"""nova checkpoint, restore, heal."""
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +11,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from nova.cli.output import Json, print_facts, print_json, print_table
+from nova.cli.client import Client
+from nova.cli.output import DEFAULT_NODE, Json, Node, Token, print_facts, print_json, print_table
 from nova.conflict.audit import when
 from nova.errors import UsageError
 from nova.runtime import wall_ns
@@ -18,20 +21,37 @@ Data = Annotated[Path, typer.Argument(metavar="DIR", help="Data directory of a n
 
 
 def checkpoint(
-    data: Data,
+    data: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Data directory of a node that is stopped; none: ask --node.")
+    ] = None,
     list_only: Annotated[bool, typer.Option("--list", help="Only show those that there are.")] = False,
-    kept: Annotated[int, typer.Option(min=1, max=1000, help="How many are kept; the oldest go.")] = 8,
+    kept: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="How many are kept (8); the oldest go. For a directory only."),
+    ] = None,
+    node: Node = DEFAULT_NODE,
+    token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """Store the whole state of a stopped node as a point to come back to.
+    """Store the whole state of a node as a point to come back to, and show those that there are.
 
     Example: nova checkpoint ./nova-data
     """
-    from nova.store import list_checkpoints, take_checkpoint
+    from nova.conflict.healing.checkpoints import Checkpoint
 
-    if not list_only:
-        take_checkpoint(data, wall_ns() // 1_000_000, kept=kept)
-    known = list_checkpoints(data)
+    if data is None:
+        if kept is not None:
+            raise UsageError("--kept is for a directory; a node keeps limits.checkpoints_kept of its configuration")
+        with Client(node, token) as client:
+            if not list_only:
+                client.post("/v1/checkpoints")
+            known = msgspec.convert(client.get("/v1/checkpoints")["checkpoints"], list[Checkpoint])
+    else:
+        from nova.store import list_checkpoints, take_checkpoint
+
+        if not list_only:
+            take_checkpoint(data, wall_ns() // 1_000_000, kept=kept or 8)
+        known = list_checkpoints(data)
     if as_json:
         print_json([msgspec.to_builtins(each) for each in known])
         return
@@ -74,6 +94,52 @@ def restore(
             f"{done.rebuilt.passed_over} newer passed over",
             "torn bytes": done.torn_bytes,
             "digest": done.rebuilt.digest,
+        }
+    )
+
+
+def heal(
+    one: Data,
+    other: Data,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", metavar="FILE", help="What the nodes run with: kinds, strategies, policy."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring two stopped nodes together after a partition: what either lacks, both hold then.
+
+    Conflicts that come to light are settled and recorded by each, as they would when the nodes meet; so give the
+    configuration that they run with. Nodes that run heal by themselves, as soon as they can reach each other.
+
+    Example: nova heal ./a ./b --config nova.toml
+    """
+    from nova.server.config import load, store_config
+    from nova.store import ReplicatedStore, owner_of
+    from nova.store import heal as bring_together
+
+    settings = store_config(load(config, os.environ, {"name": "heal"}))
+    owners = [owner_of(path) for path in (one, other)]
+    if owners[0].cluster != owners[1].cluster:
+        raise UsageError(f"{one} is of cluster {owners[0].cluster!r}, {other} of {owners[1].cluster!r}; only one heals")
+    with ExitStack() as opened:
+        left, right = stores = [
+            opened.enter_context(ReplicatedStore(path, node=owner.node, cluster=owner.cluster, config=settings))
+            for path, owner in zip((one, other), owners, strict=True)
+        ]
+        before = [store.replica.conflicts.total for store in stores]
+        done = bring_together(left, right)
+        found = [store.replica.conflicts.total - count for store, count in zip(stores, before, strict=True)]
+    if as_json:
+        print_json({**msgspec.to_builtins(done), "conflicts": found})
+        return
+    print_facts(
+        {
+            "nodes": " and ".join(owner.node for owner in owners),
+            "differed": "yes" if done.exchanged else "no",
+            "sent": f"{done.messages} messages, {done.sent_bytes} bytes, {done.state_bytes} of them state",
+            "conflicts": f"{found[0]} and {found[1]} recorded",
+            "digest": f"{done.digest}, both",
         }
     )
 

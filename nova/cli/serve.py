@@ -44,6 +44,10 @@ def serve(
     strategies: Annotated[
         str | None, typer.Option(metavar="PREFIX=NAME,...", help="How conflicts below prefixes are settled.")
     ] = None,
+    voters: Annotated[
+        list[str] | None,
+        typer.Option("--voter", metavar="NODE", help="A node that consensus_vote asks; may be given again."),
+    ] = None,
     link_delay_ms: Annotated[
         str | None, typer.Option(metavar="REGION=MS,...", help="Add one-way delays to regions (emulation).")
     ] = None,
@@ -73,6 +77,7 @@ def serve(
         "chaos": chaos,
         "kinds": kinds,
         "strategies": strategies,
+        "voters": voters,
         "link_delay_ms": link_delay_ms,
     }
     settings = load(config, os.environ, flags)

@@ -72,11 +72,12 @@ class SimulatedMember:
         random: Random,
         wall_ns: Callable[[], int],
         archive: list[bytes],
+        config: StoreConfig = CONFIG,
     ) -> None:
         self._archive = archive
         self.node, self._names, self._log, self._snapshots = node, names, log, snapshots
         self._ticks = 0
-        self.replica = Replica(node, region=_region(node), incarnation=incarnation, wall_ns=wall_ns, config=CONFIG)
+        self.replica = Replica(node, region=_region(node), incarnation=incarnation, wall_ns=wall_ns, config=config)
         start = 1
         found = snapshots.load()
         if found is not None:

@@ -87,6 +87,9 @@ if TYPE_CHECKING:
         ConflictResolver,
         StateVersion,
     )
+    from nova.conflict.semantics import (
+        SemanticRule,
+    )
 
 _MODULES: Final = (
     "audit",
@@ -97,6 +100,7 @@ _MODULES: Final = (
     "ot",
     "policy",
     "resolver",
+    "semantics",
 )
 _FROM: Final = {
     "audit": (
@@ -145,6 +149,7 @@ _FROM: Final = {
         "ConflictResolver",
         "StateVersion",
     ),
+    "semantics": ("SemanticRule",),
 }
 _LATER: Final = {name: module for module, names in _FROM.items() for name in names}
 
@@ -201,6 +206,7 @@ __all__ = [
     "Resolution",
     "ResolveContext",
     "SemanticMerge",
+    "SemanticRule",
     "Sequence",
     "SetOf",
     "Severity",

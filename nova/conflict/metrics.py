@@ -217,14 +217,6 @@ class ConflictMetrics:
         self._made["dwcp_recovery_attempts_total"].labels(type, result).inc()
         self._made["dwcp_recovery_latency_ms"].labels(type).observe(took_ms)
 
-    def split_brain(self) -> None:
-        """A split brain was found by other means than a conflict of critical severity."""
-        self._made["dwcp_split_brain_detections_total"].inc()
-
-    def invariant_broken(self, count: int = 1) -> None:
-        """Invariants were found broken outside of a conflict, as by a check of a restored state."""
-        self._made["dwcp_invariant_violations_total"].inc(count)
-
     def pattern_noticed(self, pattern: str) -> None:
         """Conflicts were seen to recur."""
         self._made["dwcp_conflict_patterns_total"].labels(pattern).inc()

@@ -26,12 +26,16 @@ from nova.errors import ConfigError
 
 if TYPE_CHECKING:
     from nova.conflict.policy import Policy
+    from nova.conflict.strategies.vote import Asker
+    from nova.store.core import StoreConfig
+    from nova.store.invariants import StoreInvariant
 
 KEY_CHARS_MIN = 32
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the node accepts and how much it keeps: bytes, and for the audit trail days and events (0: all)."""
+    """What the node accepts and how much it keeps: bytes, checkpoints (every `checkpoint_ms`, 0: only when asked for;
+    the log is kept from the oldest one on), and for the audit trail days and events (0: all)."""
 
     body_bytes_max: int = 1024 * 1024
     value_bytes_max: int = 256 * 1024
@@ -39,6 +43,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     history_bytes: int = 64 * 1024 * 1024
     segment_bytes: int = 64 * 1024 * 1024
     snapshot_log_bytes: int = 256 * 1024 * 1024
+    checkpoint_ms: int = 0
+    checkpoints_kept: int = 8
     audit_days: int = 0
     audit_events: int = 0
 
@@ -72,6 +78,11 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kinds          key prefix -> kind of the keys below it
     strategies     key prefix -> name of the strategy that settles conflicts below it
     policy         TOML file with the policy for conflicts of keys that no strategy is named for
+    invariants     truths about many keys, tables of kind (sum_le, unique, reference), prefix, path, by, limit, to, name
+    voters         nodes that the strategy `consensus_vote` asks; a majority of them all decides (policies name theirs)
+    vote_timeout_ms  after as long without a majority the last writer wins; 0: they are waited for
+    escalate       who is told, one after the other, of a conflict that waits for somebody; each after one more
+    escalate_ms    of these, counted from when the conflict was found
     link_delay_ms  region -> one-way delay that is added to what is sent there (emulation, for demonstrations)
     """
 
@@ -95,6 +106,11 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kinds: dict[str, str] = {}
     strategies: dict[str, str] = {}
     policy: str | None = None
+    invariants: list[dict[str, Any]] = []
+    voters: list[str] = []
+    vote_timeout_ms: int = 10_000
+    escalate: list[str] = []
+    escalate_ms: int = 3_600_000
     link_delay_ms: dict[str, float] = {}
 
     def __repr__(self) -> str:
@@ -361,6 +377,59 @@ def _check_strategies(strategies: dict[str, str]) -> None:
             raise ValueError(f'gives "{prefix}" the strategy "{strategy}"; {_choice(strategy, known)}')
 
 
+def store_config(config: NodeConfig) -> StoreConfig:
+    """What the store of a node is told. Raises ConfigError."""
+    from nova.store.core import StoreConfig
+    from nova.store.votes import ASKING
+
+    return StoreConfig(
+        kinds=config.kinds,
+        strategies=config.strategies,
+        policies={"": read_policy(config.policy, ASKING)} if config.policy else {},
+        invariants=invariants_of(config.invariants),
+        voters=tuple(config.voters),
+        vote_timeout_ms=config.vote_timeout_ms,
+        escalate=tuple(config.escalate),
+        escalate_ms=config.escalate_ms,
+        audit_key=(config.audit_key or "").encode(),
+        key_bytes_max=config.limits.key_bytes_max,
+        value_bytes_max=config.limits.value_bytes_max,
+        history_bytes=config.limits.history_bytes,
+    )
+
+
+def invariants_of(tables: list[dict[str, Any]]) -> tuple[StoreInvariant, ...]:
+    """The declared truths of a configuration. Raises ConfigError."""
+    from nova.store.invariants import StoreInvariant
+
+    out = []
+    for number, table in enumerate(tables, 1):
+        try:
+            out.append(msgspec.convert(table, StoreInvariant))
+        except (msgspec.ValidationError, ConfigError) as error:
+            raise ConfigError(f"number {number}: {error}") from None
+    return tuple(out)
+
+
+def _check_invariants(tables: list[dict[str, Any]]) -> None:
+    try:
+        invariants_of(tables)
+    except ConfigError as error:
+        raise ValueError(f"does not declare a truth about keys: {error}") from None
+
+
+def _check_voters(voters: list[str]) -> None:
+    for voter in voters:
+        _check_name(voter)
+    if len(set(voters)) < len(voters):
+        raise ValueError("names a voter twice; each has one vote")
+
+
+def _check_escalate(levels: list[str]) -> None:
+    if len(levels) > 16 or any(not 1 <= len(level) <= 256 for level in levels):
+        raise ValueError("names over 16 levels, or one of 0 or over 256 characters; shorten it")
+
+
 def _check_policy(policy: str) -> None:
     try:
         read_policy(policy)
@@ -368,11 +437,11 @@ def _check_policy(policy: str) -> None:
         raise ValueError(f"is no policy: {error}") from None
 
 
-def read_policy(file: str) -> Policy:
-    """The policy of a TOML file. Raises ConfigError with file, line and mend."""
+def read_policy(file: str, asker: Asker | None = None) -> Policy:
+    """The policy of a TOML file; `asker` asks its voters. Raises ConfigError with file, line and mend."""
     from nova.conflict.policy import policy_from_toml
 
-    return policy_from_toml(read_text(file), file)
+    return policy_from_toml(read_text(file), file, asker=asker)
 
 
 def read_text(file: str | os.PathLike[str]) -> str:
@@ -420,6 +489,11 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "kinds": _check_kinds,
     "strategies": _check_strategies,
     "policy": _check_policy,
+    "invariants": _check_invariants,
+    "voters": _check_voters,
+    "vote_timeout_ms": _between(0, 86_400_000),
+    "escalate": _check_escalate,
+    "escalate_ms": _between(1_000, 30 * 86_400_000),
     "link_delay_ms": _check_delays,
     "limits.body_bytes_max": _between(KIB, 64 * MIB),
     "limits.value_bytes_max": _between(1, 16 * MIB),
@@ -427,6 +501,8 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "limits.history_bytes": _between(MIB, 64 * GIB),
     "limits.segment_bytes": _between(MIB, 4 * GIB),
     "limits.snapshot_log_bytes": _between(MIB, 1024 * GIB),
+    "limits.checkpoint_ms": _between(0, 30 * 86_400_000),
+    "limits.checkpoints_kept": _between(1, 1_000),
     "limits.audit_days": _between(0, 36_500),
     "limits.audit_events": _between(0, 10**12),
     "gossip.round_ms": _between(10, 10_000),

@@ -17,13 +17,15 @@ from typing import Any
 
 from nova._version import __version__
 from nova.conflict.audit import AuditStatistics, Retention
+from nova.conflict.healing.checkpoints import Checkpoint, Schedule
 from nova.errors import CompactedError, LimitError, NovaError, StaleContextError, UnavailableError, UsageError
 from nova.metrics import Registry
 from nova.runtime import Runtime, seeded, wall_ns
-from nova.server.api import bind, make_app, make_server
-from nova.server.config import NodeConfig, read_policy
+from nova.server.api import make_app
+from nova.server.config import NodeConfig, store_config
+from nova.server.serving import bind, make_server
 from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
-from nova.store.core import Durable, StoreConfig
+from nova.store.core import Durable
 from nova.store.decisions import Decided, Waiting, decide, waiting
 from nova.store.directory import Directory
 from nova.store.model import Change, Entry, Put
@@ -44,6 +46,7 @@ Rows = list[dict[str, Any]]
 Names = list[str]
 Points = list[Point]
 Waits = list[Waiting]
+Checkpoints = list[Checkpoint]
 
 TICK_MS = 100
 LIST_MAX = 1_000
@@ -64,34 +67,28 @@ class Node:
         self.config = config
         self.registry = Registry()
         self.directory = Directory(
-            Path(config.data), node=config.name, cluster=config.cluster, segment_bytes=config.limits.segment_bytes
-        )
+            Path(config.data), node=config.name, cluster=config.cluster, segment_bytes=config.limits.segment_bytes,
+            checkpoints_kept=config.limits.checkpoints_kept,
+        )  # fmt: skip
         self._started = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
         self._failure: BaseException | None = None
         self._waiters: dict[int, list[asyncio.Future[None]]] = {}
         self._changed = asyncio.Event()
-        self._snapshotting = False
+        self._checkpointing = asyncio.Lock()
         self._cut: set[str] = set()
         try:
             self.replica = self.directory.open(
                 region=config.region,
                 wall_ns=wall_ns,
-                config=StoreConfig(
-                    kinds=config.kinds,
-                    strategies=config.strategies,
-                    policies={"": read_policy(config.policy)} if config.policy else {},
-                    audit_key=(config.audit_key or "").encode(),
-                    key_bytes_max=config.limits.key_bytes_max,
-                    value_bytes_max=config.limits.value_bytes_max,
-                    history_bytes=config.limits.history_bytes,
-                ),
+                config=store_config(config),
                 metrics=self.registry,
             )
         except BaseException:
             self.directory.close()
             raise
+        self._schedule = Schedule(config.limits.checkpoint_ms, self.directory.checkpoints.newest())
         self._metrics()
 
     async def start(self) -> None:
@@ -143,6 +140,7 @@ class Node:
             ),
             antientropy=AntiEntropyConfig(tick_ms=TICK_MS, period_ms=config.gossip.anti_entropy_ms),
             retire=RetireConfig(tick_ms=TICK_MS),
+            witness=self.directory.witness(TICK_MS),
         )
         self.runtime = Runtime(
             self.cluster,
@@ -351,7 +349,19 @@ class Node:
         return {"events": page, "next": str(events[limit - 1].seq) if len(events) > limit else None}
 
     async def audit_verify(self, head: str | None) -> dict[str, Any]:
-        return await asyncio.to_thread(self.directory.check(head))
+        witness = self.cluster.witness
+        return await asyncio.to_thread(self.directory.check(head, witness.heads.values() if witness else ()))
+
+    def audit_witnesses(self) -> dict[str, Any]:
+        witness, catalog = self.cluster.witness, self.directory.catalog
+        assert witness is not None
+        peers = (node for node in self.cluster.membership.members if node != self.config.name)
+        return {
+            "trail": witness.trail,
+            "held_by": {peer: str(mark) for peer, mark in sorted(witness.heads.items())},
+            "accused_by": dict(sorted(witness.accused.items())),
+            "holds": {node: sorted(held.values()) for node in sorted(peers) if (held := catalog.held(node))},
+        }
 
     def audit_statistics(self, top: int) -> AuditStatistics:
         return self.directory.audit.statistics(top)
@@ -388,6 +398,21 @@ class Node:
         token, done = roll_back(self.replica, key, event, context, by)
         await self._durable(token)
         return done
+
+    def checkpoints(self) -> Checkpoints:
+        return self.directory.checkpoints.known()
+
+    async def checkpoint(self) -> Checkpoint:
+        self._check_writable()
+        async with self._checkpointing:  # one after the other: they are of one order
+            # Right after a turn: what it holds and what the log holds up to its last record are the same.
+            self.runtime.submit(self.cluster.turn())
+            position, now = self.directory.log.last, self.replica.now_ms()
+            made, data = self.directory.checkpoints.packed(self.replica, position, now)
+            await self._durable(self.replica.newest_token)
+            await asyncio.to_thread(self.directory.checkpoints.store, made, data)
+            self._schedule.taken(made)
+            return made
 
     def waiting(self, limit: int) -> Waits:
         return waiting(self.replica, limit)
@@ -503,6 +528,8 @@ class Node:
                 self.directory.index()
                 if self.directory.since_snapshot_bytes > self.config.limits.snapshot_log_bytes:
                     await self._snapshot()
+                if self._schedule.due(self.replica.now_ms(), self.directory.log.last):
+                    await self._checkpoint_due()
                 if second % RETAIN_SECONDS == 0 and retention != KEEP_ALL and not self._stopped.is_set():
                     # Each time adds an event, so that a little has to come together first.
                     audit = self.directory.audit
@@ -513,7 +540,20 @@ class Node:
             except (NovaError, OSError) as error:
                 self._fatal(error)
 
+    async def _checkpoint_due(self) -> None:
+        try:
+            made = await self.checkpoint()
+        except (NovaError, OSError) as error:  # the writes behind it are durable all the same
+            self._schedule.failed(self.replica.now_ms())
+            log.error("no checkpoint, the next try is an interval from now: %s", error)
+        else:
+            log.info("checkpoint of %d keys, up to record %d", made.keys, made.position)
+
     async def _snapshot(self) -> None:
+        async with self._checkpointing:  # it trims the log, which a checkpoint that is being stored will need
+            await self._snapshot_now()
+
+    async def _snapshot_now(self) -> None:
         # Right after a turn: what the snapshot holds and what the log holds up to its last record are the same.
         self.runtime.submit(self.cluster.turn())
         position, state = self.directory.log.last, self.replica.snapshot()

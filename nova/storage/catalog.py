@@ -16,6 +16,7 @@ from nova.errors import CorruptionError, LimitError, UnavailableError, UsageErro
 VERSION: Final = 2
 APPLICATION_ID: Final = 0x4E4F5641  # "NOVA"
 EVENTS_MAX: Final = 10_000
+TRAILS_MAX: Final = 64
 
 _SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -106,6 +107,28 @@ class Catalog:
                 f"{self.path.parent} belongs to node {owner.node!r} of cluster {owner.cluster!r}, not to {node!r} of "
                 f"{cluster!r}; choose another data directory or the right name"
             )
+
+    def trail(self) -> str:
+        """The id of the audit trail of this directory, made at the first call and kept."""
+        found = self.get("trail")
+        if found is None:
+            found = os.urandom(8).hex()
+            self._write([("trail", found)])
+        return found
+
+    def held(self, node: str) -> dict[str, str]:
+        """Heads of another node's audit trails that are kept here: trail -> COUNT:HASH."""
+        rows = self._run(
+            "SELECT name, value FROM settings WHERE name >= ? AND name < ?", (f"head/{node}/", f"head/{node}0")
+        )
+        return {str(name).rpartition("/")[2]: str(value) for name, value in rows.fetchall()}
+
+    def keep(self, node: str, trail: str, head: str) -> None:
+        """Keep the head of another node's trail, durably; of one node at most TRAILS_MAX trails are kept."""
+        known = self.held(node)
+        if trail not in known and len(known) >= TRAILS_MAX:
+            return  # a node that begins anew that often is not to fill this disk
+        self._write([(f"head/{node}/{trail}", head)])
 
     def next_incarnation(self) -> int:
         """A number greater than any that this call returned before, durable before it returns. The first is 1."""

@@ -3,7 +3,7 @@
 from nova.store.directory import verify_audit
 from nova.store.embedded import ReplicatedStore
 from nova.store.model import Change, Entry, Put, Sibling
-from nova.store.recovery import Healed, Restored, heal, list_checkpoints, restore, take_checkpoint
+from nova.store.recovery import Healed, Restored, heal, list_checkpoints, owner_of, restore, take_checkpoint
 
 __all__ = [
     "Change",
@@ -15,6 +15,7 @@ __all__ = [
     "Sibling",
     "heal",
     "list_checkpoints",
+    "owner_of",
     "restore",
     "take_checkpoint",
     "verify_audit",

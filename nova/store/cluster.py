@@ -10,6 +10,9 @@ import msgspec
 from nova.crdt.keyspace import batch_head
 from nova.errors import PeerError
 from nova.store.core import Durable, Replica, StoreConfig
+from nova.store.decisions import escalate
+from nova.store.votes import VOTE_MESSAGES, Votes
+from nova.store.witness import WITNESS_MESSAGES, Witness
 from nova.sync.antientropy import ANTIENTROPY_MESSAGES, AntiEntropy, AntiEntropyConfig, Diverged, Joined
 from nova.sync.gossip import GOSSIP_MESSAGES, Behind, Gossip, GossipConfig, Refused
 from nova.sync.membership import (
@@ -27,7 +30,7 @@ from nova.sync.retire import RetireConfig, Retirement
 from nova.types import NodeId, Outputs, Random
 from nova.wire import Codec
 
-CODEC = Codec(*MEMBERSHIP_MESSAGES, *GOSSIP_MESSAGES, *ANTIENTROPY_MESSAGES)
+CODEC = Codec(*MEMBERSHIP_MESSAGES, *GOSSIP_MESSAGES, *ANTIENTROPY_MESSAGES, *VOTE_MESSAGES, *WITNESS_MESSAGES)
 """Every message that members of a cluster send each other."""
 
 MemberEvent = MemberUp | MemberSuspected | MemberDown | MemberLeft | MemberUpdated
@@ -55,6 +58,7 @@ class ClusterCore:
 
     replica  the state; from now on its batches are published by this core
     member   this node as others shall know it
+    witness  what keeps heads of audit trails; None: none are kept
     tick_ms  how much time a tick is
     """
 
@@ -68,15 +72,19 @@ class ClusterCore:
         gossip: GossipConfig | None = None,
         antientropy: AntiEntropyConfig | None = None,
         retire: RetireConfig | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self.replica = replica
+        self.witness = witness
         self.membership = Membership(member, config=membership, random=random)
         self.gossip = Gossip(member.node, replica, head=batch_head, region=member.region, config=gossip, random=random)
         self.antientropy = AntiEntropy(member.node, replica, config=antientropy, random=random)
         self.retirement = Retirement(
             member.node, replica.incarnation, replica, clock_of=self.gossip.peer_clock, config=retire
         )
+        self.votes = Votes(member.node, replica, tick_ms=membership.tick_ms if membership else 100)
         self._connected: set[NodeId] = set()
+        self._ticks = 0
         replica.published = self.gossip.published
 
     # -- driven by the runtime --
@@ -91,7 +99,14 @@ class ClusterCore:
         out.extend(self._digested(self.gossip.tick()))
         out.extend(self._digested(self.antientropy.tick()))
         out.extend(self._digested(self.retirement.tick()))
-        return out
+        live = self.membership.peers()
+        told = self._ticks % 10 == 0 and self.replica.node <= min(live, default=self.replica.node)
+        self._ticks += 1
+        notices = [Notice(text, bad=True) for text in escalate(self.replica)] if told else []
+        if self.witness is not None:
+            out.extend(self.witness.tick(live))
+            notices += [Notice(text, bad=True) for text in self.witness.news()]
+        return self._voted(out, Outputs(apply=[*notices]), self.votes.tick(live))
 
     def step(self, sender: NodeId, message: Any) -> Outputs:
         """Take a message of an authenticated peer. Raises PeerError."""
@@ -101,6 +116,10 @@ class ClusterCore:
             return self._digested(self.membership.step(sender, message))
         if isinstance(message, ANTIENTROPY_MESSAGES):
             return self._digested(self.antientropy.step(sender, message))
+        if isinstance(message, VOTE_MESSAGES):
+            return self._voted(Outputs(), self.votes.step(sender, message))
+        if isinstance(message, WITNESS_MESSAGES):
+            return self.witness.step(sender, message) if self.witness is not None else Outputs()
         raise PeerError(f"{sender} sent a {type(message).__name__}, which no part of this node takes")
 
     def met(self, member: Member) -> Outputs:
@@ -108,6 +127,8 @@ class ClusterCore:
         self._connected.add(member.node)
         out = self._digested(self.membership.met(member))
         out.extend(self.gossip.peer_up(member.node))
+        if self.witness is not None:
+            out.extend(self.witness.met(member.node))
         return out
 
     def lost(self, node: NodeId) -> Outputs:
@@ -123,6 +144,13 @@ class ClusterCore:
         """Operations durable here that this peer is not known to have."""
         return self.gossip.lag(node)
 
+    def _voted(self, out: Outputs, *more: Outputs) -> Outputs:
+        """What a vote wrote goes to the disk with what it sends: the outcome is told when it is there."""
+        out.extend(self._digested(self.replica.turn()))
+        for each in more:
+            out.extend(each)
+        return out
+
     # -- what the parts tell each other --
 
     def _digested(self, outputs: Outputs) -> Outputs:
@@ -136,6 +164,7 @@ class ClusterCore:
                 case Durable():
                     outputs.apply.append(event)
                 case MemberUp(member):
+                    self.votes.joined(member.node)
                     outputs.apply.append(Notice(f"{member.node} ({member.region}) is alive"))
                     self._follow_members(outputs)
                     changed = True
@@ -149,6 +178,7 @@ class ClusterCore:
                     )
                     changed = True
                 case MemberLeft(member):
+                    self.votes.left(member.node)
                     outputs.apply.append(Notice(f"{member.node} left"))
                     changed = True
                 case MemberUpdated():

@@ -21,6 +21,7 @@ from nova.errors import CorruptionError, KeyNotFoundError, LimitError, StaleCont
 from nova.metrics import Registry
 from nova.store.conflicts import VM, Conflicts
 from nova.store.history import Feed, History
+from nova.store.invariants import StoreInvariant
 from nova.store.kinds import BY_CODE, KINDS, Kind, kind_named
 from nova.store.model import Change, Entry, Put, Sibling
 from nova.sync.retire import ALL, FLOOR, TOTAL, floors, tidy
@@ -41,6 +42,10 @@ class StoreConfig(msgspec.Struct, frozen=True):
     kinds       prefix -> kind of the keys below it; the longest prefix wins
     strategies  prefix -> strategy for their conflicts; else the kind's: `semantic` for vm, `lww` for the others
     policies    prefix -> policy, beside `strategies`: of both the longest prefix decides, of equal ones the strategy
+    voters      whom the strategy `consensus_vote` asks (a policy names its own); a majority of all of them decides
+    vote_timeout_ms  after as long without a majority the last writer wins; 0: they are waited for
+    escalate    who is told of a conflict that waits for somebody: one after the other, each `escalate_ms` later
+    invariants  truths about many keys, checked as they change; see nova.store.invariants
     audit_key   up to 64 bytes that the hashes of the audit chain depend on; b"" for none
     """
 
@@ -55,6 +60,11 @@ class StoreConfig(msgspec.Struct, frozen=True):
     siblings_max: int = 64
     drift_ms_max: int = 60_000
     audit_key: bytes = b""
+    invariants: tuple[StoreInvariant, ...] = ()
+    voters: tuple[str, ...] = ()
+    vote_timeout_ms: int = 10_000
+    escalate: tuple[str, ...] = ()
+    escalate_ms: int = 3_600_000
 
 
 class Durable(msgspec.Struct, frozen=True):
@@ -106,6 +116,10 @@ class Replica:
         self._prefix_kinds = sorted(self.config.kinds.items(), key=lambda item: -len(item[0]))
         for _, name in self._prefix_kinds:
             kind_named(name)
+
+    def wall_ns(self) -> int:
+        """Wall clock, nanoseconds."""
+        return self._wall_ns()
 
     def now_ms(self) -> int:
         """Wall clock, milliseconds."""
@@ -207,7 +221,7 @@ class Replica:
             self._unsorted = True
         self._open_changes.append((self.space.revision, key))
         self._dirty[key] = self._token + 1
-        if effect[2] or effect[3] or kind == VM:
+        if effect[2] or effect[3] or kind == VM or self.conflicts.invariants.concerns(key):
             self._open_audit += self.conflicts.examine([effect])
         return self._token + 1, effect[1]
 
@@ -291,6 +305,11 @@ class Replica:
     def newest_token(self) -> int:
         """When this one is durable, everything that was written or received up to now is."""
         return self._token + 1 if self._open_changes or self._open_audit else self._token
+
+    @property
+    def next_token(self) -> int:
+        """When this one is durable, what is being written or examined right now is."""
+        return self._token + 1
 
     def token_of(self, key: str) -> int:
         """The token that a reader of this key must wait for: 0 if what it holds is durable."""

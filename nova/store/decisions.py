@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nova.conflict.audit import decision_body
+from nova.conflict.audit import decision_body, escalate_body
 from nova.conflict.detect import MISSING, same
 from nova.errors import KeyNotFoundError, LimitError, StaleContextError, UsageError
 from nova.store.kinds import BY_CODE
+
+APART = ("resource", "invariant")
+"""Kinds of conflicts between keys: no value of one of them is contended."""
 
 if TYPE_CHECKING:
     from nova.store.core import Replica
@@ -36,6 +39,7 @@ class Waiting(msgspec.Struct, frozen=True):
     id          of the record; `shown` is what a decision has to name: it changes with the candidates
     candidates  none where keys contend for one exclusive thing: that is decided by changing one of them
     settled     path -> what stands there until somebody decides
+    vote        for what voters are asked about: path -> {"voters": names, "ballots": voter -> candidate value}
     """
 
     id: str
@@ -47,6 +51,7 @@ class Waiting(msgspec.Struct, frozen=True):
     candidates: list[Candidate]
     settled: dict[str, Any]
     actions: list[dict[str, Any]]
+    vote: dict[str, dict[str, Any]] = {}
 
 
 class Decided(msgspec.Struct, frozen=True):
@@ -72,7 +77,7 @@ def _waiting(replica: Replica, record: Mapping[str, Any]) -> Waiting:
     rows = replica.space.get(record["key"])
     _, contended = replica.parts(rows) if rows is not None else ({}, {})
     shown, candidates, settled = record["id"], [], {}
-    if rows is not None and contended and record["kind"] != "resource":
+    if rows is not None and contended and record["kind"] not in APART:
         conflict, resolution = replica.conflicts.settle(rows, contended)
         shown = conflict.id
         settled = {path: value for path, value in resolution.settled.items() if value is not MISSING}
@@ -91,7 +96,29 @@ def _waiting(replica: Replica, record: Mapping[str, Any]) -> Waiting:
         candidates=candidates,
         settled=settled,
         actions=record["resolution"].get("actions", []),
+        vote=replica.conflicts.progress(record),
     )
+
+
+def escalate(replica: Replica) -> list[str]:
+    """Who is told by now of what waits for too long, in words; each level of each conflict once, also over restarts.
+
+    A vote waits for its voters, not for somebody.
+    """
+    config, now = replica.config, replica.now_ms()
+    out: list[str] = []
+    for record in replica.conflicts.waiting() if config.escalate else ():
+        waited = now - record["detected_ms"]
+        reached = min(waited // config.escalate_ms, len(config.escalate))
+        if "vote" in record["resolution"]:
+            continue
+        for level in range(record.get("level", 0) + 1, reached + 1):
+            to = config.escalate[level - 1]
+            body = escalate_body("notify", f"undecided for {waited // 1000} s, level {level}", to)
+            replica.note("escalate", record["id"], record["key"], {**body, "level": level}, now)
+            out.append(f"conflict {record['id']} of {record['key']!r} is undecided for {waited // 1000} s: tell {to}")
+        record["level"] = max(reached, record.get("level", 0))
+    return out
 
 
 def decide(replica: Replica, key: str, shown: str, values: Mapping[str, Any], by: str = "") -> tuple[int, Decided]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter_ns
@@ -18,6 +18,7 @@ from nova.storage.log import FileLog
 from nova.storage.snapshot import FileSnapshots
 from nova.store.checkpoints import KEPT, Checkpoints
 from nova.store.core import Durable, Replica, StoreConfig
+from nova.store.witness import Witness
 
 STORY_MAX: Final = 200
 """How many events `why` tells."""
@@ -146,10 +147,23 @@ class Directory:
         """Bring the index of the audit archive up to date; called now and then, and before it is asked."""
         self.audit.flush()
 
-    def check(self, head: str | None = None) -> Callable[[], dict[str, Any]]:
-        """A call that verifies the archive as it is now, and may run in another thread; see `verify_audit`."""
+    def witness(self, tick_ms: int) -> Witness:
+        """What keeps heads of audit trails, those of peers here and ours there."""
+        return Witness(self.catalog.trail(), lambda: self.audit.mark, self._hash_at, self.catalog, tick_ms=tick_ms)
+
+    def _hash_at(self, count: int) -> bytes | None:
+        if not self.audit.anchor.count < count <= self.archive.last:
+            return self.audit.anchor.hash if count == self.audit.anchor.count else None
+        return bytes(next(self.archive.replay(count))[1][4:36])
+
+    def check(self, head: str | None = None, held: Iterable[ChainMark] = ()) -> Callable[[], dict[str, Any]]:
+        """A call that verifies the archive as it is now, and may run in another thread; see `verify_audit`.
+
+        held  heads that peers hold; what retention dropped since is passed over
+        """
         self.audit.flush()
         heads = [self.audit.stored_head(), *([ChainMark.parse(head)] if head else [])]
+        heads += [mark for mark in held if mark.count >= self.audit.anchor.count]
         archive, anchor, upto, key = self.archive, self.audit.anchor, self.archive.durable, self._audit_key
         return lambda: _told(verify_kept(archive.replay, anchor, heads, key=key, upto=upto))
 

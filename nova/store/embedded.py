@@ -97,6 +97,7 @@ class ReplicatedStore:
 
     data         directory of its log and snapshots; None: in memory only
     node         its name; every replica needs another one
+    cluster      of the data directory: it belongs to a node of one cluster, for good
     kinds        key prefix -> kind (`register`, `vm`, `map`, `set`, `counter`)
     strategies   key prefix -> strategy for conflicts (`lww`, `multi_value`, `semantic`, ...)
     policies     key prefix -> policy for conflicts (`nova.conflict.policy`)
@@ -115,6 +116,7 @@ class ReplicatedStore:
         *,
         node: str = "local",
         region: str = "local",
+        cluster: str = "nova",
         kinds: Mapping[str, str] | None = None,
         strategies: Mapping[str, str] | None = None,
         policies: Mapping[str, Policy] | None = None,
@@ -133,7 +135,7 @@ class ReplicatedStore:
             self.replica = Replica(node, region=region, wall_ns=wall_ns, config=config)
             self.audit = AuditLog(key=config.audit_key)
         else:
-            self._directory = Directory(Path(data), node=node, checkpoints_kept=checkpoints_kept)
+            self._directory = Directory(Path(data), node=node, cluster=cluster, checkpoints_kept=checkpoints_kept)
             try:
                 self.replica = self._directory.open(region=region, wall_ns=wall_ns, config=config)
             except BaseException:

@@ -223,6 +223,11 @@ def list_checkpoints(data: str | Path) -> list[Checkpoint]:
     return Checkpoints(Path(data)).known()
 
 
+def owner_of(data: str | Path) -> Identity:
+    """Whose data directory this is. Raises UsageError if it is none."""
+    return _owner(Path(data))
+
+
 def _owner(data: Path) -> Identity:
     if not (data / "log").is_dir() or not (data / "catalog.sqlite").is_file():
         raise UsageError(f"{data} holds no log; name the data directory of a node that is stopped")

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from nova.clock import VectorClock
-from nova.conflict.detect import ConflictDetector, Contention, Version, at_most
+from nova.conflict.detect import ConflictDetector, ConflictType, Contention, Severity, Version, at_most
 from nova.conflict.metrics import METRICS, RESOURCES_SHOWN, WINDOW_S, ConflictMetrics, Hooks
 from nova.metrics import Registry
 
@@ -93,7 +93,9 @@ EVENTS = {
     "dwcp_invariant_violations_total": lambda m: m.detected(conflict(9, invariants=[at_most("", 5)])),
     "dwcp_recovery_attempts_total": lambda m: m.recovered("partition", "ok", 12.0),
     "dwcp_recovery_latency_ms": lambda m: m.recovered("partition", "ok", 12.0),
-    "dwcp_split_brain_detections_total": lambda m: m.split_brain(),
+    "dwcp_split_brain_detections_total": lambda m: m.detected(
+        conflict().replace(severity=Severity.CRITICAL, types=(ConflictType.RESOURCE_CONTENTION,))
+    ),
     "dwcp_crdt_merges_total": lambda m: m.merged("map", "clean"),
     "dwcp_crdt_conflicts_total": lambda m: m.detected(conflict()),
     "dwcp_conflict_events_logged_total": lambda m: m.logged("detect"),

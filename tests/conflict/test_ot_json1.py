@@ -175,3 +175,14 @@ def test_wide_operations_take_time_in_proportion_to_their_size():
     one = json1.apply(json1.apply(doc, moves), json1.transform(inserts, moves, "left"))
     assert one == json1.apply(json1.apply(doc, inserts), json1.transform(moves, inserts, "right"))
     assert json1.apply(doc, json1.compose(inserts, moves)) == json1.apply(json1.apply(doc, inserts), moves)
+
+
+def test_what_is_removed_stays_removed_though_the_other_side_moved_it_into_what_goes():
+    """Found by the 719,743rd pair of a long run: a list is moved out of what is removed, an item of it is removed."""
+    doc = [{}, ["x", "y"]]
+    a = [[0, {"r": True, "d": 0}], [1, {"p": 0}, 0, {"r": True}]]
+    b = [[0, "b", {"i": {}}, "a", {"d": 0}, 0, {"d": 1}], [1, {"p": 0}, 0, {"p": 1}]]
+    for left, right, expected in ((a, b, [["y"]]), (b, a, [])):
+        one = json1.apply(json1.apply(doc, right), json1.transform_no_conflict(left, right, "left"))
+        two = json1.apply(json1.apply(doc, left), json1.transform_no_conflict(right, left, "right"))
+        assert one == two == expected

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,10 @@ from typing import Any
 
 import pytest
 from real_nodes import ROOT, TOKEN, Node, Nodes, converge, eventually, meet, with_change
+
+from nova.conflict.audit import ChainMark
+from nova.storage.catalog import Catalog
+from nova.storage.log import FileLog
 
 pytestmark = pytest.mark.process
 
@@ -123,3 +130,125 @@ def test_a_node_whose_trail_lost_its_end_does_not_start(nodes: Nodes, tmp_path: 
     a.launch()
     assert a.wait() != 0
     assert "its tail was cut off" in a.words()
+
+
+def test_peers_find_out_that_the_end_of_a_trail_was_cut_though_nothing_on_its_disk_shows_it(nodes: Nodes) -> None:
+    hurry = with_change(nodes._folder, "import nova.store.witness; nova.store.witness.ROUND_MS = 300")
+    a, b = nodes.start("a", "b", environment=hurry)
+    meet(a, b)
+    for number in range(3):
+        for part in range(3):
+            a.put(f"k{number}/{part}", "x" * 200_000)
+        a.call("POST", f"/v1/points/k{number}/0", {})
+
+    def kept_by_b() -> str:
+        with Catalog(b.data / "catalog.sqlite") as catalog:
+            return next(iter(catalog.held("a").values()), "")
+
+    eventually(lambda: kept_by_b().startswith("3:"))
+    assert told(a, "audit", "verify")["ok"]
+    a.kill()
+    a.start()  # a crash accuses nobody
+    meet(a, b)
+    eventually(lambda: a.call("GET", "/v1/audit/witnesses")["held_by"] == {"b": kept_by_b()})
+    assert told(a, "audit", "verify")["ok"]
+    assert b.call("GET", "/v1/audit/witnesses")["holds"] == {"a": [kept_by_b()]}
+
+    assert a.stop() == 0  # with a snapshot: its log has no say in the trail any more
+    with FileLog(a.data / "audit") as archive:
+        records = [bytes(record) for _, record in archive.replay()]
+    with Catalog(a.data / "catalog.sqlite") as catalog:
+        catalog.set("audit_head", ChainMark(2, records[1][4:36]).seal(b""))
+    with contextlib.closing(sqlite3.connect(a.data / "catalog.sqlite")) as index, index:
+        index.execute("DELETE FROM events WHERE seq > 2")
+    shutil.rmtree(a.data / "audit")
+    with FileLog(a.data / "audit") as archive:
+        archive.append(records[:2])
+        archive.commit()
+    assert nova(a, "audit", "verify", "--data", str(a.data)).returncode == 0  # alone, nobody can see it
+    a.start()
+    meet(a, b)
+    eventually(lambda: a.call("GET", "/v1/audit/witnesses")["held_by"])
+    verdict = nova(a, "audit", "verify")
+    assert verdict.returncode == 1
+    assert "its tail was cut off" in verdict.stdout
+    a.call("POST", "/v1/points/k0/0", {})
+    a.call("POST", "/v1/points/k0/0", {})  # longer than it was: and still another one
+    eventually(lambda: a.call("GET", "/v1/audit/statistics")["events"] == 4)
+    eventually(lambda: "does not fit" in a.words())
+    verdict = nova(a, "audit", "verify")
+    assert verdict.returncode == 1
+    assert "another hash" in verdict.stdout
+    assert kept_by_b().startswith("3:")  # what shows it stays
+
+
+def test_why_tells_the_whole_story_of_a_vm_through_partition_vote_and_rollback(nodes: Nodes) -> None:
+    voters = ("--voter", "a", "--voter", "b", "--voter", "c", "--strategies", "vm/=consensus_vote")
+    a, b, c = nodes.start("a", "b", "c", flags=voters)
+    meet(a, b, c)
+    a.put("vm/7", {**VM, "host": "h1"}, kind="vm")
+    point = nova(a, "points", "save", "vm/7", "--note", "before the move").stdout.strip()
+    converge(a, b, c)
+    c.cut(a, b)
+    a.put("vm/7", {"host": "h2"}, merge=True)
+    eventually(lambda: b.get("vm/7")["value"]["host"] == "h2")  # type: ignore[index]
+    c.put("vm/7", {"host": "h9"}, merge=True)  # the last writer, whom only c heard
+    for one in (a, b, c):
+        one.heal()
+    eventually(lambda: all(one.status()["conflicts"] == 1 and not one.status()["pending"] for one in (a, b, c)))
+    converge(a, b, c)
+    assert [one.get("vm/7")["value"]["host"] for one in (a, b, c)] == ["h2"] * 3  # type: ignore[index]
+    assert told(a, "rollback", "vm/7", "--to", point, "--by", "ann")["restored"] == {"/host": "h1"}
+    converge(a, b, c)
+    assert c.get("vm/7")["value"]["host"] == "h1"  # type: ignore[index]
+
+    story = nova(a, "why", "vm/7").stdout
+    parts = (
+        f"was kept as point {point} (before the move)",
+        "conflict",
+        'a wrote /host = "h2"',
+        'c wrote /host = "h9"',
+        "are asked; until they have decided",
+        "a cast its vote in conflict",
+        "a vote on vm/7 asked",
+        'a "h2"',
+        'b "h2"',
+        '"h2" won (2 of 3 needed)',
+        "a vote decided conflict",
+        'discarded: "h9" of c at /host',
+        f"vm/7 was rolled back to {point} by ann",
+        '/host is "h1" again',
+        'discarded: "h2" of a at /host: rolled back',
+    )
+    at = 0
+    for words in parts:
+        found = story.find(words, at)
+        assert found >= 0, f"{words!r} is missing behind {story[:at][-80:]!r} in\n{story}"
+        at = found if words != "conflict" else at
+    for other in (b, c):  # they counted nothing, and were told how it ended
+        eventually(lambda other=other: '"h2" won (2 of 3 needed)' in nova(other, "why", "vm/7").stdout)
+    assert all(told(one, "audit", "verify")["ok"] for one in (a, b, c))
+
+
+def test_a_vote_outlives_who_counts_it(nodes: Nodes) -> None:
+    voters = ("--voter", "a", "--voter", "b", "--voter", "c", "--strategies", "x/=consensus_vote")
+    a, b, c = nodes.start("a", "b", "c", flags=voters)
+    meet(a, b, c)
+    c.cut(a, b)
+    a.put("x/1", "first")
+    eventually(lambda: b.get("x/1"))
+    c.put("x/1", "second")
+    # Both are heard by b, which is not the one to count; then a, which is, is gone.
+    b.heal()
+    c.call("POST", "/v1/chaos/heal")
+    c.cut(a)
+    eventually(lambda: b.status()["conflicts"] == 1)
+    a.kill()
+    eventually(lambda: b.get("x/1")["siblings"] == [] and c.get("x/1")["siblings"] == [], seconds=60)  # type: ignore[index]
+    converge(b, c)
+    value = b.get("x/1")["value"]  # type: ignore[index]
+    a.start()
+    a.heal()
+    c.heal()
+    converge(a, b, c)
+    assert [one.get("x/1")["value"] for one in (a, b, c)] == [value] * 3  # type: ignore[index]

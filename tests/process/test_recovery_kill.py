@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time_ns
 
 import pytest
 from killed import said_before_kill
+from real_nodes import eventually
 
 from nova.errors import UnavailableError
 from nova.storage.unsynced import cut_power
@@ -96,3 +97,30 @@ def test_a_restore_that_is_killed_leaves_a_whole_copy_or_none(tmp_path):
             assert restore(tmp_path / "a", into, node="b").rebuilt.digest == digest
         with ReplicatedStore(into, node="b") as copy:
             assert copy.digest == digest
+
+
+def test_a_node_takes_checkpoints_while_it_serves_and_its_past_is_restored_after_a_kill(nodes, tmp_path):
+    (a,) = nodes.start("a", limits={"checkpoint_ms": 1_000, "checkpoints_kept": 3, "snapshot_log_bytes": 1 << 20})
+    a.put("k", "early")
+    eventually(lambda: a.call("GET", "/v1/checkpoints")["checkpoints"])
+    taken = a.call("POST", "/v1/checkpoints")
+    assert (taken["node"], taken["keys"]) == ("a", 1)
+    eventually(lambda: time_ms() > taken["time_ms"])
+    then = time_ms()
+    eventually(lambda: time_ms() > then)
+    a.put("k", "late")
+    for number in range(12):  # a snapshot is due in between: the log that the checkpoints need has to stay
+        a.put(f"bulk/{number}", "x" * 200_000)
+    a.kill()
+    cut(a.data)
+    done = restore(a.data, tmp_path / "then", node="then", cluster="past", at_ms=then)
+    assert done.keys == 1
+    with ReplicatedStore(tmp_path / "then", node="then", cluster="past") as past:
+        assert past.get("k").value == "early"
+    assert len(list_checkpoints(a.data)) <= 3
+    a.start()
+    assert a.get("k")["value"] == "late"
+
+
+def time_ms():
+    return time_ns() // 1_000_000

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import uvloop
 
+from nova.conflict.healing.checkpoints import Checkpoint
 from nova.errors import (
     CompactedError,
     CorruptionError,
@@ -19,8 +20,9 @@ from nova.errors import (
     UnavailableError,
     UsageError,
 )
-from nova.server.api import bind, make_app, make_server
+from nova.server.api import make_app
 from nova.server.config import NodeConfig
+from nova.server.serving import bind, make_server
 from nova.store.decisions import Candidate, Decided, Waiting
 from nova.store.model import Change, Entry, Put
 
@@ -33,6 +35,7 @@ class MemoryBackend:
         self.changes: list[Change] = []
         self.oldest = oldest
         self.cut: list[str] = []
+        self.taken: Sequence[Checkpoint] = ()
         self.is_ready = True
         self.open_watches = 0
         self.changed = asyncio.Condition()
@@ -159,6 +162,16 @@ class MemoryBackend:
 
     async def audit_verify(self, head: str | None) -> dict[str, Any]:
         return {"ok": head != "9:00", "events": 1, "head": "00ff"}
+
+    def checkpoints(self) -> Sequence[Checkpoint]:
+        return self.taken
+
+    async def checkpoint(self) -> Checkpoint:
+        self.taken = [*self.taken, Checkpoint(1, 2, 3, "n1", 1, 4, "00")]
+        return self.taken[-1]
+
+    def audit_witnesses(self) -> dict[str, Any]:
+        return {"trail": "t", "held_by": {}, "accused_by": {}, "holds": {}}
 
     def audit_statistics(self, top: int) -> Any:
         hot = [{"kind": "resource", "subject": "vm/1", "count": 7, "error": 1}][:top]

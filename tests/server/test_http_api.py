@@ -12,8 +12,8 @@ import pytest
 from memory_backend import Running, eventually, running
 
 from nova.errors import ConfigError
-from nova.server.api import bind
 from nova.server.config import Limits
+from nova.server.serving import bind
 
 
 class Answer:
@@ -300,6 +300,13 @@ def test_what_waits_is_listed_and_decided(node: Running) -> None:
     refused(ask(node, "POST", "/v1/decisions/vm/1", {"values": {}}), 400, "bad_request")
 
 
+def test_checkpoints_and_witnesses(node: Running) -> None:
+    assert ask(node, "GET", "/v1/checkpoints").json() == {"checkpoints": []}
+    made = ask(node, "POST", "/v1/checkpoints").json()
+    assert ask(node, "GET", "/v1/checkpoints").json() == {"checkpoints": [made]}
+    assert ask(node, "GET", "/v1/audit/witnesses").json()["held_by"] == {}
+
+
 def test_health_is_the_process_and_readiness_the_node(node: Running) -> None:
     assert ask(node, "GET", "/healthz").status == 200
     assert ask(node, "GET", "/readyz").json() == {"ready": True, "reason": "serving"}
@@ -328,9 +335,10 @@ def test_the_description_names_every_route(node: Running) -> None:
     plain += (
         " /v1/why/{key} /v1/audit /v1/audit/verify /v1/audit/statistics /v1/audit/export /v1/points/{key} /v1/decisions"
     )
+    plain += " /v1/audit/witnesses /v1/checkpoints"
     gets = {("GET", path) for path in plain.split()}
     writes = "/v1/batch /v1/chaos/cut /v1/chaos/heal /v1/audit/retain /v1/points/{key} /v1/rollback/{key}"
-    writes += " /v1/decisions/{key}"
+    writes += " /v1/decisions/{key} /v1/checkpoints"
     posts = {("POST", path) for path in writes.split()}
     assert routes == keys | gets | posts
     answers = paths["/v1/keys/{key}"]["put"]["responses"]

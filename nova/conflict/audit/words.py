@@ -46,6 +46,8 @@ def describe(event: AuditEvent) -> str:
             text = f"conflict {event.conflict_id[:8]} on {about} was escalated: {body.get('reason', 'no reason given')}"
             text += f"; {str(body['action']).replace('_', ' ')}" if body.get("action") else ""
             text += f", to {body['to']}" if body.get("to") else ""
+        case "vote" if "cast" in body:
+            text = f"{body.get('voter', 'a voter')} cast its vote in conflict {event.conflict_id[:8]} on {about}"
         case "vote":
             ballots = [f"{name} {choice}" for name, choice in sorted(_map(body.get("ballots")).items())]
             text = f"a vote on {about}" + (f" asked {body['question']!r}" if "question" in body else "")

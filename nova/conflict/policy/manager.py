@@ -8,7 +8,7 @@ replicas. All else is a function of the conflict, its context and its facts.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -61,13 +61,21 @@ class PolicyManager:
     policies  whatever is to be known by name; `add` adds or replaces one
     timer     None: nothing times out and nobody waits between attempts
     metrics   is told of each conflict that is settled, with the result and the time
+    watch_ns  what times are measured by, and the window of `auto_limit`; None: the timer. No value depends on it, so it
+              may run where replicas have to settle alike
     """
 
     def __init__(
-        self, policies: Iterable[Policy] = (), *, timer: Timer | None = None, metrics: ConflictMetrics | None = None
+        self,
+        policies: Iterable[Policy] = (),
+        *,
+        timer: Timer | None = None,
+        metrics: ConflictMetrics | None = None,
+        watch_ns: Callable[[], int] | None = None,
     ) -> None:
         self._policies = {policy.name: policy for policy in policies}
         self._timer: Timer = timer or NoTime()
+        self._watch_ns = watch_ns or self._timer.now_ns
         self._recent: dict[tuple[str, str], deque[int]] = {}
         self._frozen: dict[str, Action] = {}
         self._metrics = metrics
@@ -99,8 +107,8 @@ class PolicyManager:
         cost   that of the strategy, and some ten microseconds
         """
         chosen = policy if isinstance(policy, Policy) else self.policy(policy)
-        start = self._timer.now_ns()
-        settling = _Settling(chosen, conflict, context, facts, self._timer, start)
+        start = self._watch_ns()
+        settling = _Settling(chosen, conflict, context, facts, self._timer, self._timer.now_ns())
         found = settling.run()
         if chosen.escalations or chosen.auto_limit is not None:
             found = self._escalated(chosen, conflict, context, facts, found, start, again)
@@ -108,7 +116,7 @@ class PolicyManager:
             return found
         result = "pending" if found.pending else "fallback" if settling.fell else "ok"
         if self._metrics is not None:
-            self._metrics.policy_applied(chosen.name, result, (self._timer.now_ns() - start) / 1e6)
+            self._metrics.policy_applied(chosen.name, result, max(self._watch_ns() - start, 0) / 1e6)
         return found
 
     def applied(self, name: str) -> PolicyStrategy:

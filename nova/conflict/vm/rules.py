@@ -24,6 +24,7 @@ from nova.conflict.detect import (
 )
 from nova.conflict.strategies import ResolveContext, Schema, Settled, last_writer, maximum, register_schema, show
 from nova.conflict.vm.state import ENDED_RANK, MIGRATION_RANK, POWER_RANK, join, split
+from nova.types import Order
 
 # ------------------------------------------------------------------------------------------------ invariants
 
@@ -148,7 +149,24 @@ def _split_brain(case: Case) -> Finding | None:
             shown = " and ".join(show(place) for place in places)
             reason = f"split brain: running at {field} {shown}; the last writer's stands until one is fenced"
             return Finding(ConflictType.RESOURCE_CONTENTION, Severity.CRITICAL, reason, manual=True)
+    if started := _started_elsewhere(case):
+        host, writer = started
+        reason = (
+            f"split brain: {host.origin} put it to host {show(host.value)}, where it runs, and {writer.origin} started "
+            "it without having seen that; stop one of them, or fence it"
+        )
+        return Finding(ConflictType.RESOURCE_CONTENTION, Severity.CRITICAL, reason, manual=True)
     return None
+
+
+def _started_elsewhere(case: Case) -> tuple[Version, Version] | None:
+    """The write that says where the VM is, and a writer who started it without having seen that, while another had."""
+    hosts = case.siblings.get("/host", ())
+    started = [version for version in case.siblings.get("/power_state", ()) if version.value == "running"]
+    if len(hosts) != 1 or len(started) < 2:
+        return None
+    unaware = [version for version in started if version.clock.compare(hosts[0].clock) is Order.CONCURRENT]
+    return (hosts[0], unaware[0]) if 0 < len(unaware) < len(started) else None
 
 
 def _states(case: Case, *fields: str) -> list[Mapping[str, Any]]:

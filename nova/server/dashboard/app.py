@@ -109,7 +109,7 @@ class _Waiting:
 
     def refresh(self) -> None:
         waits = self._view.waiting
-        shown = [each["shown"] for each in waits]
+        shown = [f"{each['shown']} {each['vote']}" for each in waits]
         self._card.set_visibility(bool(waits))
         if shown == self._shown:
             return  # what is being chosen stays as it is
@@ -142,6 +142,9 @@ class _Waiting:
             for path, candidates in sorted(paths.items()):
                 with ui.row().classes("items-center"):
                     ui.label(path or "value").classes("mono")
+                    if path in waits["vote"]:
+                        vote = waits["vote"][path]
+                        ui.label(f"{len(vote['ballots'])} of {len(vote['voters'])} voted").classes("dim")
                     options = {i: render.choice(candidate) for i, candidate in enumerate(candidates)}
                     kept = next(
                         (i for i, one in enumerate(candidates) if one["value"] == waits["settled"].get(path)), 0

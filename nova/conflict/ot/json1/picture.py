@@ -529,8 +529,10 @@ class Picture:
         place = thing.places[other]
         at = place.parent if place is not None else thing.parent
         while at is not None and at is not self.top:
+            if not self.gone(at):  # it stays, or is moved out of what goes: what is in it goes by itself
+                return False
             place = at.places[other]
-            if place is not None and self.gone(at) and self.remover(at, side) is None:
+            if place is not None and self.remover(at, side) is None:
                 return True
             at = place.parent if place is not None else at.parent
         return False

@@ -1,0 +1,235 @@
+"""What goes over the wire: the bodies of requests and answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nova.conflict.healing.checkpoints import Checkpoint
+from nova.store.decisions import Waiting
+from nova.store.model import Entry, Put
+from nova.store.points import Point
+
+
+class KeyWrite(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of PUT /v1/keys/{key}; the fields are those of Put."""
+
+    value: Any
+    kind: str | None = None
+    merge: bool = False
+    context: dict[str, int] | None = None
+    conditional: bool = False
+
+
+class KeyEntry(Entry, frozen=True, kw_only=True):
+    """An entry, with the milliseconds of its timestamp since 1970 for readers whose integers end at 2^53."""
+
+    time_ms: int
+
+
+class KeyPage(msgspec.Struct):
+    """Entries in key order; hand `next` back as `after`, null: that was all."""
+
+    keys: list[KeyEntry]
+    next: str | None
+
+
+class Batch(msgspec.Struct, forbid_unknown_fields=True):
+    """Up to 10,000 writes that share one durable commit."""
+
+    puts: list[Put]
+
+
+class Written(msgspec.Struct):
+    key: str
+    clock: dict[str, int]
+    timestamp: int
+    dot: tuple[str, int]
+
+
+class NotWritten(msgspec.Struct):
+    key: str
+    code: str
+    error: str
+
+
+class BatchResults(msgspec.Struct):
+    """One result for each write, in order. A refused write does not hold the others back."""
+
+    results: list[dict[str, Any]]
+
+
+class Status(msgspec.Struct):
+    """The node in numbers; `digest` is equal on nodes that hold equal states."""
+
+    name: str
+    region: str
+    version: str
+    revision: int
+    digest: str
+    keys: int
+    peers: int
+    healthy: bool
+    cluster: str
+    incarnation: int
+    clock: dict[str, int]
+    uptime_s: float
+    conflicts: int
+    pending: int
+    writes_total: int
+    rss_bytes: int
+    log: dict[str, int]
+    http: str
+    listen: str
+
+
+class Peer(msgspec.Struct):
+    node: str
+    region: str
+    address: str
+    http: str
+    state: str
+    incarnation: int
+    connected: bool
+    rtt_ms: float | None
+    lag_ops: int
+    sent_bytes: int
+    received_bytes: int
+
+
+class PeerPage(msgspec.Struct):
+    peers: list[Peer]
+
+
+class ConflictPage(msgspec.Struct):
+    """Conflicts, newest first."""
+
+    conflicts: list[dict[str, Any]]
+    total: int
+    by_type: dict[str, int]
+    by_strategy: dict[str, int]
+    next: str | None
+
+
+class Why(msgspec.Struct):
+    """How a value came to be: the writes behind it, the conflicts among them, and the same in words."""
+
+    key: str
+    kind: str
+    value: Any
+    writes: list[dict[str, Any]]
+    conflicts: list[dict[str, Any]]
+    text: str
+
+
+class AuditPage(msgspec.Struct):
+    events: list[dict[str, Any]]
+    next: str | None
+
+
+class AuditCheck(msgspec.Struct):
+    """Whether the hash chain of the audit trail is whole."""
+
+    ok: bool
+    events: int
+    head: str
+    error: str | None = None
+
+
+class Witnesses(msgspec.Struct):
+    """Heads of audit trails, COUNT:HASH, that are kept where the trail's own node cannot change them.
+
+    held_by     peer -> head of this node's trail that it was heard to hold
+    accused_by  peer -> why the head that it holds does not fit this trail
+    holds       peer -> heads of its trails that this node holds, the present one and those of data directories before
+    """
+
+    trail: str
+    held_by: dict[str, str]
+    accused_by: dict[str, str]
+    holds: dict[str, list[str]]
+
+
+class CheckpointPage(msgspec.Struct):
+    """The checkpoints of this node, oldest first."""
+
+    checkpoints: list[Checkpoint]
+
+
+class PointPage(msgspec.Struct):
+    """The newest rollback points of a key that this node made, at most 100, oldest first."""
+
+    points: list[Point]
+
+
+class NewPoint(msgspec.Struct, forbid_unknown_fields=True):
+    note: str = ""
+
+
+class MadePoint(msgspec.Struct):
+    point: str
+
+
+class RollbackTo(msgspec.Struct, forbid_unknown_fields=True):
+    """Where to, and the clock that the decision was made on (null: the present one): what it does not know stays."""
+
+    to: str
+    context: dict[str, int] | None = None
+    by: str = ""
+
+
+class WaitingPage(msgspec.Struct):
+    """What waits for somebody to decide, oldest first."""
+
+    waiting: list[Waiting]
+
+
+class Decide(msgspec.Struct, forbid_unknown_fields=True):
+    """A decision about what was `shown`: path -> value for each path that has candidates, "" is the whole value."""
+
+    shown: str
+    values: dict[str, Any]
+    by: str = ""
+
+
+class Keep(msgspec.Struct, forbid_unknown_fields=True):
+    """What the audit trail shall keep; null: no such limit."""
+
+    age_ms_max: int | None = None
+    events_max: int | None = None
+
+
+class Dropped(msgspec.Struct):
+    dropped: int
+
+
+class Cut(msgspec.Struct, forbid_unknown_fields=True):
+    """Peers to stop talking to."""
+
+    peers: list[str]
+
+
+class CutPeers(msgspec.Struct):
+    cut: list[str]
+
+
+class Ready(msgspec.Struct):
+    ready: bool
+    reason: str
+
+
+class Problem(msgspec.Struct):
+    """Every error. 409 adds `current` (an Entry and `yours`, or what waits now), 410 adds `oldest`."""
+
+    code: str
+    error: str
+    request_id: str
+
+
+encode = msgspec.json.Encoder().encode
+decode_write = msgspec.json.Decoder(KeyWrite).decode
+decode_batch = msgspec.json.Decoder(Batch).decode
+decode_clock = msgspec.json.Decoder(dict[str, int]).decode
+
+Headers = list[tuple[bytes, bytes]]
