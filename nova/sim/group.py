@@ -49,7 +49,7 @@ class Subject(msgspec.Struct, frozen=True):
 
     make        makes a core
     messages    its wire messages
-    invariants  asked after every event, of the group; an AssertionError is a violation
+    invariants  makes, for a run, what is asked after every event, of the group; an AssertionError is a violation
     nodes       members of a run
     options     of the epoch
     """
@@ -57,7 +57,7 @@ class Subject(msgspec.Struct, frozen=True):
     name: str
     make: Make
     messages: tuple[type[msgspec.Struct], ...]
-    invariants: tuple[Callable[[Group], None], ...] = ()
+    invariants: Callable[[], Callable[[Group], None]] | None = None
     nodes: int = 3
     options: dict[str, Any] = {}
 
@@ -184,7 +184,7 @@ class Group:
         names = tuple(f"n{number}" for number in range(nodes or subject.nodes))
         self.epoch = Epoch(0, subject.name, names, options=subject.options)
         self.decided: dict[int, tuple[int, bytes, NodeId]] = {}
-        self.digests: dict[int, tuple[int, NodeId]] = {}
+        self.terms: dict[int, int] = {}
         self.appends: dict[int, Append] = {}
         self.reads: list[Read] = []
         self.refused: list[str] = []
@@ -192,7 +192,7 @@ class Group:
         self._keys = keys
         self._end_ns = seconds * SECOND
         self._serial = 0
-        self._own = [*subject.invariants, *invariants]
+        self._own = [*([subject.invariants()] if subject.invariants else []), *invariants]
         self.world = World(
             seed,
             names,
@@ -346,6 +346,7 @@ class Group:
                 for entry in entries:
                     value = (int(entry.kind), entry.data)
                     known = self.decided.setdefault(entry.position, (*value, node))
+                    self.terms.setdefault(entry.position, entry.term)
                     assert known[:2] == value, (
                         f"I3: position {entry.position} is decided differently by {known[2]} and {node}"
                     )

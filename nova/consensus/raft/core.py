@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -432,9 +432,7 @@ class Raft:
 
     def _lead_append(self, entries: Sequence[tuple[Kind, bytes]], out: Outputs) -> None:
         position = self.log.last
-        made = [
-            Entry(position + number, self.term, kind, data) for number, (kind, data) in enumerate(entries, start=1)
-        ]
+        made = [Entry(position + number, self.term, kind, data) for number, (kind, data) in enumerate(entries, start=1)]
         self._uncommitted_bytes += sum(len(entry.data) for entry in made)
         self._store(made, out)
         for peer in self._progress:
@@ -477,7 +475,11 @@ class Raft:
                 self._round_heard[sender] = max(round, self._round_heard.get(sender, 0))
                 self._confirm(out)
                 if progress.mode is not Mode.SNAPSHOT and progress.matched < self.log.last:
-                    if progress.mode is Mode.REPLICATE and progress.flying and progress.quiet > self.options.election_ticks // 2:
+                    if (
+                        progress.mode is Mode.REPLICATE
+                        and progress.flying
+                        and progress.quiet > self.options.election_ticks // 2
+                    ):
                         progress.probe()  # it hears us, and says nothing about what it was sent
                     elif progress.mode is Mode.PROBE:
                         progress.paused = False
@@ -774,7 +776,9 @@ class Raft:
             else:
                 raise CorruptionError(f"the log of {self.node} holds a record {tag!r} that is not raft's")
         except (msgspec.MsgspecError, ValueError) as error:
-            raise CorruptionError(f"a record of {len(record)} bytes in the log of {self.node} is none: {error}") from None
+            raise CorruptionError(
+                f"a record of {len(record)} bytes in the log of {self.node} is none: {error}"
+            ) from None
 
     _installed: Snapshot | None = None
 

@@ -51,7 +51,9 @@ class Members(msgspec.Struct, frozen=True, array_like=True):
         """
         new, others = tuple(sorted(set(voters))), tuple(sorted(set(learners)))
         if self.joint:
-            raise UsageError(f"a change from {list(self.outgoing)} to {list(self.voters)} is under way; wait for its end")
+            raise UsageError(
+                f"a change from {list(self.outgoing)} to {list(self.voters)} is under way; wait for its end"
+            )
         if not new:
             raise UsageError("no voter would be left; keep at least 1")
         if both := sorted(set(new) & set(others)):
