@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nova.cli.simulate import History
+from nova.cli.histories import History
 from nova.store import ReplicatedStore
 from nova.store.core import StoreConfig
 

@@ -10,8 +10,8 @@ hands in ticks, a monotonic clock that it may read, and a seeded generator. Ever
   apply    the events below, in this order with the sends of the same Outputs
 
 What has become durable is told to the core by `advance`: a core that persists adds a `Persisted(token)` of its own
-choosing to `apply`, and the driver hands that token back. So a leader's own sync overlaps the replication, and it counts
-itself only when its disk does.
+choosing to `apply`, and the driver hands that token back. So a leader's own sync overlaps the replication, and it
+counts itself only when its disk does.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     """One decided, or proposed, position.
 
     position  from 1; in an epoch that does not begin the chain, from the sealed position on. Protocols without a total
-              order (`Core.ordered` False) give each instance a position of its own and apply them in the order of `Committed`
+              order (`Core.ordered` False) give each instance one of its own, and apply in the order of `Committed`
     term      term, ballot or view under which it was made
     data      encoded once: the same bytes go to the wire and to the log. COMMANDS: `pack(commands)`
     """

@@ -149,8 +149,8 @@ class ReplicatedMachine:
         """
         if len(self._queue) >= self.config.queue_max or len(self._pending) >= self.config.pending_max:
             raise OverloadedError(
-                f"{len(self._queue)} commands wait to be proposed and {len(self._pending)} for an answer; the limits are "
-                f"{self.config.queue_max} and {self.config.pending_max}: try again when some are answered"
+                f"{len(self._queue)} commands wait to be proposed and {len(self._pending)} for an answer; the limits "
+                f"are {self.config.queue_max} and {self.config.pending_max}: try again when some are answered"
             )
         if len(command.data) > self.config.entry_bytes_max:
             raise UsageError(f"a command of {len(command.data)} bytes; the limit is {self.config.entry_bytes_max}")
@@ -312,7 +312,7 @@ class ReplicatedMachine:
     # -- recovery --
 
     def checkpoint(self, out: Outputs, least: int = 1) -> None:
-        """Let the log begin anew, behind what `out` (of this turn) persists, with a snapshot of what is applied: if that
+        """Let the log begin anew, behind what `out` (of this turn) persists, with a snapshot of what is applied: if it
         is `least` entries more than in the last one."""
         if self._since_checkpoint < least:
             return

@@ -326,7 +326,7 @@ class Group:
     def _give_up(self, client: Client, up: list[NodeId], touched: set[NodeId]) -> None:
         """No answer: a read is asked anew, a command again under its number, elsewhere."""
         if client.node in up:
-            replica = self.world[client.node].replica  # type: ignore[index]
+            replica = self.world[client.node].replica
             if client.command is not None:
                 replica.forget(client.command)
             if client.reading is not None:

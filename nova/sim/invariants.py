@@ -78,8 +78,8 @@ class LogInvariants:
         for position, (kind, data, other) in group.decided.items():
             if position <= core.log.offset or group.terms[position] >= core.term:
                 continue
-            held = core.log.entries[position - core.log.offset - 1] if position <= core.log.last else None
-            assert held is not None and (int(held.kind), held.data) == (kind, data), (
+            held = core.log.between(position - 1, position)
+            assert [(int(entry.kind), entry.data) for entry in held] == [(kind, data)], (
                 f"I5: {node} leads in term {core.term} without position {position}, which {other} saw committed"
             )
 

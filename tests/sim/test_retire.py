@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-from nova.cli.simulate import History, SimulatedMember
+from nova.cli.histories import History, SimulatedMember
 from nova.sim.network import Link
 from nova.sim.world import World
 from nova.store.cluster import CODEC, ClusterCore

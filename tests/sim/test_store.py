@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-from nova.cli.simulate import History
+from nova.cli.histories import History
 from nova.conflict.audit import AuditChain
 from nova.crdt.keyspace import Keyspace
 from nova.sim.disk import SimSnapshots

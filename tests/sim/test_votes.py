@@ -7,7 +7,7 @@ from collections import defaultdict
 import msgspec
 import pytest
 
-from nova.cli.simulate import LINK, TICK_NS, SimulatedMember
+from nova.cli.histories import LINK, TICK_NS, SimulatedMember
 from nova.errors import ConfigError
 from nova.sim.faults import SECOND, random_plan
 from nova.sim.world import World

@@ -11,8 +11,8 @@ Where it goes beyond the paper, or another way:
 - Members change by joint consensus (6), and a configuration counts as soon as it is in the log. A leader leaves the
   joint configuration by itself, when it is committed.
 - A rejected append says where the logs may meet, by term, so that each differing term costs one probe at most (5.3).
-- Reads ask a round of heartbeats whether the leader still leads (6.4), many reads a round; or, with `lease_reads`, trust
-  a clock that the driver reads (6.4.1). Such a lease is given up when leadership is handed over.
+- Reads ask a round of heartbeats whether the leader still leads (6.4), many reads a round; or, with `lease_reads`, they
+  trust a clock that the driver reads (6.4.1). Such a lease is given up when leadership is handed over.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class RaftOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not 1 <= self.heartbeat_ticks < self.election_ticks:
             raise UsageError(
-                f"heartbeat_ticks is {self.heartbeat_ticks} and election_ticks {self.election_ticks}; a leader has to be "
-                "heard several times within an election timeout"
+                f"heartbeat_ticks is {self.heartbeat_ticks} and election_ticks {self.election_ticks}; a leader has to "
+                "be heard several times within an election timeout"
             )
         if self.lease_reads and not self.check_quorum:
             raise UsageError("lease_reads needs check_quorum: a leader that never steps down has no lease to end")
@@ -242,8 +242,8 @@ class Raft:
         size = sum(len(data) for _, data in entries)
         if self._uncommitted_bytes and self._uncommitted_bytes + size > self.options.uncommitted_bytes_max:
             raise OverloadedError(
-                f"{self._uncommitted_bytes} bytes are proposed and not committed, {size} more are too many; the limit is "
-                f"{self.options.uncommitted_bytes_max}: try again when some are committed"
+                f"{self._uncommitted_bytes} bytes are proposed and not committed, {size} more are too many; the limit "
+                f"is {self.options.uncommitted_bytes_max}: try again when some are committed"
             )
         out = Outputs()
         self._lead_append(entries, out)
@@ -493,7 +493,7 @@ class Raft:
         stored = {peer: progress.matched for peer, progress in self._progress.items()}
         stored[self.node] = self.log.durable
         position = self.members.committed(stored)
-        # Replicas of an entry of an earlier term prove nothing: a later leader may still overwrite it (5.4.2, figure 8).
+        # Replicas of an entry of an earlier term prove nothing: a later leader may overwrite it (5.4.2, figure 8).
         if position > self.committed and self.log.term(position) == self.term:
             self._commit(position, out)
 

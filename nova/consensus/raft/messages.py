@@ -85,6 +85,6 @@ class ReadIndexReply(Message, frozen=True, array_like=True, tag="rI"):
 
 
 MESSAGES = (
-    Vote, VoteReply, Append, AppendReply, Heartbeat, HeartbeatReply, SnapshotChunk, SnapshotReply, TimeoutNow, ReadIndex,
-    ReadIndexReply,
+    Vote, VoteReply, Append, AppendReply, Heartbeat, HeartbeatReply, SnapshotChunk, SnapshotReply, TimeoutNow,
+    ReadIndex, ReadIndexReply,
 )  # fmt: skip
