@@ -198,7 +198,8 @@ class ReplicatedMachine:
         for pending in self._pending.values():
             pending.age += 1
             again = pending.command.session or pending.command.sequence == OPEN
-            if again and pending.age % self.config.retry_ticks == 0 and len(self._queue) < self.config.queue_max:
+            if not pending.queued and again and pending.age >= self.config.retry_ticks:
+                pending.age, pending.queued = 0, True
                 self._queue.append(pending.command)
         return self._framed(self.core.tick())
 
@@ -208,16 +209,19 @@ class ReplicatedMachine:
         while self._queue:
             batch = self._batch()
             try:
+                # Without a leader they stay in the queue; else they are on their way, and wait for their answer.
                 out.extend(self.core.propose([(Kind.COMMANDS, pack(batch))]))
             except NotLeaderError as error:
-                if error.leader not in (None, self.node):
-                    out.send.append((error.leader, Forward(batch)))
-                    continue
-                self._queue.extendleft(reversed(batch))
-                break
+                if error.leader in (None, self.node):
+                    self._queue.extendleft(reversed(batch))
+                    break
+                out.early.append((error.leader, Forward(batch)))
             except (OverloadedError, SealedError):
                 self._queue.extendleft(reversed(batch))
                 break
+            for command in batch:
+                if (pending := self._pending.get(_name(command))) is not None:
+                    pending.queued = False
         return self._framed(out)
 
     def _batch(self) -> list[Command]:

@@ -41,8 +41,10 @@ class LogInvariants:
         self._reported = 0
 
     def __call__(self, group: Group) -> None:
+        touched = group.world.touched
         for member in group.world:
-            self._member(group, member)
+            if touched is None or member.replica.node == touched:
+                self._member(group, member)
         if len(group.decided) > self._reported:
             self._stored(group)
             self._reported = len(group.decided)

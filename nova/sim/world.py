@@ -108,6 +108,8 @@ class World:
         self.invariants = list(invariants)
         self.events = 0
         self.messages = 0
+        self.touched: NodeId | None = None
+        """The one node that the present event is about; None if it may be any."""
         self._make = make
         self._codec = codec
         self._on_event, self._sent, self._dropped = on_event, sent, dropped
@@ -254,6 +256,7 @@ class World:
         at, _, kind, host, sender, what = heappop(self._heap)
         self.now = at
         self.events += 1
+        self.touched = host.name if host is not None else None
         source = sender.index if sender is not None else -1
         self._pending_trace.append(_EVENT.pack(at, kind, source, host.index if host is not None else -1))
         if kind == _DELIVER:
@@ -361,4 +364,4 @@ class World:
             self._push(at, _DELIVER, target, host, data)
 
     def _disk_schedule(self, host: _Host) -> Callable[[int, Callable[[], None]], None]:
-        return lambda delay_ns, action: self._push(self.now + delay_ns + host.slow_disk_ns, _ACTION, None, None, action)
+        return lambda delay_ns, action: self._push(self.now + delay_ns + host.slow_disk_ns, _ACTION, host, None, action)
