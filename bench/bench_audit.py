@@ -1,7 +1,7 @@
-"""The audit trail: append, verify and make durable, beside what one writes in a hurry with the standard library.
+"""The audit trail: append and verify, beside what one writes in a hurry with the standard library.
 
 Run with `pytest bench/bench_audit.py`. The peers make the same chain (each record holds the hash of the one before) of
-the same events: `hashlib + json` is Python's BLAKE2b or SHA-256 over canonical JSON, `SQLite` an INSERT of such a row.
+the same events: `hashlib + json` is Python's BLAKE2b or SHA-256 over canonical JSON. On disk: bench_audit_log.py.
 Times are of a whole batch; `operations` is how many events it has.
 """
 
@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import time
 
 import pytest
 
-from nova.conflict.audit import AuditChain, AuditLog, PatternDetector, SpaceSaving, blake3, verify
-from nova.storage.catalog import Catalog
-from nova.storage.log import FileLog
+from nova.conflict.audit import AuditChain, PatternDetector, SpaceSaving, blake3, verify
 
 KEY = b"k" * 32
 COUNT = 10_000
@@ -95,49 +92,26 @@ def test_verify(benchmark, peer):
         assert benchmark(json_verify, PEERS[peer], json_records(PEERS[peer], EVENTS))
 
 
-@pytest.mark.benchmark(group="audit.durable 10,000 at once", min_rounds=5)
-@pytest.mark.parametrize("peer", ["nova, log", "nova, log and index", "SQLite, WAL, synchronous=FULL"])
-def test_durable(benchmark, tmp_path, peer):
-    """Chained and on disk. The index of nova is SQLite as well, and is filled behind the commit."""
+@pytest.mark.benchmark(group="audit.patterns", **CPU)
+@pytest.mark.parametrize("what", ["count one item (Space-Saving, 256)", "watch a detection"])
+def test_patterns(benchmark, what):
     benchmark.extra_info["operations"] = COUNT
-    if peer == "nova, log":
-        with FileLog(tmp_path / "events") as records:
-            chain = AuditChain(key=KEY)
+    items = [f"vm/{n * 7919 % 5003}" for n in range(COUNT)]
+    body = {"kind": "vm", "paths": ["/cpu"], "versions": [{"origin": "eu-1"}, {"origin": "us-1"}]}
 
-            def append():
-                records.append(chain.append_many(EVENTS))
-                return records.commit()
+    def count():
+        counted = SpaceSaving(256)
+        for item in items:
+            counted.add(item)
+        return counted.total
 
-            assert benchmark(append) == chain.seq
-    elif peer == "nova, log and index":
-        with FileLog(tmp_path / "events") as records, Catalog(tmp_path / "catalog.sqlite") as index:
-            log = AuditLog(records, index, key=KEY)
+    def watch():
+        detector = PatternDetector()
+        for item in items:
+            detector.observe(0, item, body)
+        return sum(detector.hours)
 
-            def append():
-                log.append_many(EVENTS)
-                log.flush()
-
-            benchmark(append)
-            assert index.last_indexed() == log.mark.count
-    else:
-        db = sqlite3.connect(tmp_path / "db", isolation_level=None)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute("CREATE TABLE events (seq INTEGER PRIMARY KEY, time, type, conflict, resource, hash, content)")
-        for column in ("resource", "conflict", "type", "time"):
-            db.execute(f"CREATE INDEX by_{column} ON events ({column}, seq)")
-
-        def append():
-            rows = [
-                (at, type_, conflict, resource, *made)
-                for (type_, at, conflict, resource, _), made in zip(EVENTS, json_records(blake2b, EVENTS), strict=True)
-            ]
-            db.execute("BEGIN")
-            db.executemany("INSERT INTO events VALUES (NULL, ?, ?, ?, ?, ?, ?)", rows)
-            db.execute("COMMIT")
-
-        benchmark(append)
-        db.close()
+    assert benchmark(count if what.startswith("count") else watch) == COUNT
 
 
 @pytest.mark.parametrize("size", [64, 1024, 65_536])
@@ -160,25 +134,3 @@ def test_hash(benchmark, size, peer):
         return digest
 
     assert len(benchmark(hundred)) == 32
-
-
-@pytest.mark.benchmark(group="audit.patterns", **CPU)
-@pytest.mark.parametrize("what", ["count one item (Space-Saving, 256)", "watch a detection"])
-def test_patterns(benchmark, what):
-    benchmark.extra_info["operations"] = COUNT
-    items = [f"vm/{n * 7919 % 5003}" for n in range(COUNT)]
-    body = {"kind": "vm", "paths": ["/cpu"], "versions": [{"origin": "eu-1"}, {"origin": "us-1"}]}
-
-    def count():
-        counted = SpaceSaving(256)
-        for item in items:
-            counted.add(item)
-        return counted.total
-
-    def watch():
-        detector = PatternDetector()
-        for item in items:
-            detector.observe(0, item, body)
-        return sum(detector.hours)
-
-    assert benchmark(count if what.startswith("count") else watch) == COUNT

@@ -20,9 +20,8 @@ from nova.cli.benchmarks import in_turns, machine
 HERE = Path(__file__).resolve().parent
 lacking: dict[str, str] = {}  # benchmark -> why it was not measured
 
-COMPUTE = {
-    f"bench_{part}.py" for part in ("clock", "conflict", "crdt", "merge", "metrics", "ot", "reconcile", "sequence")
-}
+_PARTS = ("audit", "clock", "conflict", "crdt", "merge", "metrics", "ot", "reconcile", "sequence")
+COMPUTE = {f"bench_{part}.py" for part in _PARTS}
 """Files in which nothing waits."""
 
 

@@ -144,6 +144,15 @@ FIGURES = [
            peers=("test_json_patch[apply-jsonpatch]",)),
     Figure("a million pairs of versions compared and settled, each", 125, "ns",
            "test_pairs_compared_and_settled[nova-1000000]", peers=("test_pairs_compared_and_settled[dict-10000]",)),
+    *(
+        Figure(f"audit event, {what}", target, "ns", f"{benchmark}[nova]",
+               peers=(f"{benchmark}[hashlib blake2b + json]", f"{benchmark}[hashlib sha256 + json]"), bound=bound)
+        for what, target, benchmark, bound in (
+            ("appended with its BLAKE3 hash", 1000, "test_append", ""),
+            ("appended in a batch", 1000, "test_append_many", ""),
+            ("verified, each", 333, "test_verify", "one BLAKE3 after the other"),
+        )
+    ),
     Figure("reconcile a million ids, 10 differences", 100, "B", "test_decode[10]", key="bytes"),
     Figure("the same, decoded", 0.05, "ms", "test_decode[10]"),
     Figure("reconcile a million ids, 1,000 differences", 19, "KB", "test_decode[1000]", key="bytes"),

@@ -49,7 +49,7 @@ def test_benchmarks_have_names_of_their_own(collected: dict[str, str]) -> None:
 def test_figures_come_from_files_in_which_nothing_waits(collected: dict[str, str]) -> None:
     files = {collected[name] for name in names()}
     assert {name.removeprefix("bench_").removesuffix(".py") for name in files} == {
-        "clock", "conflict", "crdt", "merge", "reconcile", "sequence",
+        "audit", "clock", "conflict", "crdt", "merge", "reconcile", "sequence",
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", "import sys; sys.path.insert(0, 'bench'); import conftest; print(*conftest.COMPUTE)"],

@@ -180,7 +180,7 @@ def clocks(actors: int) -> tuple[dict[str, int], dict[str, int]]:
     return a, {**a, "node-0": 2}
 
 
-PAIR_16, PAIR_256 = clocks(16), clocks(256)
+PAIR_8, PAIR_16, PAIR_256 = clocks(8), clocks(16), clocks(256)
 
 
 class Batches:
@@ -609,6 +609,8 @@ CASES = [
          on(filled_sqlite, lambda store: lambda: store.get("vm/77"))),
     Case("store", "apply a put of a peer", remote_applies(1_000), "SQLite upsert, in memory",
          on(filled_sqlite, sqlite_upserts), 1_000),
+    Case("conflict", "order of two clocks, 8 nodes", simple(lambda: vector_order(8)), "dict",
+         simple(lambda: lambda: dict_before(*PAIR_8))),
     Case("conflict", "detect, clean pair", simple(lambda: conflicts.detects(conflicts.clean_pair())), "dicts",
          simple(lambda: conflicts.plain_detect(conflicts.clean_pair()))),
     Case("conflict", "detect, with a record", simple(lambda: conflicts.detects(conflicts.concurrent_pair())), "dicts",
@@ -640,6 +642,10 @@ CASES = [
     Case("conflict", "JSON Patch applied, 500 fields", simple(lambda: conflicts.applies_patch(500)), "a deep copy",
          simple(lambda: conflicts.plain_applies(500)), 1,
          (Peer("jsonpatch", simple(lambda: conflicts.jsonpatch_applies(500)), "jsonpatch"),)),
+    Case("conflict", "audit event appended with its BLAKE3 hash", simple(lambda: conflicts.appends(1_000)),
+         "json and blake2b", simple(lambda: conflicts.plain_appends(1_000)), 1_000),
+    Case("conflict", "audit event verified, each", simple(lambda: conflicts.verifies(10_000)),
+         "json and blake2b", simple(lambda: conflicts.plain_verifies(10_000)), 10_000),
     Case("metrics", "counter with two labels", simple(nova_count), "dict entry", simple(dict_count)),
     Case("metrics", "histogram of 15 buckets",
          simple(lambda: observations(Registry().histogram("h", "", buckets=BUCKETS))), "bisect and list",

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
+import json
 import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from nova.clock import ClockBatch, VectorClock
+from nova.conflict.audit import AuditChain, verify
 from nova.conflict.batch import VersionBatch, settle_many
 from nova.conflict.detect import ConflictDetector, Version, prune
 from nova.conflict.merge import Document, apply_json_patch, diff, merge, to_json_patch
 from nova.conflict.strategies import LastWriteWins
 
 Work = Callable[[], object]
+
+EVENT = ("detect", 1_700_000_000_000, "c" * 32, "vm/7", {"types": ["concurrent_update"], "paths": ["/cpu"], "a": 1})
 
 ACTORS = [f"node-{i}" for i in range(8)]
 MISSING = object()
@@ -273,3 +278,48 @@ def jsonpatch_applies(fields: int) -> Work:
     """The same by jsonpatch."""
     base, local, _ = three_versions(fields)
     return partial(importlib.import_module("jsonpatch").apply_patch, base, to_json_patch(diff(base, local)))
+
+
+# ------------------------------------------------------------------------------------------------ audit
+
+
+def appends(events: int) -> Work:
+    """Events chained one by one."""
+    append = AuditChain().append
+    return lambda: [append(*EVENT) for _ in range(events)]
+
+
+def verifies(events: int) -> Work:
+    """Events whose chain is checked."""
+    chain = AuditChain()
+    records = chain.append_many([EVENT] * events)
+    return lambda: verify(records, chain.mark)
+
+
+def _plain_records(events: int) -> list[tuple[bytes, bytes]]:
+    previous, out = bytes(32), []
+    for number in range(events):
+        content = json.dumps([number, *EVENT], sort_keys=True).encode()
+        previous = hashlib.blake2b(previous + content, digest_size=32).digest()
+        out.append((previous, content))
+    return out
+
+
+def plain_appends(events: int) -> Work:
+    """The same by json and hashlib."""
+    return lambda: _plain_records(events)
+
+
+def plain_verifies(events: int) -> Work:
+    """The same by json and hashlib."""
+    records = _plain_records(events)
+
+    def check() -> bool:
+        previous = bytes(32)
+        for number, (digest, content) in enumerate(records):
+            previous = hashlib.blake2b(previous + content, digest_size=32).digest()
+            if previous != digest or json.loads(content)[0] != number:
+                return False
+        return True
+
+    return check
