@@ -105,6 +105,8 @@ class FakeCluster:
             }
         if route == "/v1/decisions":
             return {"waiting": []}
+        if route.startswith("/v1/points/"):
+            return {"points": []}
         if route.startswith("/v1/why/"):
             key = route.removeprefix("/v1/why/")
             return {

@@ -134,6 +134,28 @@ def test_a_manual_conflict_is_decided_in_the_browser(page_of, nodes, tmp_path):
     assert "the dashboard decided" in told, told
 
 
+def test_a_key_is_brought_back_in_the_browser_and_newer_writes_stay(page_of, nodes, tmp_path):
+    (a,) = nodes.start("a", environment={"NOVA_KINDS": "m/=map"})
+    a.put("m/1", {"cpus": 1, "name": "base"})
+    a.call("POST", "/v1/points/m/1", {"note": "before"})
+    a.put("m/1", {"cpus": 64}, merge=True)
+    with dashboard(a.http, TOKEN, tmp_path) as url:
+        page = page_of.new_page()
+        page.goto(url)
+        page.get_by_label("Key").fill("m/1")
+        page.get_by_role("button", name="Why").click()
+        point = page.get_by_test_id("point").filter(has_text="before")
+        point.wait_for()
+        a.put("m/1", {"name": "late"}, merge=True)  # nobody at the page has seen it
+        point.get_by_role("button", name="Roll back").click()
+        page.get_by_text("1 newer writes stay").wait_for()
+        page.get_by_role("button", name="Audit trail").click()
+        page.get_by_test_id("trail").get_by_text("rollback").wait_for()
+        page.close()
+    assert a.get("m/1")["value"] == {"cpus": 1, "name": "late"}
+    assert "by the dashboard" in a.call("GET", "/v1/why/m/1")["text"]
+
+
 def test_the_dashboard_shows_a_live_cluster_without_errors_or_outside_requests(page_of, tmp_path):
     with fake_cluster() as cluster, dashboard(first_of(cluster), cluster.token, tmp_path) as url:
         page = page_of.new_page()

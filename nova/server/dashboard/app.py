@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from nicegui import app, ui
 
+from nova.conflict.audit import when
 from nova.errors import NovaError
 from nova.server.dashboard import render
-from nova.server.dashboard.view import POLL_S, ClusterView
+from nova.server.dashboard.view import POLL_S, ClusterView, NodeView
+
+POINTS_SHOWN: Final = 5
 
 
 class Part:
@@ -79,7 +82,7 @@ def _page(view: ClusterView) -> None:
         parts.append(Part(view, render.feed, "s8"))
         with ui.element("div").classes("s4").style("display:grid;gap:14px;align-content:start"):
             parts.append(Part(view, render.statistics, ""))
-            _why(view)
+            _Story(view)
     shown = view.rounds
 
     def refresh() -> None:
@@ -156,29 +159,79 @@ class _Waiting:
                 ui.label("Change one of the keys that claim it.").classes("dim")
 
 
-def _why(view: ClusterView) -> None:
-    """Ask why a key holds what it holds."""
-    with ui.element("div").classes("card why"):
-        ui.html("<h2>Why does a key hold what it holds?</h2>", sanitize=False)
-        answer = ui.element("div")
+class _Story:
+    """Ask why a key holds what it holds, read its audit trail, and bring it back to a point."""
 
-        async def ask() -> None:
-            key = field.value.strip()
-            if not key:
-                return
-            try:
-                text = (await view.why(key))["text"]
-            except NovaError as error:
-                text = str(error)
-            answer.clear()
-            with answer, ui.element("pre"):
+    TYPES: Final = ("detect", "resolve", "vote", "decision", "escalate", "point", "rollback", "fail")
+
+    def __init__(self, view: ClusterView) -> None:
+        self._view = view
+        self._key = ""
+        with ui.element("div").classes("card why"):
+            ui.html("<h2>Why does a key hold what it holds?</h2>", sanitize=False)
+            with ui.row().classes("w-full items-center no-wrap"):
+                self._field = ui.input(placeholder="vm/vm-000001").props("dense outlined aria-label=Key").classes("col")
+                ui.button("Why", on_click=self._ask).props("unelevated no-caps")
+            self._field.on("keydown.enter", self._ask)
+            self._answer = ui.element("div")
+
+    async def _ask(self) -> None:
+        self._key = self._field.value.strip()
+        if not self._key:
+            return
+        try:
+            text = (await self._view.why(self._key))["text"]
+            points = await self._view.points(self._key)
+            clocks = {node.url: await self._view.clock(node, self._key) for node, _ in points}
+        except NovaError as error:
+            text, points, clocks = str(error), [], {}
+        self._answer.clear()
+        with self._answer:
+            with ui.element("pre"):
                 ui.label(text)
+            for node, point in points[:POINTS_SHOWN]:
+                self._point(node, point, clocks[node.url])
+            self._trail()
 
-        with ui.row().classes("w-full items-center no-wrap"):
-            field = ui.input(placeholder="vm/vm-000001").props("dense outlined aria-label=Key").classes("col")
-            ui.button("Why", on_click=ask).props("unelevated no-caps")
-        field.on("keydown.enter", ask)
-        answer.move(target_index=-1)
+    def _point(self, node: NodeView, point: dict[str, Any], context: dict[str, int]) -> None:
+        async def back() -> None:
+            try:
+                done = await self._view.roll_back(node, self._key, point["id"], context)
+            except NovaError as error:
+                ui.notify(str(error), type="negative", multi_line=True)
+                return
+            kept = f"; {len(done['kept'])} newer writes stay" if done["kept"] else ""
+            ui.notify(f"{self._key} is back at {point['id']}{kept}", type="positive")
+            await self._ask()
+
+        with ui.row().classes("items-center").props("data-testid=point"):
+            ui.label(f"{when(point['time_ms'])} {point['note'] or point['id']}").classes("mono")
+            ui.label(f"at {node.name}").classes("dim")
+            ui.button("Roll back", on_click=back).props("flat no-caps dense")
+
+    def _trail(self) -> None:
+        events = ui.element("div").props("data-testid=trail")
+
+        async def show() -> None:
+            try:
+                found = await self._view.trail(self._key, chosen.value)
+            except NovaError as error:
+                ui.notify(str(error), type="negative", multi_line=True)
+                return
+            events.clear()
+            with events:
+                for event in found:
+                    words = f"{event['seq']} {when(event['time_ms'])} {event['type']} {event['conflict_id'][:8]}"
+                    ui.label(words).classes("mono")
+                if not found:
+                    ui.label("no events").classes("dim")
+
+        with ui.row().classes("items-center"):
+            chosen = ui.select({None: "all events", **{name: name for name in self.TYPES}}, value=None).props(
+                "dense outlined aria-label='Type of event'"
+            )
+            ui.button("Audit trail", on_click=show).props("flat no-caps dense")
+        events.move(target_index=-1)
 
 
 def _rates(view: ClusterView) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any, Final
 
 from nova.client import Client
-from nova.errors import NovaError
+from nova.errors import KeyNotFoundError, NovaError
 
 log = logging.getLogger("nova.dashboard")
 
@@ -18,6 +18,7 @@ POLL_S: Final = 1.0
 HISTORY: Final = 180
 FEED: Final = 12
 NODES_MAX: Final = 64
+TRAIL: Final = 20
 
 
 class NodeView:
@@ -114,6 +115,43 @@ class ClusterView:
 
         nodes = self.up or list(self.nodes.values())
         return await nodes[0].client.get("/v1/why/" + key_target(key).removeprefix("/v1/keys/"))  # type: ignore[no-any-return]
+
+    async def points(self, key: str) -> list[tuple[NodeView, dict[str, Any]]]:
+        """The rollback points of a key, newest first, each with the node that keeps it. Raises NovaError."""
+        from nova.client import key_target
+
+        target = "/v1/points/" + key_target(key).removeprefix("/v1/keys/")
+        found = [(node, point) for node in self.up for point in (await node.client.get(target))["points"]]
+        return sorted(found, key=lambda pair: -pair[1]["time_ms"])
+
+    async def roll_back(self, node: NodeView, key: str, point: str, context: dict[str, int]) -> dict[str, Any]:
+        """Bring a key back to a point, as of what `context` knew. Raises NovaError."""
+        from nova.client import key_target
+
+        target = "/v1/rollback/" + key_target(key).removeprefix("/v1/keys/")
+        body = {"to": point, "context": context, "by": "the dashboard"}
+        return await node.client.call("POST", target, body)  # type: ignore[no-any-return]
+
+    async def clock(self, node: NodeView, key: str) -> dict[str, int]:
+        """What is known of a key at a node; {} if it holds nothing. Raises NovaError."""
+        from nova.client import key_target
+
+        try:
+            return (await node.client.get(key_target(key)))["clock"]  # type: ignore[no-any-return]
+        except KeyNotFoundError:
+            return {}
+
+    async def trail(self, key: str, type_: str | None) -> list[dict[str, Any]]:
+        """The newest audit events about a key (of one type), newest first, of the first node that answers."""
+        nodes = self.up or list(self.nodes.values())
+        events: list[dict[str, Any]] = []
+        after: str | None = None
+        while True:
+            page = await nodes[0].client.get("/v1/audit", resource=key, type=type_, limit=1000, after=after)
+            events = [*events, *page["events"]][-TRAIL:]
+            after = page["next"]
+            if after is None:
+                return events[::-1]
 
     async def decide(self, waits: dict[str, Any], values: dict[str, Any]) -> None:
         """Settle what waits, as it was shown. Raises UsageError if it is something else by now; NovaError."""
