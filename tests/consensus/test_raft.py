@@ -6,8 +6,9 @@ import pytest
 
 from nova.consensus.core import Entry, Fatal, Installed, Kind, NotLeaderError, ReadReady
 from nova.consensus.quorum import Majority
-from nova.consensus.raft.core import ENTRIES, SNAPSHOT, RaftOptions, _pack
+from nova.consensus.raft.core import ENTRIES, SNAPSHOT, _pack
 from nova.consensus.raft.messages import Append, AppendReply, Heartbeat, SnapshotChunk, TimeoutNow, Vote, VoteReply
+from nova.consensus.raft.options import RaftOptions
 from nova.errors import CorruptionError, UsageError
 from tests.consensus.net import Net, T, with_log
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, Final
+from typing import ClassVar
 
 import msgspec
 
@@ -42,6 +42,7 @@ from nova.consensus.core import (
     checked_members,
     pack_epoch,
 )
+from nova.consensus.raft.incoming import Incoming, Pieces, pack_snapshot, pieces, unpack_snapshot
 from nova.consensus.raft.log import EntryLog
 from nova.consensus.raft.members import Members, pack_members, unpack_members
 from nova.consensus.raft.messages import (
@@ -59,58 +60,15 @@ from nova.consensus.raft.messages import (
     Vote,
     VoteReply,
 )
+from nova.consensus.raft.options import RaftOptions
 from nova.consensus.raft.progress import Mode, Progress
+from nova.consensus.raft.rounds import Rounds
 from nova.errors import CorruptionError, UsageError
 from nova.types import NodeId, Outputs, Random
 
 FOLLOWER, CANDIDATE, LEADER = "follower", "candidate", "leader"
 HARD, ENTRIES, SNAPSHOT = b"H", b"E", b"S"
 """First byte of a record: term and vote, entries, a piece of an installed snapshot."""
-
-PIECE_BYTES: Final = 1 << 20
-
-
-class RaftOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an epoch may say about Raft.
-
-    election_ticks        T: real timeouts are drawn from [T, 2T)
-    heartbeat_ticks       a leader's silence
-    append_bytes_max      of the entries in one message
-    flying_count_max      appends under way to one follower, and flying_bytes_max
-    uncommitted_bytes_max proposed and not committed; beyond it proposals are refused
-    trailing              entries kept in memory behind a snapshot, so that those a little behind need no snapshot
-    chunk_bytes           of a snapshot
-    reads_max             reads that wait for a leader's round
-    lease_reads           answer reads by lease; needs `check_quorum`
-    tick_ns, drift_ratio  length of a tick and how much clocks may disagree: what a lease is worth
-    """
-
-    election_ticks: int = 10
-    heartbeat_ticks: int = 1
-    append_bytes_max: int = 1 << 20
-    append_entries_max: int = 4096
-    flying_count_max: int = 64
-    flying_bytes_max: int = 8 << 20
-    uncommitted_bytes_max: int = 64 << 20
-    trailing: int = 1_000
-    chunk_bytes: int = 256 << 10
-    reads_max: int = 100_000
-    check_quorum: bool = True
-    lease_reads: bool = False
-    tick_ns: int = 10_000_000
-    drift_ratio: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.heartbeat_ticks < self.election_ticks:
-            raise UsageError(
-                f"heartbeat_ticks is {self.heartbeat_ticks} and election_ticks {self.election_ticks}; a leader has to "
-                "be heard several times within an election timeout"
-            )
-        if self.lease_reads and not self.check_quorum:
-            raise UsageError("lease_reads needs check_quorum: a leader that never steps down has no lease to end")
-        for name in ("append_bytes_max", "append_entries_max", "flying_count_max", "flying_bytes_max", "chunk_bytes"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; give 1 or more")
 
 
 class Raft:
@@ -148,15 +106,11 @@ class Raft:
         self._progress: dict[NodeId, Progress] = {}
         self._uncommitted_bytes = 0
         self._transferee: NodeId | None = None
-        self._round = 0
-        self._round_sent_ns: dict[int, int] = {}
-        self._round_heard: dict[NodeId, int] = {}
-        self._reads: deque[tuple[int, NodeId, tuple[int, ...], int]] = deque()  # (round, asker, ids, position)
-        self._lease_until_ns = 0
+        self._rounds = Rounds()
         self._snapshot: Snapshot | None = None
         self._snapshot_bytes = b""
-        self._incoming: tuple[int, int, int, bytearray] | None = None  # (position, term, total, bytes)
-        self._pieces: list[bytes] = []
+        self._incoming: Incoming | None = None
+        self._pieces = Pieces()
         self._sealed_at: int | None = None
 
     # -- what others see --
@@ -281,7 +235,7 @@ class Raft:
         if target != self.node:
             self._transferee = target
             self._elapsed = 0
-            self._lease_until_ns = 0
+            self._rounds.lease_until_ns = 0
             self._hand_over(out)
         return self._done(out)
 
@@ -337,7 +291,7 @@ class Raft:
             self._lose_reads(out)
             self._progress.clear()
             self._transferee = None
-            self._lease_until_ns = 0
+            self._rounds.lease_until_ns = 0
             self._heard = self.options.election_ticks
         if term > self.term:
             self.term, self.voted_for = term, None
@@ -407,7 +361,7 @@ class Raft:
         self._elapsed = 0
         self._progress = {}
         self._meet()
-        self._round_heard = {}
+        self._rounds.lead()
         self._uncommitted_bytes = sum(len(entry.data) for entry in self.log.between(self.committed, self.log.last))
         self._lead_append([(Kind.NOOP, b"")], out)
 
@@ -472,7 +426,7 @@ class Raft:
                 if self._transferee == sender:
                     self._hand_over(out)
             case HeartbeatReply(_, round):
-                self._round_heard[sender] = max(round, self._round_heard.get(sender, 0))
+                self._rounds.heard(sender, round)
                 self._confirm(out)
                 if progress.mode is not Mode.SNAPSHOT and progress.matched < self.log.last:
                     if (
@@ -519,7 +473,7 @@ class Raft:
         elif self.node not in members.voters:
             # Told once more that the change is committed, the others go on without us.
             for peer in self._progress:
-                out.early.append((peer, Heartbeat(self.term, self._round, self.committed)))
+                out.early.append((peer, Heartbeat(self.term, self._rounds.number, self.committed)))
             self._become_follower(self.term, None, out)
 
     def _tick_leader(self, out: Outputs) -> None:
@@ -539,12 +493,9 @@ class Raft:
             self._beat(out)
 
     def _beat(self, out: Outputs) -> None:
-        self._round += 1
-        if self.options.lease_reads:
-            self._round_sent_ns[self._round] = self._now_ns()
-            self._round_sent_ns.pop(self._round - 1_000, None)
+        round = self._rounds.begin(self._now_ns() if self.options.lease_reads else None)
         for peer, progress in self._progress.items():
-            out.early.append((peer, Heartbeat(self.term, self._round, min(self.committed, progress.matched))))
+            out.early.append((peer, Heartbeat(self.term, round, min(self.committed, progress.matched))))
             progress.quiet += 1
             if progress.mode is Mode.SNAPSHOT and progress.quiet > self.options.election_ticks:
                 progress.probe()
@@ -559,19 +510,15 @@ class Raft:
     # -- reads --
 
     def _read(self, asker: NodeId, ids: tuple[int, ...], out: Outputs) -> None:
-        if len(self._reads) >= self.options.reads_max:
+        if len(self._rounds) >= self.options.reads_max:
             self._lost(asker, ids, out)
-            return
-        if self.options.lease_reads and self._now_ns() < self._lease_until_ns and self._leads_for_sure():
+        elif self.options.lease_reads and self._now_ns() < self._rounds.lease_until_ns and self._leads_for_sure():
             self._ready(asker, ids, self.committed, out)
-            return
-        # The next round of heartbeats begins after this read was asked: only that one can vouch for it.
-        waiting = bool(self._reads) and self._reads[-1][0] > self._round
-        self._reads.append((self._round + 1, asker, ids, self.committed))
-        if not waiting and not any(round <= self._round for round, *_ in self._reads):
-            self._beat(out)
-        if not self._progress:
-            self._confirm(out)
+        else:
+            if self._rounds.ask(asker, ids, self.committed):
+                self._beat(out)
+            if not self._progress:
+                self._confirm(out)
 
     def _leads_for_sure(self) -> bool:
         """An entry of this term is committed: before, the commit position may lag behind what clients were told."""
@@ -581,21 +528,14 @@ class Raft:
         """Rounds that a quorum has answered vouch for the reads that were asked before them."""
         if not self._leads_for_sure():
             return
-        heard = sorted({0, *self._round_heard.values()}, reverse=True) if self._progress else [self._round]
-        confirmed = 0
-        for round in heard:
-            if self.members.quorum([self.node, *(p for p, r in self._round_heard.items() if r >= round)]):
-                confirmed = round
-                break
-        if self.options.lease_reads and confirmed in self._round_sent_ns and self._transferee is None:
+        confirmed = self._rounds.confirmed(self.node, self.members.quorum)
+        if self.options.lease_reads and self._transferee is None:
             timeout_ns = self.options.election_ticks * self.options.tick_ns
-            lease_ns = int(timeout_ns * (1 - self.options.drift_ratio))
-            self._lease_until_ns = max(self._lease_until_ns, self._round_sent_ns[confirmed] + lease_ns)
-        while self._reads and self._reads[0][0] <= confirmed:
-            _, asker, ids, position = self._reads.popleft()
+            self._rounds.lease(confirmed, int(timeout_ns * (1 - self.options.drift_ratio)))
+        for _, asker, ids, position in self._rounds.answered(confirmed):
             # Asked before this term's first commit, it has to wait for that (6.4): it is in `committed` by now.
             self._ready(asker, ids, position if self.log.term(position) == self.term else self.committed, out)
-        if self._reads and self._reads[0][0] > self._round:
+        if self._rounds.wanted:
             self._beat(out)
 
     def _ready(self, asker: NodeId, ids: tuple[int, ...], position: int, out: Outputs) -> None:
@@ -609,9 +549,8 @@ class Raft:
             out.apply.append(ReadLost(ids, self._leader))
 
     def _lose_reads(self, out: Outputs) -> None:
-        for _, asker, ids, _ in self._reads:
-            self._lost(asker, ids, out)
-        self._reads.clear()
+        for read in self._rounds.lose():
+            self._lost(read.asker, read.ids, out)
 
     # -- following --
 
@@ -685,7 +624,7 @@ class Raft:
             self._send_appends(peer, out)
             return
         if not self._snapshot_bytes:
-            self._snapshot_bytes = _pack(snapshot)
+            self._snapshot_bytes = pack_snapshot(snapshot)
         total = len(self._snapshot_bytes)
         if offset < total:
             data = self._snapshot_bytes[offset : offset + self.options.chunk_bytes]
@@ -698,24 +637,18 @@ class Raft:
             self._commit(min(position, self.log.last), out)
             self._promise(sender, AppendReply(self.term, self.committed))
             return
-        name = (position, term, message.total)
-        if self._incoming is None or self._incoming[:3] != name:
-            self._incoming = (*name, bytearray())
-        data = self._incoming[3]
-        if message.offset == len(data) and len(data) + len(message.data) <= message.total:
-            data += message.data
-        if len(data) < message.total:
-            out.early.append((sender, SnapshotReply(self.term, position, len(data))))
+        if self._incoming is None or self._incoming.name != (position, term, message.total):
+            self._incoming = Incoming(position, term, message.total)
+        if not self._incoming.take(message.offset, message.data):
+            out.early.append((sender, SnapshotReply(self.term, position, len(self._incoming.data))))
             return
-        self._incoming = None
+        packed, self._incoming = bytes(self._incoming.data), None
         try:
-            snapshot = _unpack_snapshot(bytes(data))
-        except (msgspec.MsgspecError, ValueError):
+            snapshot = unpack_snapshot(packed)
+        except CorruptionError:
             out.early.append((sender, SnapshotReply(self.term, position, 0)))
             return
-        packed = bytes(data)
-        pieces = [packed[start : start + PIECE_BYTES] for start in range(0, len(packed), PIECE_BYTES)]
-        out.persist += [SNAPSHOT + _pack((number, len(pieces), piece)) for number, piece in enumerate(pieces)]
+        out.persist += [SNAPSHOT + piece for piece in pieces(packed)]
         self._adopt(snapshot)
         out.apply.append(Installed(snapshot))
         self._promise(sender, AppendReply(self.term, snapshot.position))
@@ -765,14 +698,10 @@ class Raft:
                 if fresh is not None:
                     self._store([entry for entry in entries if entry.position >= fresh], Outputs())
             elif tag == SNAPSHOT:
-                number, count, piece = _unpack_piece(data)
-                self._pieces = [*self._pieces[:number], piece]
-                if len(self._pieces) == count == number + 1:
-                    snapshot = _unpack_snapshot(b"".join(self._pieces))
-                    self._pieces = []
-                    if snapshot.position > self.committed:
-                        self._adopt(snapshot)
-                        self._installed = snapshot
+                snapshot = self._pieces.take(data)
+                if snapshot is not None and snapshot.position > self.committed:
+                    self._adopt(snapshot)
+                    self._installed = snapshot
             else:
                 raise CorruptionError(f"the log of {self.node} holds a record {tag!r} that is not raft's")
         except (msgspec.MsgspecError, ValueError) as error:
@@ -820,7 +749,5 @@ class Raft:
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_hard = msgspec.msgpack.Decoder(tuple[int, NodeId | None]).decode
 _unpack_entries = msgspec.msgpack.Decoder(list[Entry]).decode
-_unpack_piece = msgspec.msgpack.Decoder(tuple[int, int, bytes]).decode
-_unpack_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 
 __all__ = ["Command", "Raft", "RaftOptions"]
