@@ -47,6 +47,7 @@ KERNELS = {
     "ottext": ["csrc/ottext.c"],
     "conflict": ["csrc/vclock.c"],
     "audit": ["csrc/blake3.c"],
+    "linearize": [],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")

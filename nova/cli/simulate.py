@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -11,6 +12,7 @@ from nova.cli.histories import History
 from nova.cli.output import Json, print_json
 from nova.errors import UsageError
 from nova.sim.group import Group
+from nova.sim.linearize import check_linearizable, read_history
 from nova.sim.subjects import SUBJECTS
 
 
@@ -40,11 +42,44 @@ def _group(protocol: str, seed: int, nodes: int, faults: int) -> Run:
     return Run(violations, group.world.events, group.world.trace, counts)
 
 
+def _checked(path: Path, json: bool) -> bool:
+    """Whether a recorded history is linearizable, told."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--check-histories {path}: {error}") from None
+    history, model = read_history(text, str(path))
+    started = time.perf_counter()
+    verdict = check_linearizable(history, model)
+    seconds = time.perf_counter() - started
+    if json:
+        print_json(
+            {
+                "file": str(path), "calls": len(history), "linearizable": verdict.ok, "key": verdict.key,
+                "looked": verdict.looked, "seconds": round(seconds, 6),
+                "stuck": [list(call.input) for call in verdict.stuck],
+            }
+        )  # fmt: skip
+        return verdict.ok is True
+    word = {True: "linearizable", False: "not linearizable", None: "nobody knows: the limit of the search was reached"}
+    typer.echo(f"{path}: {len(history)} calls, {word[verdict.ok]}, {seconds:.3f} s")
+    if verdict.ok is False:
+        where = f" of key {verdict.key!r}" if verdict.key is not None else ""
+        typer.echo(f"  {len(verdict.prefix)} calls{where} fit one behind the other; then none of these does:")
+        for call in verdict.stuck[:10]:
+            typer.echo(f"  {call.begin}..{'' if call.end is None else call.end} {call.input} -> {call.output!r}")
+    return verdict.ok is True
+
+
 def simulate(
     seeds: Annotated[int, typer.Option(help="How many histories.", min=1)] = 100,
     seed: Annotated[int | None, typer.Option(help="Replay only this one.")] = None,
     nodes: Annotated[int, typer.Option(help="Members of the cluster.", min=1, max=50)] = 3,
     faults: Annotated[int, typer.Option(help="Faults in each history.", min=0)] = 12,
+    check_histories: Annotated[
+        list[Path] | None,
+        typer.Option("--check-histories", metavar="FILE", help="Check recorded histories instead; may be given again."),
+    ] = None,
     protocol: Annotated[str, typer.Option(help=f"What is simulated: store, {', '.join(SUBJECTS)}.")] = "store",
     json: Json = False,
 ) -> None:
@@ -52,6 +87,11 @@ def simulate(
 
     Example: nova simulate --protocol raft --seeds 500 --nodes 5
     """
+    if check_histories:
+        verdicts = [_checked(path, json) for path in check_histories]
+        if not all(verdicts):
+            raise typer.Exit(1)
+        return
     if protocol != "store" and protocol not in SUBJECTS:
         raise UsageError(f"protocol {protocol!r} cannot be simulated; use store or {', '.join(SUBJECTS)}")
     started = time.perf_counter()
