@@ -103,6 +103,7 @@ class Replica:
         self._history = History(self.config.history_bytes)
         self.feed = Feed(self.config.feed_count)
         self.conflicts = Conflicts(self, metrics or Registry())
+        self._declared = bool(self.config.invariants)
         self._durable: dict[Actor, int] = {}
         self._durable_cache: dict[Actor, int] | None = None
         self._token = 0
@@ -221,7 +222,7 @@ class Replica:
             self._unsorted = True
         self._open_changes.append((self.space.revision, key))
         self._dirty[key] = self._token + 1
-        if effect[2] or effect[3] or kind == VM or self.conflicts.invariants.concerns(key):
+        if effect[2] or effect[3] or kind == VM or (self._declared and self.conflicts.invariants.concerns(key)):
             self._open_audit += self.conflicts.examine([effect])
         return self._token + 1, effect[1]
 
