@@ -24,7 +24,6 @@ from typing import ClassVar
 import msgspec
 
 from nova.consensus.core import (
-    Command,
     Committed,
     Entry,
     Epoch,
@@ -750,4 +749,4 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack_hard = msgspec.msgpack.Decoder(tuple[int, NodeId | None]).decode
 _unpack_entries = msgspec.msgpack.Decoder(list[Entry]).decode
 
-__all__ = ["Command", "Raft", "RaftOptions"]
+__all__ = ["Raft"]
