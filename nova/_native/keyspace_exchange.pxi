@@ -304,6 +304,9 @@ cdef list join_state(Keyspace self, bytes state):
                 c.at += 9
                 get_dots(&c, table, n, &write.context)
                 writes.append(write)
+            # One event that is two writes has one of their stamps here and the other where this state goes next.
+            if len(writes) > 1 and len({(<Write>item).packed for item in writes}) != len(writes):
+                raise malformed(f"{key!r} names one event as two writes")
             rows = []
             for j in range(get_size(&c)):
                 ref = get_number(&c)

@@ -490,6 +490,15 @@ def test_a_state_that_says_something_twice_is_refused():
         b.join(head + b"\2" + key[1:] + body + key[1:] + body)
     with pytest.raises(PeerError, match="an actor twice"):
         b.join(state.replace(clock, b"\2" + clock[1:] + clock[1:]))
+    # An event that is two writes has two stamps, and the next who is told of it keeps one: found by the fuzzer.
+    two = Keyspace("a~1")
+    two.write("k", 0, [("/p", b"v")], [], False, None, 1)
+    two.write("k", 0, [("/q", b"w")], [], False, None, 2)
+    two.close_batch()
+    first, second = (b"\0" + bytes([count]) + count.to_bytes(8, "little") + b"\0" for count in (1, 2))
+    assert two.state().count(first) == two.state().count(second) == 1
+    with pytest.raises(PeerError, match="one event as two writes"):
+        b.join(two.state().replace(second, b"\0\1" + second[2:]))
     assert b.state() == Keyspace("b~1").state()
     b.join(state)
     assert b.digest == a.digest
