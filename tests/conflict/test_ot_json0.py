@@ -29,6 +29,7 @@ def test_the_pairs_that_are_tried_are_not_empty(kind, conflicts, kinds):
     mix: Counter[str] = Counter()
     assert not list(run(kind, 600, seed=8, mix=mix))
     assert mix["pairs"] == 600
+    assert mix["pairs on one scalar"] < 60
     assert mix["pairs met"] > 240
     assert mix["pairs with less to do"] > 90
     assert mix["pairs in which a side does nothing"] < 30

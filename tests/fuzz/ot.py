@@ -50,8 +50,9 @@ def a_document(random: Random) -> Any:
 
 
 class Pair(NamedTuple):
-    """What was tried: the operations, each of them past the other, and for json1 the type of conflict."""
+    """What was tried: the document, the operations, each of them past the other, and for json1 the type of conflict."""
 
+    doc: Any
     a: Any
     b: Any
     a_prime: Any
@@ -98,7 +99,7 @@ def text_pair(random: Random) -> Pair:
     a_prime, b_prime = text.transform(a, b, "left"), text.transform(b, a, "right")
     if text.apply(after_b, a_prime) != text.apply(after_a, b_prime):
         raise Diverged(doc, a, b, text.apply(after_b, a_prime), text.apply(after_a, b_prime))
-    return Pair(a, b, a_prime, b_prime)
+    return Pair(doc, a, b, a_prime, b_prime)
 
 
 # ------------------------------------------------------------------------------------------------ json0
@@ -150,7 +151,7 @@ def json0_pair(random: Random) -> Pair:
     one, two = json0.apply(json0.apply(doc, b), a_prime), json0.apply(json0.apply(doc, a), b_prime)
     if not same(one, two):
         raise Diverged(doc, a, b, one, two)
-    return Pair(a, b, a_prime, b_prime)
+    return Pair(doc, a, b, a_prime, b_prime)
 
 
 # ------------------------------------------------------------------------------------------------ json1
@@ -209,7 +210,7 @@ def json1_pair(random: Random) -> Pair:
     one, two = json1.apply(json1.apply(doc, b), a_prime), json1.apply(json1.apply(doc, a), b_prime)
     if not same(one, two):
         raise Diverged(doc, a, b, one, two)
-    return Pair(a, b, a_prime, b_prime, 0 if outcome["ok"] else outcome["conflict"]["type"])
+    return Pair(doc, a, b, a_prime, b_prime, 0 if outcome["ok"] else outcome["conflict"]["type"])
 
 
 # ------------------------------------------------------------------------------------------------ the runner
@@ -257,12 +258,13 @@ def changes(kind: str, op: Any) -> list[str]:
 
 def count(kind: str, pair: Pair, mix: Counter[str]) -> None:
     """Adds a pair to the mix: keys "pairs ...", "operations ..." and "changes ..."."""
-    a, b, a_prime, b_prime, conflict = pair
+    doc, a, b, a_prime, b_prime, conflict = pair
     of_a, of_b = changes(kind, a), changes(kind, b)
     mix["pairs"] += 1
     mix["pairs met"] += a_prime != a or b_prime != b
     mix["pairs with less to do"] += len(changes(kind, a_prime)) < len(of_a) or len(changes(kind, b_prime)) < len(of_b)
     mix["pairs in which a side does nothing"] += not (of_a and of_b)
+    mix["pairs on one scalar"] += not isinstance(doc, (dict, list))
     if conflict:
         mix[f"pairs in conflict: {CONFLICTS[conflict]}"] += 1
     mix["operations"] += 2
