@@ -1,4 +1,5 @@
 import sys
+from collections import Counter
 from random import Random
 
 import pytest
@@ -15,6 +16,25 @@ seeds = st.integers(0, 2**32).map(Random)
 @pytest.mark.parametrize("kind", ["text", "json0"])
 def test_both_orders_give_one_value(kind):
     assert not list(run(kind, 1500, seed=7))
+
+
+@pytest.mark.parametrize(
+    ("kind", "conflicts", "kinds"),
+    [
+        ("json0", (), ("oi", "od", "od+oi", "li", "ld", "ld+li", "lm", "na", "si", "sd", "t")),
+        ("json1", ("removed under", "collision"), ("insert", "remove", "move", "edit text", "add")),
+    ],
+)
+def test_the_pairs_that_are_tried_are_not_empty(kind, conflicts, kinds):
+    mix: Counter[str] = Counter()
+    assert not list(run(kind, 600, seed=8, mix=mix))
+    assert mix["pairs"] == 600
+    assert mix["pairs on one scalar"] < 60
+    assert mix["pairs met"] > 240
+    assert mix["pairs with less to do"] > 90
+    assert mix["pairs in which a side does nothing"] < 30
+    assert all(mix[f"pairs in conflict: {name}"] > 12 for name in conflicts)
+    assert all(mix[f"changes: {name}"] > 20 for name in kinds)
 
 
 @settings(deadline=None)

@@ -70,7 +70,7 @@ def register(subtype: Any) -> None:
 
 def check(op: object) -> None:
     """Raise UsageError or LimitError if `op` is no json0 operation."""
-    if not isinstance(op, list | tuple):
+    if not isinstance(op, (list, tuple)):
         raise UsageError(f"a json0 operation is a list of components, not {show(op)}")
     if len(op) > COMPONENTS_MAX:
         raise LimitError(f"the json0 operation has {len(op)} components; it may have {COMPONENTS_MAX}: split it")
@@ -160,7 +160,7 @@ def _check_component(component: Any, where: str) -> None:
     if not isinstance(component, dict) or "p" not in component:
         raise UsageError(f"{where} is {show(component)}; it is a dict with the path 'p'")
     path = component["p"]
-    if not isinstance(path, list | tuple):
+    if not isinstance(path, (list, tuple)):
         raise UsageError(f"{where} has the path {show(path)}; a path is a list of keys and indices")
     if len(path) > DEPTH_MAX:
         raise LimitError(f"the path of {where} is {len(path)} deep; the most is {DEPTH_MAX}")
@@ -192,7 +192,7 @@ def _is_index(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _subtype(name: Any) -> Any:
@@ -345,7 +345,7 @@ def _is_short(component: Component) -> bool:
 
 def same(a: Any, b: Any) -> bool:
     """Whether two scalars are one JSON value; containers are not looked into."""
-    return type(a) is type(b) and not isinstance(a, list | dict) and bool(a == b)
+    return type(a) is type(b) and not isinstance(a, (list, dict)) and bool(a == b)
 
 
 # ------------------------------------------------------------------------------------------------ one past another
@@ -421,7 +421,7 @@ def _past_subtype(c: Component, other: Component, left: bool) -> list[Component]
     op = _subtype(past["t"]).transform(inner["o"], past["o"], "left" if left else "right")
     if short:
         return _as_short({**inner, "o": op})
-    return [] if isinstance(op, list | tuple) and not op else [{**c, "o": op}]
+    return [] if isinstance(op, (list, tuple)) and not op else [{**c, "o": op}]
 
 
 def _past_entry(c: Component, other: Component, at: int, beside: bool, left: bool) -> list[Component]:
@@ -530,7 +530,7 @@ class Text0:
     name = "text0"
 
     def check(self, op: object) -> None:
-        if not isinstance(op, list | tuple):
+        if not isinstance(op, (list, tuple)):
             raise UsageError(f"a text0 operation is a list, not {show(op)}")
         if len(op) > COMPONENTS_MAX:
             raise LimitError(f"the text0 operation has {len(op)} components; it may have {COMPONENTS_MAX}: split it")

@@ -61,12 +61,12 @@ class _Number:
 
     @staticmethod
     def check(op: Any) -> None:
-        if not isinstance(op, int | float) or isinstance(op, bool):
+        if not isinstance(op, (int, float)) or isinstance(op, bool):
             raise UsageError(f"{show(op)} is to be added; it is no number")
 
     @staticmethod
     def apply(value: Any, op: Any) -> Any:
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise UsageError(f"{show(value)} is no number to add to")
         return value + op
 
@@ -143,7 +143,8 @@ class Step:
         return self.remove or self.pick is not None
 
     def sorted(self) -> list[tuple[Key, Step]]:
-        return sorted(self.kids.items(), key=key_order)
+        kids = self.kids
+        return list(kids.items()) if len(kids) < 2 else sorted(kids.items(), key=key_order)
 
 
 def key_order(item: tuple[Key, Any]) -> tuple[bool, Any]:
@@ -158,7 +159,7 @@ def parse(op: Any, *, loose: bool = False) -> Step:
     root = Step()
     if op is None:
         return root
-    if not isinstance(op, list | tuple):
+    if not isinstance(op, (list, tuple)):
         raise UsageError(f"a json1 operation is None or a list, not {show(op)}")
     if not op:
         raise UsageError("a json1 operation has an end that changes nothing; the one that does nothing is None")
@@ -172,9 +173,9 @@ def parse(op: Any, *, loose: bool = False) -> Step:
         changed = False
         last: Key | None = None
         for at, item in enumerate(descent):
-            if isinstance(item, list | tuple):
+            if isinstance(item, (list, tuple)):
                 branches = descent[at:]
-                if not all(isinstance(branch, list | tuple) and branch for branch in branches):
+                if not all(isinstance(branch, (list, tuple)) and branch for branch in branches):
                     raise UsageError(
                         "branches of a json1 operation are lists that are not empty, and nothing follows them"
                     )
@@ -302,7 +303,7 @@ def check(op: object) -> None:
 
 def normalize(op: Any) -> Op:
     """The same operation in normal form."""
-    if isinstance(op, list | tuple) and not op:
+    if isinstance(op, (list, tuple)) and not op:
         return None
     return _write(parse(op, loose=True))
 
@@ -319,21 +320,21 @@ def apply(doc: Any, op: Any) -> Any:
 
 def takes_below(step: Step) -> bool:
     todo = [step]
-    while todo:
-        at = todo.pop()
-        if at.takes:
+    for at in todo:
+        if at.remove or at.pick is not None:
             return True
-        todo += at.kids.values()
+        if at.kids:
+            todo += at.kids.values()
     return False
 
 
 def puts_below(step: Step) -> bool:
     todo = [step]
-    while todo:
-        at = todo.pop()
-        if at.puts or at.edit is not None:
+    for at in todo:
+        if at.insert or at.drop is not None or at.edit is not None:
             return True
-        todo += at.kids.values()
+        if at.kids:
+            todo += at.kids.values()
     return False
 
 
