@@ -2,8 +2,8 @@
 
 usage: python tests/mutants/run.py [PART OF A NAME ...]
 
-Each mutant of mutants.toml is `old` text, found once in `file`, replaced by `new`; `test` are the arguments of a pytest
-that must fail then and pass without it. Works on copies of the tree, one a core, without
+Each mutant of the .toml files beside this is `old` text, found once in `file`, replaced by `new`; `test` are the
+arguments of a pytest that must fail then and pass without it. Works on copies of the tree, one a core, without
 optimization, so a mutant costs seconds.
 Exit status 1 if a mutant survives, does not build, or names text that is no longer there.
 """
@@ -65,34 +65,48 @@ def command(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def build(tree: Path, families: set[str], changed: str | None) -> str:
-    """Compile what a change of `changed` (None: everything) touches; "" or what went wrong."""
-    if changed is not None and changed.endswith((".h", ".pxd")):
-        changed = None
-    objects = tree / "objects"
-    objects.mkdir(exist_ok=True)
+    """Compile what a change of `changed` (None: everything) touches; "" or what went wrong. `restore` takes it back."""
+    everything = changed is None or changed.endswith((".h", ".pxd"))
+    sound = tree / "objects"
+    fresh = sound if changed is None else sound / "changed"
+    fresh.mkdir(parents=True, exist_ok=True)
     include = [f"-I{sysconfig.get_path('include')}", f"-I{tree / 'csrc'}"]
     for family in sorted(families):
-        pyx = f"nova/_native/{family}.pyx"
-        parts = [(objects / f"{family}.o", objects / f"{family}.c", changed in {None, *cython_sources(family)})]
-        if parts[0][2]:
-            done = command(tree, sys.executable, "-m", "cython", "-3", "-X", DIRECTIVES, pyx, "-o", str(parts[0][1]))
-            if done.returncode:
-                return done.stderr
-        for source in kernels()[family]:
-            parts.append((objects / f"{family}-{Path(source).stem}.o", tree / source, changed in (None, source)))
-        for out, source_path, stale in parts:
-            if stale:
-                done = command(
-                    tree, "gcc", "-std=c11", "-O0", "-w", "-fPIC", *include, "-c", str(source_path), "-o", str(out)
-                )
+        objects: list[Path] = []
+        for source in (f"nova/_native/{family}.pyx", *kernels()[family]):
+            touched = cython_sources(family) if source.endswith(".pyx") else {source}
+            stale = everything or changed in touched
+            objects.append((fresh if stale else sound) / f"{family}-{Path(source).name}.o")
+            if not stale:
+                continue
+            steps = [["gcc", "-std=c11", "-O0", "-w", "-fPIC", *include, "-c", source, "-o", str(objects[-1])]]
+            if source.endswith(".pyx"):
+                made = str(objects[-1].with_suffix(".c"))
+                steps[0][-3] = made
+                steps.insert(0, [sys.executable, "-m", "cython", "-3", "-X", DIRECTIVES, source, "-o", made])
+            for step in steps:
+                done = command(tree, *step)
                 if done.returncode:
                     return done.stderr
-        library = tree / f"nova/_native/{family}{sysconfig.get_config_var('EXT_SUFFIX')}"
-        library.unlink(missing_ok=True)
-        done = command(tree, "gcc", "-shared", "-o", str(library), *(str(out) for out, _, _ in parts))
+        library = fresh / f"{family}.so"
+        done = command(tree, "gcc", "-shared", "-o", str(library), *map(str, objects))
         if done.returncode:
             return done.stderr
+        put(tree, family, library)
     return ""
+
+
+def put(tree: Path, family: str, library: Path) -> None:
+    """Let the tree import this library: under a new inode, since a running test may still have the old one."""
+    target = tree / f"nova/_native/{family}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    target.unlink(missing_ok=True)
+    shutil.copy2(library, target)
+
+
+def restore(tree: Path, families: set[str]) -> None:
+    """Let the tree import what the first build made."""
+    for family in families:
+        put(tree, family, tree / "objects" / f"{family}.so")
 
 
 def tested(tree: Path, test: str) -> bool:
@@ -117,12 +131,13 @@ def try_one(tree: Path, mutant: dict[str, str], families: set[str]) -> str:
     if not verdict:
         verdict = "SURVIVED" if tested(tree, mutant["test"]) else "killed"
     path.write_text(text)
-    build(tree, families, mutant["file"])
+    restore(tree, families)
     return verdict
 
 
 def main(wanted: list[str]) -> int:
-    table = tomllib.loads((Path(__file__).parent / "mutants.toml").read_text())["mutant"]
+    files = sorted(Path(__file__).parent.glob("*.toml"))
+    table = [mutant for file in files for mutant in tomllib.loads(file.read_text())["mutant"]]
     chosen = [m for m in table if not wanted or any(part in m["name"] for part in wanted)]
     families = {file: users(file) for file in {m["file"] for m in chosen}}
     jobs = os.cpu_count() or 1
