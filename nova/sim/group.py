@@ -13,18 +13,18 @@ from typing import Any, Final
 
 import msgspec
 
+from nova.consensus.chain import Frame, Switched
 from nova.consensus.core import Command, Committed, Epoch, Installed, Make, NotLeaderError, OverloadedError
 from nova.consensus.replicated import (
     MESSAGES,
     Answered,
     Checkpoint,
-    Frame,
     ReadAnswered,
     ReplicatedConfig,
     ReplicatedMachine,
 )
 from nova.consensus.sessions import OPEN, Code
-from nova.errors import NovaError
+from nova.errors import NovaError, UnavailableError, UsageError
 from nova.sim import machine
 from nova.sim.faults import SECOND, Fault, random_plan
 from nova.sim.machine import KeyValue
@@ -52,6 +52,7 @@ class Subject(msgspec.Struct, frozen=True):
     invariants  makes, for a run, what is asked after every event, of the group; an AssertionError is a violation
     nodes       members of a run
     options     of the epoch
+    successors  other protocols that an operator switches to meanwhile, at random: name -> (maker, options)
     """
 
     name: str
@@ -60,6 +61,7 @@ class Subject(msgspec.Struct, frozen=True):
     invariants: Callable[[], Callable[[Group], None]] | None = None
     nodes: int = 3
     options: dict[str, Any] = {}
+    successors: dict[str, tuple[Make, dict[str, Any]]] = {}
 
 
 class FrameCodec:
@@ -87,7 +89,7 @@ class GroupMember:
             node,
             group.epoch,
             self.values,
-            protocols={group.subject.name: group.subject.make},
+            protocols=group.protocols,
             random=random,
             now_ns=now_ns,
             log_last=lambda: log.last,
@@ -122,7 +124,6 @@ class GroupMember:
         if isinstance(event, Checkpoint):
             self._snapshots.save(event.position, event.state)
             self._log.truncate_before(event.position + 1)
-            return Outputs()
         return self.replica.applied(event)
 
 
@@ -183,6 +184,12 @@ class Group:
         self.subject, self.seed = subject, seed
         names = tuple(f"n{number}" for number in range(nodes or subject.nodes))
         self.epoch = Epoch(0, subject.name, names, options=subject.options)
+        self.protocols = {
+            subject.name: subject.make,
+            **{name: make for name, (make, _) in subject.successors.items()},
+        }
+        self.epochs = {0: self.epoch}
+        """Every epoch that began anywhere."""
         self.decided: dict[int, tuple[int, bytes, NodeId]] = {}
         self.terms: dict[int, int] = {}
         self.appends: dict[int, Append] = {}
@@ -214,7 +221,10 @@ class Group:
             faults = random_plan(self.world.stream("faults"), names, self._end_ns, faults=faults, skew_ns_max=0)
         self.world.plan(faults)
         self._stopping = False
+        self._operator = self.world.stream("operator")
         self._clients_tick()
+        if subject.successors:
+            self._operator_tick()
 
     # -- running --
 
@@ -251,12 +261,17 @@ class Group:
     def _settled(self) -> bool:
         if any(client.command is not None or client.reading is not None for client in self.clients):
             return False
-        return len({(member.replica.applied_position, member.values.digest) for member in self.world}) == 1
+        newest = self.epochs[max(self.epochs)]
+        members = [member.replica for member in self.world if member.replica.node in newest.members]
+        return (
+            all(replica.epoch == newest and replica.chain.whole and replica.chain.settled for replica in members)
+            and len({(replica.applied_position, replica.machine.digest) for replica in members}) == 1
+        )
 
     def _why_not(self) -> str:
         states = ", ".join(
-            f"{member.replica.node} {member.core.status.role} term {member.core.status.term} "
-            f"applied {member.replica.applied_position} of {member.core.status.last}"
+            f"{member.replica.node} {member.core.status.role} term {member.core.status.term} epoch "
+            f"{member.replica.epoch.number} applied {member.replica.applied_position} of {member.core.status.last}"
             for member in self.world
         )
         return f"{self.acknowledged - self.before_healing} commands were answered; {states}"
@@ -267,6 +282,24 @@ class Group:
     def _invariants(self, world: World) -> None:
         for check in self._own:
             check(self)
+
+    # -- an operator --
+
+    def _operator_tick(self) -> None:
+        """Asks somebody to go on with another protocol, or among others."""
+        self.world.at(1 + self._operator.randrange(100 * TICK_NS), self._operator_tick)
+        up = self.world.up
+        if not up or self._stopping:
+            return
+        node = up[self._operator.randrange(len(up))]
+        protocol = self._operator.choice(sorted(self.subject.successors))
+        names = list(self.world.names)
+        members = names if self._operator.random() < 0.6 else self._operator.sample(names, max(3, len(names) - 1))
+        try:
+            out = self.world[node].replica.switch(protocol, members, self.subject.successors[protocol][1])
+        except (UsageError, UnavailableError):
+            return
+        self.world.submit(node, out)
 
     # -- clients --
 
@@ -352,6 +385,9 @@ class Group:
                     )
             case Installed(snapshot):
                 assert snapshot.position <= max(self.decided, default=0), f"I3: {node} installed what nobody decided"
+            case Switched(epoch):
+                first = self.epochs.setdefault(epoch.number, epoch)
+                assert first == epoch, f"epoch {epoch.number} is {first} here and {epoch} at {node}"
             case Answered(command, outcome, _):
                 self._answered(command, outcome)
             case ReadAnswered(id, data):
@@ -389,7 +425,8 @@ class Group:
         of the appends, each read is a beginning of it, and real time must agree with both.
         """
         found: list[str] = []
-        final = next(iter(self.world)).values.values
+        newest = self.epochs[max(self.epochs)]
+        final = next(member.values.values for member in self.world if member.replica.node in newest.members)
         for key in sorted({append.key for append in self.appends.values()}):
             found += self._key_violations(key, final.get(key) or [])
         return found

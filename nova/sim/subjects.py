@@ -8,10 +8,11 @@ from nova.consensus.raft import Raft
 from nova.consensus.raft.messages import MESSAGES as RAFT_MESSAGES
 from nova.errors import UsageError
 from nova.sim.group import Subject
-from nova.sim.invariants import LogInvariants
+from nova.sim.invariants import ChainInvariants, LogInvariants
 
 SUBJECTS: Final = {
     "raft": Subject("raft", Raft, RAFT_MESSAGES, LogInvariants),
+    "adaptive": Subject("raft", Raft, RAFT_MESSAGES, ChainInvariants, nodes=4, successors={"raft": (Raft, {})}),
 }
 
 
