@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from nova.consensus.core import Make
 from nova.consensus.raft import Raft
 from nova.consensus.raft.messages import MESSAGES as RAFT_MESSAGES
 from nova.errors import UsageError
 from nova.sim.group import Subject
 from nova.sim.invariants import ChainInvariants, LogInvariants
+
+PROTOCOLS: Final[dict[str, Make]] = {"raft": Raft}
+"""name -> maker of a core, of every protocol."""
 
 SUBJECTS: Final = {
     "raft": Subject("raft", Raft, RAFT_MESSAGES, LogInvariants),
