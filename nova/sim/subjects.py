@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
+from nova.consensus.paxos import Paxos
+from nova.consensus.paxos.messages import MESSAGES as PAXOS_MESSAGES
 from nova.consensus.raft import Raft
 from nova.consensus.raft.messages import MESSAGES as RAFT_MESSAGES
 from nova.errors import UsageError
 from nova.sim.group import Subject
 from nova.sim.invariants import LogInvariants
+from nova.sim.invariants_paxos import PaxosInvariants
 
 SUBJECTS: Final = {
     "raft": Subject("raft", Raft, RAFT_MESSAGES, LogInvariants),
+    # Few slots stay in memory behind a checkpoint, so that members that were away need snapshots.
+    "paxos": Subject("paxos", Paxos, PAXOS_MESSAGES, PaxosInvariants, options={"trailing": 20}),
 }
 
 
