@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from nova.consensus.chain import Frame, Switched
-from nova.consensus.core import Command, Committed, Epoch, Installed, Make, NotLeaderError, OverloadedError
+from nova.consensus.core import Command, Committed, Epoch, Installed, Make, OverloadedError
 from nova.consensus.replicated import (
     MESSAGES,
     Answered,
@@ -350,7 +350,7 @@ class Group:
         self._by_read[client.reading] = client
         try:
             out = self.world[client.node].replica.read(client.reading, machine.get(client.key))  # type: ignore[index]
-        except NotLeaderError:
+        except UnavailableError:
             self._by_read.pop(client.reading)
             client.reading = None
             return

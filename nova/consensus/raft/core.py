@@ -41,7 +41,6 @@ from nova.consensus.core import (
     checked_members,
     pack_epoch,
 )
-from nova.consensus.raft.incoming import Incoming, Pieces, pack_snapshot, pieces, unpack_snapshot
 from nova.consensus.raft.log import EntryLog
 from nova.consensus.raft.members import Members, pack_members, unpack_members
 from nova.consensus.raft.messages import (
@@ -61,7 +60,8 @@ from nova.consensus.raft.messages import (
 )
 from nova.consensus.raft.options import RaftOptions
 from nova.consensus.raft.progress import Mode, Progress
-from nova.consensus.raft.rounds import Rounds
+from nova.consensus.rounds import Rounds
+from nova.consensus.snapshots import Incoming, Pieces, pack_snapshot, pieces, unpack_snapshot
 from nova.errors import CorruptionError, UsageError
 from nova.types import NodeId, Outputs, Random
 
