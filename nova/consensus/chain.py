@@ -315,7 +315,9 @@ class Chain:
                 self._apply(link, entries, out)
             case Installed(snapshot):
                 out.apply.append(event)
-                if link in self._links and snapshot.position > self._owner.applied_position:
+                # Without one order a position says nothing about what a state holds; the core knows.
+                newer = not link.core.ordered or snapshot.position > self._owner.applied_position
+                if link in self._links and newer:
                     self._owner.install(snapshot.position, snapshot.term, snapshot.state)
                     if link is not self._links[0]:
                         self._reach(link, None, out)
@@ -396,8 +398,7 @@ class Chain:
         self._arriving = bytearray()
         self._owner.reached(link.core.ordered)
         held, link.held = link.held, []
-        if held:
-            self._apply(link, held, out)
+        self._apply(link, held, out)  # with nothing held, too: reads may have waited for the prefix
 
     # -- what members tell each other about it --
 

@@ -306,6 +306,8 @@ class ReplicatedMachine:
         return out + self._answer_reads()
 
     def _answer_reads(self) -> list[Any]:
+        if not self.chain.whole:
+            return []  # without one order a position does not tell that the prefix is missing
         out: list[Any] = []
         later: list[tuple[int, int]] = []
         for position, id in self._ready:
@@ -330,7 +332,8 @@ class ReplicatedMachine:
     def checkpoint(self, out: Outputs, least: int = 1) -> None:
         """Let the log begin anew, behind what `out` (of this turn) persists, with a snapshot of what is applied: if it
         is `least` entries more than in the last one."""
-        if not self.chain.whole or (self._since_checkpoint < least and not self.chain.owed):
+        wanted = self.chain.owed or (self._since_checkpoint and self.core.snapshot_wanted)
+        if not self.chain.whole or (self._since_checkpoint < least and not wanted):
             return
         self._since_checkpoint = 0
         position = self._log_last() + len(out.persist)

@@ -74,6 +74,7 @@ class Raft:
     """A member; see `nova.consensus.core.Core`."""
 
     ordered: ClassVar[bool] = True
+    snapshot_wanted = False
     messages: ClassVar[tuple[type[msgspec.Struct], ...]] = MESSAGES
 
     def __init__(self, node: NodeId, epoch: Epoch, random: Random, now_ns: Callable[[], int]) -> None:
@@ -374,7 +375,7 @@ class Raft:
     def _meet(self) -> None:
         """Keep a progress of every member but ourselves."""
         everybody = set(self.members.everybody) - {self.node}
-        for peer in everybody - self._progress.keys():
+        for peer in sorted(everybody - self._progress.keys()):
             self._progress[peer] = Progress(self.log.last + 1)
             self._progress[peer].active = True
         for peer in self._progress.keys() - everybody:
