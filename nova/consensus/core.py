@@ -115,9 +115,13 @@ class Persisted(msgspec.Struct, frozen=True):
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """These entries are decided for ever, in this order; each is told once per life of a core, from `compact`ed on."""
+    """These entries are decided for ever, in this order; each is told once per life of a core, from `compact`ed on.
+
+    epoch  which one decided them; the chain fills it in
+    """
 
     entries: tuple[Entry, ...]
+    epoch: int = 0
 
 
 class ReadReady(msgspec.Struct, frozen=True):

@@ -63,6 +63,7 @@ class PaxosInvariants:
         if dropped and member.core._teacher.snapshot is not None:
             self._covered[node] = max(self._covered.get(node, 0), member.core._teacher.snapshot.position)
         for _, record in log.replay(read + 1):
+            record = record[1:]  # the first byte names the epoch
             tag = record[:1]
             if tag == records.SNAPSHOT:
                 if member.core._teacher.snapshot is not None:
