@@ -337,6 +337,8 @@ class Paxos:
             window = max(message.committed, self.committed) + self.options.open_slots_max
             if any(not message.first <= entry.position <= window for entry in message.entries):
                 raise PeerError(f"{sender} promises slots that were not asked for, or further than {window}")
+            if message.following and message.following <= message.first:
+                raise PeerError(f"{sender} goes on at slot {message.following} behind slot {message.first}")
             self._learn([entry for entry in message.entries if entry.position <= message.committed], out)
             lie = campaign.heard(entry for entry in message.entries if entry.position > message.committed)
             if lie is not None:
