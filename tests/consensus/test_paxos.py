@@ -71,14 +71,14 @@ def test_26_duelling_proposers_end_by_chance():
         net = PaxosNet(3, seed=seed)
         first, second = net[1], net[2]
         for member in (first, second):
-            member.core._timeout = 1
+            member.core._pace.timeout = 1
         waiting = {"1": b"a", "2": b"b"}
         rounds = 0
         for _ in range(100 * T):
             for member in (first, second):
                 # Each prepares as soon as it may, and whoever leads proposes; the other's prepare comes between.
-                if member.core.role != "leader" and member.core._elapsed + 1 >= member.core._timeout:
-                    member.core._elapsed = 0
+                if member.core.role != "leader" and member.core._pace.elapsed + 1 >= member.core._pace.timeout:
+                    member.core._pace.elapsed = 0
                     net.forget_leaders()
                     member.campaign()
                     rounds += 1
@@ -174,7 +174,7 @@ def test_30_accepting_raises_the_promise():
     acceptor = net[3]
     acceptor.step("2", Accept(high, 1, 0, (command(1, high, b"x"),)))
     net.flying.clear()
-    acceptor.core._heard = T
+    acceptor.core._pace.heard = T
     acceptor.step("1", Prepare(low, 1))
     assert net.flying == [("3", "1", Refused(low, high))]
     acceptor.crash()
@@ -753,7 +753,7 @@ def test_80_a_read_needs_members_that_meet_every_phase_1_quorum():
     net.run(2)
     net.cuts = {(a, b) for a in "12345" for b in "12345" if (a in "123") != (b in "123")}
     for name in (4, 5):
-        net[name].core._heard = T
+        net[name].core._pace.heard = T
     net[4].campaign()
     net.deliver()
     assert net[4].core.role == "leader"
