@@ -263,6 +263,7 @@ class Paxos:
             self._campaign.promised.add(self.node)
             self._count_promises(out)
         self._count(out)
+        self._confirm(out)
         return self._done(out)
 
     # -- phase 1 --
