@@ -54,7 +54,7 @@ class PaxosNet(Net):
         """Nobody has heard of a leader for an election timeout."""
         for member in self:
             if member.core is not None:
-                member.core._heard = T
+                member.core._pace.heard = T
 
     def elect(self, name):
         """Make this one the leader."""

@@ -71,14 +71,14 @@ def test_26_duelling_proposers_end_by_chance():
         net = PaxosNet(3, seed=seed)
         first, second = net[1], net[2]
         for member in (first, second):
-            member.core._timeout = 1
+            member.core._pace.timeout = 1
         waiting = {"1": b"a", "2": b"b"}
         rounds = 0
         for _ in range(100 * T):
             for member in (first, second):
                 # Each prepares as soon as it may, and whoever leads proposes; the other's prepare comes between.
-                if member.core.role != "leader" and member.core._elapsed + 1 >= member.core._timeout:
-                    member.core._elapsed = 0
+                if member.core.role != "leader" and member.core._pace.elapsed + 1 >= member.core._pace.timeout:
+                    member.core._pace.elapsed = 0
                     net.forget_leaders()
                     member.campaign()
                     rounds += 1
@@ -174,7 +174,7 @@ def test_30_accepting_raises_the_promise():
     acceptor = net[3]
     acceptor.step("2", Accept(high, 1, 0, (command(1, high, b"x"),)))
     net.flying.clear()
-    acceptor.core._heard = T
+    acceptor.core._pace.heard = T
     acceptor.step("1", Prepare(low, 1))
     assert net.flying == [("3", "1", Refused(low, high))]
     acceptor.crash()
@@ -532,7 +532,13 @@ def test_nothing_is_told_behind_a_seal():
             member.propose(b"y")
         with pytest.raises(SealedError):
             member.core.read(1)
-    # Slots behind it that an earlier leader left behind stay void.
+    # Whoever says that slots behind it are decided: they are void.
+    member = PaxosNet(3)[3]
+    ballot = net.ballots.make(1, "1")
+    entries = (command(1, ballot, b"x"), Entry(2, ballot, Kind.SEAL, b""), command(3, ballot, b"void"))
+    member.step("1", Accept(ballot, 1, 3, entries))
+    assert [entry.position for entry in told(member)] == [1, 2]
+    # Slots behind it that an earlier leader left behind stay void, and are not proposed again.
     old = net.ballots.make(1, "1")
     again = PaxosNet(3)
     accepted(again, 2, old, {1: (old, b"x"), 3: (old, b"void")})
@@ -541,6 +547,7 @@ def test_nothing_is_told_behind_a_seal():
     again.elect(2)
     again.run(3)
     assert [(entry.position, entry.kind) for entry in told(member)] == [(1, Kind.COMMANDS), (2, Kind.SEAL)]
+    assert list(again[1].log) == [1, 2]
     assert again[1].core.sealed == 2
 
 
@@ -746,7 +753,7 @@ def test_80_a_read_needs_members_that_meet_every_phase_1_quorum():
     net.run(2)
     net.cuts = {(a, b) for a in "12345" for b in "12345" if (a in "123") != (b in "123")}
     for name in (4, 5):
-        net[name].core._heard = T
+        net[name].core._pace.heard = T
     net[4].campaign()
     net.deliver()
     assert net[4].core.role == "leader"
@@ -878,6 +885,21 @@ def test_what_no_member_can_have_sent_is_refused():
         with pytest.raises(PeerError):
             member.core.step(sender, message)
         assert (member.core.promised, member.log) == (0, {})
+
+
+def test_a_promise_of_what_was_not_asked_for_is_refused():
+    net = PaxosNet(3, open_slots_max=5)
+    member = net[1]
+    member.campaign()
+    ballot, old = member.core.promised, net.ballots.make(1, "3")
+    for message in (
+        Promise(ballot, 2, 0, 0, (command(1, old, b""),)),
+        Promise(ballot, 1, 0, 0, (command(6, old, b""),)),
+        Promise(ballot, 1, 0, 0, (), 1),
+    ):
+        with pytest.raises(PeerError):
+            member.core.step("2", message)
+    assert member.core.role == "candidate"
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,14 @@ import msgspec
 import pytest
 
 from nova.sim.group import Group
+from nova.sim.network import Link
 from nova.sim.subjects import SUBJECTS
 
 PAXOS = SUBJECTS["paxos"]
 FLEXIBLE = msgspec.structs.replace(PAXOS, options={**PAXOS.options, "phase1": 4, "phase2": 2})
 BATCH = 50
+FAR = Link(delay_ns_min=4_000_000, jitter_ns_mean=12_000_000, loss_ratio=0.2, duplicate_ratio=0.02, reorder_ratio=0.2)
+STRIKES_NS = 3_000_000_000
 
 
 def group_of(seed, **options):
@@ -31,6 +34,42 @@ def group_of(seed, **options):
 def test_every_promise_holds_under_faults(first):
     for seed in range(first, first + BATCH):
         assert group_of(seed).run() == []
+
+
+def strikes(group, period_ns=250_000_000):
+    """Leaders fall in the middle of their work: cut off from some members, and often crashed a little later."""
+    world, random = group.world, group.world.stream("strikes")
+
+    def strike():
+        if world.now >= STRIKES_NS:
+            return
+        world.at(period_ns // 2 + random.randrange(period_ns), strike)
+        world.heal()
+        for name in world.names:
+            world.restart(name)
+        leaders = [member.replica.node for member in world if member.core.role == "leader"]
+        if not leaders:
+            return
+        leader = leaders[random.randrange(len(leaders))]
+        others = [name for name in world.names if name != leader]
+        random.shuffle(others)
+        for other in others[: random.randrange(1, len(others) + 1)]:
+            world.cut(leader, other)
+        if random.random() < 0.6:
+            world.at(1 + random.randrange(30_000_000), lambda: world.now < STRIKES_NS and world.crash(leader))
+
+    world.at(period_ns, strike)
+    return group
+
+
+@pytest.mark.parametrize("first", range(0, 100, BATCH))
+def test_leaders_fall_with_slots_open(first):
+    ballots = 0
+    for seed in range(first, first + BATCH):
+        group = strikes(Group(PAXOS, seed, nodes=3 if seed % 3 else 5, faults=0, link=FAR, clients=12, seconds=3))
+        assert group.run() == []
+        ballots = max(ballots, *(member.core.ballots.round(member.core.promised) for member in group.members()))
+    assert ballots >= 10
 
 
 def test_one_seed_is_one_history():

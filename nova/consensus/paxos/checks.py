@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nova.consensus.paxos.ballots import Ballots
-from nova.consensus.paxos.messages import Accept, Heartbeat, Message, Prepare
+from nova.consensus.paxos.messages import Accept, Heartbeat, Message, Prepare, Promise
 from nova.errors import PeerError
 from nova.types import NodeId
 
@@ -23,3 +23,11 @@ def check(node: NodeId, members: Sequence[NodeId], ballots: Ballots, sender: Nod
             for number, entry in enumerate(message.entries)
         ):
             raise PeerError(f"{sender} wants slots accepted that are not its own, or not consecutive")
+
+
+def check_promise(sender: NodeId, message: Promise, slot_max: int) -> None:
+    """Raises PeerError for a promise that tells of slots before what was asked for, or behind `slot_max`."""
+    if any(not message.first <= entry.position <= slot_max for entry in message.entries):
+        raise PeerError(f"{sender} promises slots out of {message.first}..{slot_max}")
+    if message.following and message.following <= message.first:
+        raise PeerError(f"{sender} goes on at slot {message.following} behind slot {message.first}")

@@ -26,7 +26,6 @@ Where it goes beyond the papers, or another way:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
@@ -54,7 +53,7 @@ from nova.consensus.paxos.asked import Asked
 from nova.consensus.paxos.ballots import Ballots
 from nova.consensus.paxos.campaign import Campaign
 from nova.consensus.paxos.catchup import CatchUp, Teacher
-from nova.consensus.paxos.checks import check
+from nova.consensus.paxos.checks import check, check_promise
 from nova.consensus.paxos.lead import Lead
 from nova.consensus.paxos.messages import (
     MESSAGES,
@@ -74,6 +73,8 @@ from nova.consensus.paxos.messages import (
 )
 from nova.consensus.paxos.options import paxos_options
 from nova.consensus.paxos.outbox import Outbox
+from nova.consensus.paxos.pace import Pace
+from nova.consensus.paxos.reach import Reach
 from nova.consensus.paxos.slots import Slots
 from nova.consensus.rounds import Read, Rounds
 from nova.consensus.snapshots import Pieces, pieces, unpack_snapshot
@@ -97,26 +98,20 @@ class Paxos:
         self.quorum = self.options.quorum(self.members)
         self.ballots = Ballots(self.members)
         self._others = [member for member in self.members if member != node]
-        self._random, self._now_ns = random, now_ns
+        self._now_ns = now_ns
         self.slots = Slots(epoch.start - 1)
         self.promised = 0
         self.committed = epoch.start - 1
         self.sealed: int | None = None
         self.role = FOLLOWER
         self._leader: NodeId | None = None
-        # as an acceptor: how far the leader of the promised ballot was accepted, in memory and on disk
-        self._first: int | None = None
-        self._upto = self._durable_upto = 0
-        self._syncing: deque[tuple[int, int, int]] = deque()  # (token, ballot, upto)
+        self._reach = Reach(self.slots)
         # as a proposer
         self._campaign: Campaign | None = None
         self._lead: Lead | None = None
         self._rounds = Rounds()
         self._round_seen = 0
-        self._failures = 0
-        self._elapsed = 0
-        self._heard = self.options.election_ticks  # ticks since the leader's last word; nobody's at the start
-        self._timeout = self._drawn()
+        self._pace = Pace(random, self.options.election_ticks, self.options.backoff_doublings)
         # as a learner
         self._catchup = CatchUp(self.options.learn_ticks)
         self._teacher = Teacher(self.slots, self.options)
@@ -192,15 +187,14 @@ class Paxos:
     def tick(self) -> Outputs:
         """Let a tick pass."""
         out = Outputs()
-        self._elapsed += 1
-        self._heard += 1
+        self._pace.tick()
         self._catchup.tick()
         if self._lead is not None:
             if not self._lead.tick(self.committed, out):
                 self._retreat(out)
             elif not self._others:
                 self._confirm(out)
-        elif self._elapsed >= self._timeout and self.node in self.members:
+        elif self._pace.due and self.node in self.members:
             self._begin(out, probe=True)
         return self._done(out)
 
@@ -272,27 +266,21 @@ class Paxos:
         """Everything up to this token is durable."""
         out = Outputs()
         self._outbox.advance(token, out)
-        while self._syncing and self._syncing[0][0] <= self._outbox.durable:
-            _, ballot, upto = self._syncing.popleft()
-            if ballot == self.promised:
-                self._durable_upto = max(self._durable_upto, upto)
+        self._reach.synced(self._outbox.durable)
         if self._campaign is not None and not self._campaign.probe and self._outbox.settled(self.promised):
             self._campaign.promised.add(self.node)
             self._count_promises(out)
         self._count(out)
+        self._confirm(out)
         return self._done(out)
 
     # -- phase 1 --
-
-    def _drawn(self) -> int:
-        ticks = self.options.election_ticks
-        return ticks + self._random.randrange(ticks << min(self._failures, self.options.backoff_doublings))
 
     def _begin(self, out: Outputs, *, probe: bool = False) -> None:
         """Ask whether we would be promised a ballot, or for the promise."""
         self.role, self._leader = CANDIDATE, None
         self._asked.lose(out)
-        self._elapsed, self._timeout = 0, self._drawn()
+        self._pace.rest()
         round = max(self.ballots.round(self.promised), self._round_seen) + 1
         ballot = self.ballots.make(round, self.node)
         self._campaign = Campaign(ballot, probe=probe)
@@ -302,26 +290,24 @@ class Paxos:
             out.early += [(peer, request) for peer in self._others]
             self._count_promises(out)
         else:
-            self._failures += 1
+            self._pace.campaigns()
             self._promise_ballot(ballot)  # counted when it is durable
             out.send += [(peer, request) for peer in self._others]
 
     def _promise_ballot(self, ballot: int) -> None:
         self.promised = ballot
-        self._first = None
-        self._upto = self._durable_upto = 0
+        self._reach.promise(ballot)
 
     def _prepare(self, sender: NodeId, message: Prepare, out: Outputs) -> None:
         ballot = message.ballot
         # Who hears a leader keeps to it: a member that comes back does not depose it, and a lease is worth something.
-        kept = self._lead is not None or self._heard < self.options.election_ticks
+        kept = self._lead is not None or self._pace.led
         late = ballot <= self.promised if message.probe else ballot < self.promised
         if late or (kept and ballot != self.promised):
             self._outbox.promise(sender, Refused(ballot, self.promised))
             return
         if ballot > self.promised and not message.probe:
             self._yield_to(ballot, out)
-            self._elapsed, self._timeout = 0, self._drawn()
         entries: tuple[Entry, ...] = ()
         following = 0
         if not message.probe and message.first > self.slots.offset:
@@ -342,9 +328,7 @@ class Paxos:
             out.early.append((sender, self._catchup.ask(sender, self.committed)))
             return
         if not message.probe:
-            window = max(message.committed, self.committed) + self.options.open_slots_max
-            if any(not message.first <= entry.position <= window for entry in message.entries):
-                raise PeerError(f"{sender} promises slots that were not asked for, or further than {window}")
+            check_promise(sender, message, max(message.committed, self.committed) + self.options.open_slots_max)
             self._learn([entry for entry in message.entries if entry.position <= message.committed], out)
             lie = campaign.heard(entry for entry in message.entries if entry.position > message.committed)
             if lie is not None:
@@ -383,8 +367,8 @@ class Paxos:
         )
         self._campaign = None
         self.role, self._leader = LEADER, self.node
-        self._first, self._upto = first, first - 1
-        self._failures = 0
+        self._reach.begin(first)
+        self._pace.succeeds()
         if self.sealed is None:
             self._propose(lead, campaign.values(first), out)
         lead.barrier = lead.next - 1
@@ -408,11 +392,11 @@ class Paxos:
             for read in self._rounds.lose():
                 if read.asker == self.node:
                     out.apply.append(ReadLost(read.ids, None))
-            self._heard = self.options.election_ticks
+            self._pace.silent()
         self._asked.lose(out)
         self._campaign = None
         self.role, self._leader = FOLLOWER, None
-        self._elapsed, self._timeout = 0, self._drawn()
+        self._pace.rest()
 
     # -- phase 2 --
 
@@ -426,7 +410,7 @@ class Paxos:
 
     def _count(self, out: Outputs) -> None:
         if self._lead is not None:
-            position = self._lead.decided(self._durable_upto)
+            position = self._lead.decided(self._reach.durable)
             if position > self.committed:
                 self._commit(position, out)
 
@@ -437,13 +421,12 @@ class Paxos:
             return False
         if ballot > self.promised:
             self._yield_to(ballot, out)
-        if self._first is None:
-            self._first, self._upto = first, first - 1
+        self._reach.begin(first)
         if self._leader != sender:
             self._asked.lose(out)
         self._campaign = None
         self.role, self._leader = FOLLOWER, sender
-        self._elapsed = self._heard = self._failures = 0
+        self._pace.hears()
         return True
 
     def _accept(self, sender: NodeId, message: Accept, out: Outputs) -> None:
@@ -457,29 +440,22 @@ class Paxos:
             elif self._differs(entry):
                 out.apply.append(Fatal(self._broken(entry)))
                 return
-        self._extend()
+        self._reach.extend(self.committed)
         self._follow(message.committed, out)
-        self._outbox.promise(sender, Accepted(message.ballot, self._upto))
+        self._outbox.promise(sender, Accepted(message.ballot, self._reach.upto))
 
     def _heartbeat(self, sender: NodeId, message: Heartbeat, out: Outputs) -> None:
-        self._extend()
+        self._reach.extend(self.committed)
         self._follow(message.committed, out)
         if self.committed < message.committed and self._catchup.due(self.committed):
             out.early.append((sender, self._catchup.ask(sender, self.committed)))
-        missing = self._upto + 1 if self._upto < message.sent else 0
-        reply = HeartbeatReply(message.ballot, message.round, min(self._durable_upto, self._upto), missing)
+        reach = self._reach
+        missing = reach.upto + 1 if reach.upto < message.sent else 0
+        reply = HeartbeatReply(message.ballot, message.round, reach.durable, missing)
         if not self._outbox.settled(self.promised):
             self._outbox.promise(sender, reply)  # it shows that we promised this ballot
         else:
             out.early.append((sender, reply))
-
-    def _extend(self) -> None:
-        """How far the leader of the promised ballot was accepted. What is decided is as good as accepted."""
-        if self._first is not None:
-            upto = max(self._upto, self.committed)
-            while self.slots.term(upto + 1) == self.promised:
-                upto += 1
-            self._upto = upto
 
     # -- learning --
 
@@ -559,7 +535,7 @@ class Paxos:
             return  # asked for again
         out.persist += [records.SNAPSHOT + piece for piece in pieces(packed)]
         out.apply.append(Installed(snapshot))
-        self._extend()
+        self._reach.extend(self.committed)
 
     # -- reads --
 
@@ -629,6 +605,7 @@ class Paxos:
 
     def recovered(self) -> Outputs:
         """The log is at its end."""
+        self._reach.promise(self.promised)
         out = Outputs()
         if self._installed is not None:
             out.apply.append(Installed(self._installed))
@@ -640,15 +617,15 @@ class Paxos:
             self._commit(position, out)
         self._outbox.recovered(self.promised, self.sealed)
         if self.options.lease_reads and self.promised:
-            self._heard = 0  # in our last life we may have vowed to promise nobody else for so long
+            self._pace.heard = 0  # in our last life we may have vowed to promise nobody else for so long
         return out
 
     def _done(self, out: Outputs) -> Outputs:
-        self._extend()
+        self._reach.extend(self.committed)
         if self._outbox.close(out, self.promised, self.committed, self.sealed):
-            self._syncing.append((self._outbox.token, self.promised, self._upto))
+            self._reach.syncing(self._outbox.token)
         elif self._outbox.token == self._outbox.durable:
-            self._durable_upto = self._upto
+            self._reach.settle()
         return out
 
 

@@ -95,7 +95,7 @@ class Lead:
             if message.round > self._rounds.number:
                 return
             self._rounds.heard(sender, message.round)
-            if message.missing:
+            if message.missing > self._slots.offset:  # else it asks for the snapshot first
                 peer.rewind(message.missing, message.round, self._rounds.number)
         self._send(sender, committed, out)
 
