@@ -1,4 +1,4 @@
-"""Recovery of EPaxos under schedules drawn at random, in which several recoveries meet."""
+"""Recovery of EPaxos: each step of its argument, and schedules drawn at random in which several recoveries meet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,190 @@ import random
 import pytest
 
 from nova.consensus.epaxos.instances import Status, is_void
-from tests.consensus.epaxos_net import Net
+from nova.consensus.epaxos.messages import (
+    Accept,
+    Commit,
+    PreAccept,
+    PreAcceptReply,
+    Recover,
+    RecoverReply,
+    Validate,
+    ValidateReply,
+    Waiting,
+)
+from nova.consensus.epaxos.recovery import Phase
+from nova.types import Outputs
+from tests.consensus.epaxos_net import Net, R
+
+
+def preaccepted(net, owner, *others, key="k", text="x"):
+    """An instance that these have pre-accepted; nothing else of it is under way."""
+    id = net[owner].propose(key, text)
+    for other in others:
+        net.pick(source=str(owner), target=str(other), kind=PreAccept)
+    net.flying = [each for each in net.flying if each[2].id != id]
+    return id
+
+
+def recover(net, name, id, *quorum):
+    """Let a member take over, and the rest of this quorum promise."""
+    core = net[name].core
+    out = Outputs()
+    core._recover(core._instance(id), out)
+    net[name].take(core._done(out))
+    for other in quorum:
+        net.pick(source=str(name), target=str(other), kind=Recover)
+        net.pick(source=str(other), target=str(name), kind=RecoverReply)
+    net.flying = [each for each in net.flying if not isinstance(each[2], Recover | RecoverReply)]
+    return core.instances[id]
+
+
+def validate(net, name):
+    net.pick(source=str(name), kind=Validate)
+    net.pick(target=str(name), kind=ValidateReply)
+
+
+def accepted(net, name):
+    """What this one asks the others to accept."""
+    (value,) = {each[2].value for each in net.flying if each[0] == str(name) and isinstance(each[2], Accept)}
+    return value
+
+
+def same_order(net):
+    """Let everything come to an end, of all that live."""
+    net.flying.clear()
+    net.run(40 * R)
+    orders = {tuple(member.executed) for member in net.alive}
+    assert len(orders) == 1, orders
+    return orders.pop()
+
+
+def test_step_2_the_coordinator_knows_that_it_did_not_commit():
+    net = Net(5)
+    id = preaccepted(net, 1, 2, 3)
+    instance = recover(net, 2, id, 1, 3)
+    assert is_void(instance.value)
+    assert same_order(net) == ()
+
+
+def test_step_3_too_few_preaccepted_what_was_proposed():
+    net = Net(7)
+    id = preaccepted(net, 1, 2)
+    assert is_void(recover(net, 2, id, 3, 4, 5).value)  # one of four; a fast quorum of five leaves two
+
+
+def test_step_4_nothing_stands_against_it():
+    net = Net(5)
+    id = preaccepted(net, 1, 2)
+    net[1].crash()
+    instance = recover(net, 2, id, 3, 4)
+    assert instance.lead.phase is Phase.VALIDATE
+    assert instance.lead.count == 1
+    validate(net, 2)
+    assert accepted(net, 2) == net[2].state(id).init
+    assert same_order(net) == ("x",)
+
+
+def test_step_4_what_is_validated_is_a_dependency_from_then_on():
+    net = Net(5)
+    id = preaccepted(net, 1, 2)
+    net[1].crash()
+    recover(net, 2, id, 3, 4)
+    validate(net, 2)
+    held = [each for each in net.flying if isinstance(each[2], Accept)]
+    net.flying.clear()
+    net[3].propose("k", "y")
+    net.deliver(only=lambda source, target, message: "2" not in (source, target))
+    net.flying += held
+    net.deliver()
+    assert same_order(net) == ("x", "y")
+
+
+def test_step_5_a_committed_command_without_it_stands_against_it():
+    net = Net(5)
+    id = preaccepted(net, 1, 2)
+    net[3].propose("k", "y")
+    net.deliver(only=lambda source, target, message: {source, target} <= {"3", "4", "5"})
+    assert net[4].executed == ["y"]
+    net[1].crash()
+    recover(net, 2, id, 3, 4)
+    validate(net, 2)
+    assert is_void(accepted(net, 2))
+    assert same_order(net) == ("y",)
+
+
+def test_step_5_also_if_that_was_executed_and_forgotten():
+    net = Net(5, trailing=0)
+    id = preaccepted(net, 1, 2)
+    net[3].propose("k", "y")
+    net.deliver(only=lambda source, target, message: {source, target} <= {"3", "4", "5"})
+    for name in "345":
+        net[name].checkpoint()
+        assert not net[name].core.instances
+    net[3].crash()
+    net[3].start()
+    net[1].crash()
+    recover(net, 2, id, 3, 4)
+    validate(net, 2)
+    assert is_void(accepted(net, 2))
+
+
+def test_step_6_the_coordinator_of_what_may_stand_against_it_is_away():
+    net = Net(5)
+    x = preaccepted(net, 1, 2, text="x")
+    y = preaccepted(net, 3, 4, 5, text="y")
+    net[1].crash()
+    net[3].crash()
+    recover(net, 2, x, 4, 5)
+    validate(net, 2)
+    assert is_void(accepted(net, 2))
+    net.deliver()
+    recover(net, 4, y, 2, 5)
+    validate(net, 4)
+    assert accepted(net, 4) == net[4].state(y).init  # it may have been committed: three of five are a fast quorum
+    assert same_order(net) == ("y",)
+
+
+def test_step_7_what_may_stand_against_it_is_waited_for():
+    for has_it in (False, True):
+        net = Net(5)
+        x = preaccepted(net, 1, 2, text="x")
+        net[3].propose("k", "y")
+        net.pick(source="3", target="4", kind=PreAccept)
+        net.pick(source="3", target="5" if not has_it else "2", kind=PreAccept)
+        replies = [each for each in net.flying if isinstance(each[2], PreAcceptReply)]
+        net.flying.clear()
+        net[1].crash()
+        instance = recover(net, 2, x, 3, 4)
+        validate(net, 2)
+        if has_it:
+            net.pick(source="2", target="3", kind=PreAcceptReply)
+        assert instance.lead.phase is Phase.WAIT
+        assert not [each for each in net.flying if isinstance(each[2], Accept)]
+        net.flying = replies
+        net.pick(kind=PreAcceptReply)  # y commits: without x, or after it
+        net.deliver(only=lambda source, target, message: isinstance(message, Accept | Commit) or source != "2")
+        net.pick(kind=Commit)
+        assert is_void(instance.value) != has_it
+        assert same_order(net) == (("x", "y") if has_it else ("y",))
+
+
+def test_step_7_of_two_that_wait_for_each_other_the_weaker_one_gives_way():
+    net = Net(7)
+    x = preaccepted(net, 1, 2, 3, text="x")
+    y = preaccepted(net, 7, 4, 5, 6, text="y")
+    net[1].crash()
+    first = recover(net, 2, x, 3, 7, 4)
+    validate(net, 2)
+    assert first.lead.phase is Phase.WAIT
+    second = recover(net, 4, y, 5, 6, 2)
+    validate(net, 4)
+    assert second.lead.phase is Phase.WAIT
+    net.pick(source="2", target="4", kind=Waiting)
+    assert second.lead.phase is Phase.WAIT  # two besides the coordinator: no more than n - f - e
+    net.pick(source="4", target="2", kind=Waiting)
+    assert is_void(accepted(net, 2))
+    assert same_order(net) == ("y",)
 
 
 class Schedule:
