@@ -126,6 +126,7 @@ def test_step_5_also_if_that_was_executed_and_forgotten():
     net.deliver(only=lambda source, target, message: {source, target} <= {"3", "4", "5"})
     for name in "345":
         net[name].checkpoint()
+        net[name].checkpoint()
         assert not net[name].core.instances
     net[3].crash()
     net[3].start()
