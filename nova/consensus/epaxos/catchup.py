@@ -238,12 +238,13 @@ class CatchUp(Recovery):
 
     def compact(self, snapshot: Snapshot) -> list[bytes]:
         """Forget what the snapshot covers, but for the trailing instances; the records that recovery begins with."""
-        self._keep(snapshot)
-        assert self._snapshot_executed is not None
-        while len(self._recent) > self.options.trailing and self._recent[0].id in self._snapshot_executed:
-            id = self._recent.popleft().id
+        # What is not in the snapshot before this one is new, and may be under way to peers: keep that in any case.
+        covered, recent = self._snapshot_executed, self._recent
+        while covered is not None and len(recent) > self.options.trailing and recent[0].id in covered:
+            id = recent.popleft().id
             self._forgotten.add(id)
             self.instances.pop(id, None)
+        self._keep(snapshot)
         stable = [min(marks) for marks in zip(self._published, *self._frontiers.values(), strict=True)]
         self.conflicts.prune(stable, self.executed.frontier)
         return [b"I" + each.record() for each in self.instances.values() if each.status < Status.EXECUTED]
