@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -31,6 +31,8 @@ from nova.consensus.core import (
     ReadReady,
     SealedError,
     Snapshot,
+    StateCore,
+    StateWanted,
     pack,
     unpack,
 )
@@ -187,7 +189,9 @@ class ReplicatedMachine:
             return Outputs()
         if isinstance(message, Forward):
             for command in message.commands[: self.config.queue_max - len(self._queue)]:
-                self._queue.append(command)
+                # One that no member could have submitted would fit into no entry.
+                if len(command.data) + len(command.key) <= 2 * self.config.entry_bytes_max:
+                    self._queue.append(command)
             return Outputs()
         if not isinstance(message, self.core.messages):
             raise PeerError(f"{sender} sent a {type(message).__name__}; {self.epoch.protocol} knows no such message")
@@ -309,8 +313,15 @@ class ReplicatedMachine:
             out.send = [(peer, (number, message)) for peer, message in out.send]
         if out.early:
             out.early = [(peer, (number, message)) for peer, message in out.early]
-        if out.apply:
-            out.apply += [more for event in out.apply for more in self._heed(event)]
+        events, more = out.apply, Outputs()
+        out.apply = list(events)
+        for event in events:
+            if isinstance(event, StateWanted):  # the state has to be that of just this place among the events
+                core = cast(StateCore, self.core)
+                more.extend(self._framed(core.checkpointed(event.position, self.sessions.snapshot())))
+            else:
+                out.apply += self._heed(event)
+        out.extend(more)
         return out
 
     # -- recovery --
