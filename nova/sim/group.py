@@ -8,7 +8,7 @@ every event; what is a protocol's own comes with its `Subject`.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -87,7 +87,7 @@ class GroupMember:
             node,
             group.epoch,
             self.values,
-            protocols={group.subject.name: group.subject.make},
+            protocols={group.subject.name: group.maker_of(node)},
             random=random,
             now_ns=now_ns,
             log_last=lambda: log.last,
@@ -165,6 +165,8 @@ class Group:
 
     faults   how many, or a plan
     clients  callers at once
+    liars    members that need not keep to the protocol, and what makes such a core of a sound one; nothing is asked of
+             them, and no client asks them
     """
 
     def __init__(
@@ -178,9 +180,11 @@ class Group:
         seconds: int = FAULT_SECONDS,
         link: Link = LINK,
         keys: int = 3,
+        liars: Mapping[NodeId, Callable[[Any, Random], Any]] | None = None,
         invariants: Iterable[Callable[[Group], None]] = (),
     ) -> None:
         self.subject, self.seed = subject, seed
+        self.liars = dict(liars or {})
         names = tuple(f"n{number}" for number in range(nodes or subject.nodes))
         self.epoch = Epoch(0, subject.name, names, options=subject.options)
         self.decided: dict[int, tuple[int, bytes, NodeId]] = {}
@@ -240,8 +244,19 @@ class Group:
         return self.violations()
 
     def members(self) -> list[GroupMember]:
-        """Those that run."""
-        return list(self.world)
+        """Those that run, and of which something is asked."""
+        return [member for member in self.world if member.replica.node not in self.liars]
+
+    def maker_of(self, node: NodeId) -> Make:
+        """What makes the core of a member."""
+        lying = self.liars.get(node)
+        if lying is None:
+            return self.subject.make
+        return lambda node, epoch, random, now_ns: lying(self.subject.make(node, epoch, random, now_ns), random)
+
+    def _asked(self) -> list[NodeId]:
+        """Whom clients ask."""
+        return [node for node in self.world.up if node not in self.liars]
 
     def _serves(self) -> bool:
         return self.acknowledged - self.before_healing >= 3 * len(self.clients) and len(self.world.up) == len(
@@ -251,7 +266,7 @@ class Group:
     def _settled(self) -> bool:
         if any(client.command is not None or client.reading is not None for client in self.clients):
             return False
-        return len({(member.replica.applied_position, member.values.digest) for member in self.world}) == 1
+        return len({(member.replica.applied_position, member.values.digest) for member in self.members()}) == 1
 
     def _why_not(self) -> str:
         states = ", ".join(
@@ -272,7 +287,7 @@ class Group:
 
     def _clients_tick(self) -> None:
         self.world.at(1 + self._random.randrange(2 * TICK_NS), self._clients_tick)
-        up = self.world.up
+        up = self._asked()
         if not up:
             return
         touched: set[NodeId] = set()
@@ -341,6 +356,8 @@ class Group:
     # -- what happened --
 
     def _event(self, node: NodeId, event: Any) -> None:
+        if node in self.liars:
+            return
         match event:
             case Committed(entries):
                 for entry in entries:
@@ -389,7 +406,7 @@ class Group:
         of the appends, each read is a beginning of it, and real time must agree with both.
         """
         found: list[str] = []
-        final = next(iter(self.world)).values.values
+        final = self.members()[0].values.values
         for key in sorted({append.key for append in self.appends.values()}):
             found += self._key_violations(key, final.get(key) or [])
         return found
