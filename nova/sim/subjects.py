@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from typing import Final
 
+from nova.consensus.pbft import maker as pbft_maker
+from nova.consensus.pbft.messages import MESSAGES as PBFT_MESSAGES
 from nova.consensus.raft import Raft
 from nova.consensus.raft.messages import MESSAGES as RAFT_MESSAGES
 from nova.errors import UsageError
+from nova.sim.byzantine import dealt
 from nova.sim.group import Subject
 from nova.sim.invariants import LogInvariants
+from nova.sim.invariants_pbft import PBFTInvariants
 
 SUBJECTS: Final = {
     "raft": Subject("raft", Raft, RAFT_MESSAGES, LogInvariants),
+    # Small checkpoints, so that a short history has many of them.
+    "pbft": Subject(
+        "pbft",
+        pbft_maker(dealt),
+        PBFT_MESSAGES,
+        PBFTInvariants,
+        nodes=4,
+        options={"checkpoint_interval": 20, "window": 60},
+    ),
 }
 
 
