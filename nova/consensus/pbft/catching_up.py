@@ -76,7 +76,7 @@ class CatchingUp(Viewing):
         self._transfer: Transfer | None = None
         self._ticks = 0
         self._told_status = 0
-        self._answered: dict[NodeId, int] = {}  # peer -> tick of the last answer to a status of it
+        self._answered: dict[tuple[NodeId, type], int] = {}  # (peer, what it said) -> tick of the last answer to it
         self._seal_data_of = msgspec.msgpack.Decoder(tuple[bytes, bytes]).decode
 
     def _tick_status(self, out: Outputs) -> None:
@@ -101,9 +101,8 @@ class CatchingUp(Viewing):
     # -- helping --
 
     def _status(self, sender: NodeId, message: Status, out: Outputs) -> None:
-        if self._answered.get(sender) == self._ticks:
-            return  # one answer a tick: a status is small, what it brings back is not
-        self._answered[sender] = self._ticks
+        if not self._answers(sender, Status):
+            return
         if message.stable < self.mark.position:
             self._say(sender, self.mark)
         own = self._votes[self.node]
@@ -118,6 +117,13 @@ class CatchingUp(Viewing):
         self._tell_ordered(sender, message.position)
         if self.active and message.active and message.view == self.view:
             self._tell_votes(sender, message.position)
+
+    def _answers(self, peer: NodeId, what: type) -> bool:
+        """One answer a tick: the question is small, what it brings back is not."""
+        if self._answered.get((peer, what)) == self._ticks:
+            return False
+        self._answered[peer, what] = self._ticks
+        return True
 
     def _tell_ordered(self, peer: NodeId, position: int) -> None:
         entries: list[tuple[int, Kind, bytes]] = []
@@ -250,5 +256,6 @@ class CatchingUp(Viewing):
         if snapshot.core:
             self.sealed_at, self.seal_data = stable.position, snapshot.core
             self.requests.clear()
+        self.requests.keep_own(self.node)
         self._next = max(self._next, self.executed + 1)
         self._stalled = 0

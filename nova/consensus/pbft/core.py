@@ -192,10 +192,13 @@ class PBFT(CatchingUp):
         out = Outputs()
         self._tick_view(out)
         for _, waiting in self.requests:
-            ours = waiting.origin == self.node and waiting.kind != Kind.SEAL
-            if ours and waiting.told >= self.options.request_ticks:
-                waiting.told = 0
+            if waiting.kind == Kind.SEAL or waiting.told < self.options.request_ticks:
+                continue
+            waiting.told = 0
+            if waiting.origin == self.node:
                 self._say_all(Request(waiting.kind, waiting.data))
+            elif self.active and not self.leads:
+                self._say(self.primary, Request(waiting.kind, waiting.data))
         if self.leads:
             self._order_waiting(out)
         self._tick_status(out)
@@ -226,7 +229,7 @@ class PBFT(CatchingUp):
             raise NotLeaderError(self.node, self.leader)
         if self._sealing():
             raise SealedError(f"epoch {self.epoch.number} is about to end; ask its successor")
-        last = self.low.position + self.options.window
+        last = self.mark.position + self.options.window
         if self._next + len(entries) - 1 > last:
             raise OverloadedError(
                 f"positions up to {self._next - 1} are given and {len(entries)} more are too many; the limit is {last} "

@@ -311,6 +311,7 @@ class Ordering(Base):
         """A checkpoint is proved. What it covers is let go if it is held here; else this member is behind."""
         if stable.position > self.mark.position:
             self.mark = stable
+            self._next = max(self._next, stable.position + 1)
             for votes in self._votes.values():
                 for position in [position for position in votes if position < stable.position]:
                     del votes[position]

@@ -82,6 +82,13 @@ class Requests:
         self._waiting.clear()
         self._counts.clear()
 
+    def keep_own(self, node: NodeId) -> None:
+        """A state came in place of entries, so what of this was executed is not known. Our own will be ordered again;
+        what others told us of they will tell again, if it is to be."""
+        for name in [name for name, waiting in self._waiting.items() if waiting.origin != node]:
+            self.done(name)
+        self.renew()
+
     def tick(self) -> int:
         """A tick passes; the greatest age."""
         oldest = 0

@@ -247,7 +247,7 @@ class Viewing(Ordering):
         self._order_seal(out)
 
     def _room(self) -> bool:
-        return self._next <= self.low.position + self.options.window
+        return self._next <= self.mark.position + self.options.window
 
     def _sealing(self) -> bool:
         """A seal stands somewhere in this view."""
@@ -256,6 +256,9 @@ class Viewing(Ordering):
         )
 
     def _order_seal(self, out: Outputs) -> None:
+        raise NotImplementedError
+
+    def _answers(self, peer: NodeId, what: type) -> bool:
         raise NotImplementedError
 
     # -- entries that a new view wants and this member lacks --
@@ -268,6 +271,8 @@ class Viewing(Ordering):
             self._say_all(EntryAsk(tuple(wanted)))
 
     def _entries_asked(self, sender: NodeId, message: EntryAsk) -> None:
+        if not self._answers(sender, EntryAsk):
+            return
         found: list[tuple[int, Kind, bytes]] = []
         size = 0
         for position, digest in message.wanted[: self.options.resend_count_max]:
