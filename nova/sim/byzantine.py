@@ -238,8 +238,13 @@ def some_liars(random: Random, nodes: Sequence[NodeId], count: int) -> dict[Node
     return out
 
 
+def liars_mostly(random: Random, nodes: Sequence[NodeId]) -> dict[NodeId, Callable[[Any, Random], Any]]:
+    """In two of three histories as many as may, in the others none."""
+    return some_liars(random, nodes, (len(nodes) - 1) // 3) if random.randrange(3) else {}
+
+
 def _made(behaviours: list[Behaviour]) -> Callable[[Any, Random], Any]:
     return lambda core, random: Liar(core, random, behaviours)
 
 
-__all__ = ["BEHAVIOURS", "DealtKeys", "Liar", "dealt", "some_liars"]
+__all__ = ["BEHAVIOURS", "DealtKeys", "Liar", "dealt", "liars_mostly", "some_liars"]

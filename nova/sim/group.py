@@ -7,6 +7,7 @@ every event; what is a protocol's own comes with its `Subject`.
 
 from __future__ import annotations
 
+import random as chance
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -52,6 +53,7 @@ class Subject(msgspec.Struct, frozen=True):
     invariants  makes, for a run, what is asked after every event, of the group; an AssertionError is a violation
     nodes       members of a run
     options     of the epoch
+    liars       (random, names) -> members that lie, as for `Group`, if that is not told
     """
 
     name: str
@@ -60,6 +62,7 @@ class Subject(msgspec.Struct, frozen=True):
     invariants: Callable[[], Callable[[Group], None]] | None = None
     nodes: int = 3
     options: dict[str, Any] = {}
+    liars: Callable[[Random, Sequence[NodeId]], Mapping[NodeId, Callable[[Any, Random], Any]]] | None = None
 
 
 class FrameCodec:
@@ -184,8 +187,10 @@ class Group:
         invariants: Iterable[Callable[[Group], None]] = (),
     ) -> None:
         self.subject, self.seed = subject, seed
-        self.liars = dict(liars or {})
         names = tuple(f"n{number}" for number in range(nodes or subject.nodes))
+        if liars is None and subject.liars is not None:
+            liars = subject.liars(chance.Random(f"{seed} liars"), names)
+        self.liars = dict(liars or {})
         self.epoch = Epoch(0, subject.name, names, options=subject.options)
         self.decided: dict[int, tuple[int, bytes, NodeId]] = {}
         self.terms: dict[int, int] = {}

@@ -9,7 +9,7 @@ from nova.consensus.pbft.messages import MESSAGES as PBFT_MESSAGES
 from nova.consensus.raft import Raft
 from nova.consensus.raft.messages import MESSAGES as RAFT_MESSAGES
 from nova.errors import UsageError
-from nova.sim.byzantine import dealt
+from nova.sim.byzantine import dealt, liars_mostly
 from nova.sim.group import Subject
 from nova.sim.invariants import LogInvariants
 from nova.sim.invariants_pbft import PBFTInvariants
@@ -24,6 +24,7 @@ SUBJECTS: Final = {
         PBFTInvariants,
         nodes=4,
         options={"checkpoint_interval": 20, "window": 60},
+        liars=liars_mostly,
     ),
 }
 

@@ -56,7 +56,7 @@ def test_one_seed_is_one_history():
 
 
 def test_clients_get_on_also_while_there_are_faults():
-    group = Group(PBFT, 5, faults=0)
+    group = Group(PBFT, 5, faults=0, liars={})
     assert group.run() == []
     assert group.acknowledged > 100
     assert group.reads
