@@ -91,8 +91,9 @@ class Epoch(msgspec.Struct, frozen=True, array_like=True):
     number    0, 1, 2 ...; each is ended by one seal that names its successor
     protocol  `raft`, `paxos`, `epaxos`, `pbft`, `eventual`, `hybrid`
     members   those who vote at the start of the epoch, sorted
-    start     position of its first entry
+    start     position of its first entry; the seal before it decides that
     options   of the protocol; plain values
+    former    members and protocol of the epoch before, filled in with `start`
     """
 
     number: int
@@ -100,6 +101,8 @@ class Epoch(msgspec.Struct, frozen=True, array_like=True):
     members: tuple[NodeId, ...]
     start: int = 1
     options: dict[str, Any] = {}
+    former: tuple[NodeId, ...] = ()
+    former_protocol: str = ""
 
 
 # ------------------------------------------------------------------------------------------------ events
@@ -242,6 +245,9 @@ class Core(Protocol):
 
     def advance(self, token: int) -> Outputs:
         """Everything up to this token of `Persisted` is durable."""
+
+    def lead(self) -> Outputs:
+        """Try to lead at once: for one member, at the start of an epoch that nobody can lead yet."""
 
     def seal(self, successor: Epoch) -> Outputs:
         """End this epoch with an entry of kind SEAL that holds `successor` (`pack_epoch`); whatever is ordered behind

@@ -2,46 +2,38 @@
 
 It does no I/O and is driven like every core of the house (`nova.runtime.Runtime`, `nova.sim.World`): `step`, `tick`,
 `turn`, and `applied` with each event once its records are durable. Messages leave as (epoch, message): one of an
-earlier epoch is answered with the present one and otherwise ignored, so nothing of an ended epoch can count in its
-successor.
+earlier epoch is answered with the present one and otherwise ignored (`nova.consensus.chain`).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
+from nova.consensus.chain import Chain, Frame, Written
 from nova.consensus.core import (
     Command,
-    Committed,
     Core,
     Entry,
     Epoch,
     Fatal,
-    Installed,
     Kind,
     Make,
     NotLeaderError,
     OverloadedError,
-    Persisted,
     ReadLost,
     ReadReady,
     SealedError,
-    Snapshot,
-    StateCore,
-    StateWanted,
     pack,
     unpack,
 )
+from nova.consensus.notices import CONTROL
 from nova.consensus.sessions import BATCH_MAX, OPEN, Code, Machine, Outcome, Sessions
-from nova.errors import CorruptionError, PeerError, UsageError
+from nova.errors import CorruptionError, UsageError
 from nova.types import NodeId, Outputs, Random
-
-Frame = tuple[int, Any]
-"""(number of the epoch, message): what members send each other."""
 
 
 class Forward(msgspec.Struct, frozen=True, array_like=True, tag="F"):
@@ -70,6 +62,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
     position: int
     state: bytes
+    epoch: int = 0
 
 
 class ReplicatedConfig(msgspec.Struct, frozen=True):
@@ -87,7 +80,7 @@ class ReplicatedConfig(msgspec.Struct, frozen=True):
     retry_ticks: int = 20
 
 
-MESSAGES: Final = (Forward,)
+MESSAGES: Final = (Forward, *CONTROL)
 
 
 class _Pending:
@@ -121,9 +114,8 @@ class ReplicatedMachine:
     ) -> None:
         self.node, self.machine = node, machine
         self.config = config or ReplicatedConfig()
-        self._protocols, self._random, self._now_ns, self._log_last = protocols, random, now_ns, log_last
-        self.epoch = epoch
-        self.core = self._make(epoch)
+        self._log_last = log_last
+        self.chain = Chain(node, epoch, self, protocols=protocols, random=random, now_ns=now_ns)
         self.sessions = Sessions(machine, ordered=self.core.ordered)
         self.applied_position = epoch.start - 1
         self.failure: str | None = None
@@ -134,13 +126,15 @@ class ReplicatedMachine:
         self._ready: list[tuple[int, int]] = []  # (position, id) of reads that wait until this much is applied
         self._since_checkpoint = 0
 
-    def _make(self, epoch: Epoch) -> Core:
-        try:
-            make = self._protocols[epoch.protocol]
-        except KeyError:
-            known = ", ".join(sorted(self._protocols))
-            raise UsageError(f"protocol {epoch.protocol!r} is unknown; there are {known}") from None
-        return make(self.node, epoch, self._random, self._now_ns)
+    @property
+    def epoch(self) -> Epoch:
+        """The newest epoch that began here."""
+        return self.chain.epoch
+
+    @property
+    def core(self) -> Core:
+        """Its core."""
+        return self.chain.core
 
     # -- clients --
 
@@ -175,7 +169,7 @@ class ReplicatedMachine:
             raise OverloadedError(f"{len(self._reads)} reads wait for an answer; try again when some are answered")
         self._reads[id] = query
         try:
-            return self._framed(self.core.read(id))
+            return self.chain.read(id)
         except BaseException:
             del self._reads[id]
             raise
@@ -184,18 +178,13 @@ class ReplicatedMachine:
 
     def step(self, sender: NodeId, frame: Frame) -> Outputs:
         """Take a frame of a peer."""
-        number, message = frame
-        if number != self.epoch.number:
-            return Outputs()
-        if isinstance(message, Forward):
-            for command in message.commands[: self.config.queue_max - len(self._queue)]:
+        if isinstance(frame[1], Forward):
+            for command in frame[1].commands[: self.config.queue_max - len(self._queue)]:
                 # One that no member could have submitted would fit into no entry.
                 if len(command.data) + len(command.key) <= 2 * self.config.entry_bytes_max:
                     self._queue.append(command)
             return Outputs()
-        if not isinstance(message, self.core.messages):
-            raise PeerError(f"{sender} sent a {type(message).__name__}; {self.epoch.protocol} knows no such message")
-        return self._framed(self.core.step(sender, message))
+        return self.chain.step(sender, frame)
 
     def tick(self) -> Outputs:
         """Let a tick pass; commands of sessions that have waited too long are proposed again."""
@@ -205,7 +194,7 @@ class ReplicatedMachine:
             if not pending.queued and again and pending.age >= self.config.retry_ticks:
                 pending.age, pending.queued = 0, True
                 self._queue.append(pending.command)
-        return self._framed(self.core.tick())
+        return self.chain.tick()
 
     def turn(self) -> Outputs:
         """Propose, or forward to the leader, what was submitted since the last turn."""
@@ -214,19 +203,19 @@ class ReplicatedMachine:
             batch = self._batch()
             try:
                 # Without a leader they stay in the queue; else they are on their way, and wait for their answer.
-                out.extend(self.core.propose([(Kind.COMMANDS, pack(batch))]))
+                out.extend(self.chain.propose([(Kind.COMMANDS, pack(batch))]))
             except NotLeaderError as error:
                 if error.leader in (None, self.node):
                     self._queue.extendleft(reversed(batch))
                     break
-                out.early.append((error.leader, Forward(batch)))
+                out.early.append((error.leader, (self.epoch.number, Forward(batch))))
             except (OverloadedError, SealedError):
                 self._queue.extendleft(reversed(batch))
                 break
             for command in batch:
                 if (pending := self._pending.get(_name(command))) is not None:
                     pending.queued = False
-        return self._framed(out)
+        return out
 
     def _batch(self) -> list[Command]:
         batch: list[Command] = []
@@ -241,32 +230,64 @@ class ReplicatedMachine:
         return batch
 
     def applied(self, event: Any) -> Outputs:
-        """An event is due: its records are on disk. All but `Persisted` were acted upon when they came out."""
-        return self._framed(self.core.advance(event.token)) if isinstance(event, Persisted) else Outputs()
+        """An event is due: its records are on disk, and so is the state of a `Checkpoint`. All others were acted upon
+        when they came out."""
+        if isinstance(event, Written):
+            return self.chain.advance(event)
+        return self.chain.saved(event.epoch) if isinstance(event, Checkpoint) else Outputs()
 
-    def _heed(self, event: Any) -> list[Any]:
-        """What follows from an event of the core. What is decided is decided, whatever our own disk still writes."""
+    def switch(self, protocol: str, members: Sequence[NodeId] = (), options: dict[str, Any] | None = None) -> Outputs:
+        """End this epoch, to go on with another protocol, or among others (default: the present members).
+
+        `Switched` follows with the epoch that came: another one if somebody was first. Raises UsageError for what can't
+        start, UnavailableError while the present epoch is not settled or has no leader. Then nothing was proposed.
+        """
+        voters = tuple(sorted(members)) or self.core.status.members
+        return self.chain.switch(Epoch(self.epoch.number + 1, protocol, voters, options=options or {}))
+
+    # -- what the chain asks of its owner --
+
+    def state(self) -> bytes:
+        """Machine and sessions."""
+        return self.sessions.snapshot()
+
+    def reached(self, ordered: bool) -> None:
+        """What is applied from here on is of an epoch with, or without, one order."""
+        self.sessions.order(ordered)
+
+    def began(self) -> list[Any]:
+        """Ask the new epoch for what the old one may have left void; sessions tell what was applied."""
+        again = []
+        for pending in self._pending.values():
+            if not pending.queued and (pending.command.session or pending.command.sequence == OPEN):
+                pending.age, pending.queued = 0, True
+                again.append(pending.command)
+        self._queue.extendleft(reversed(again))
+        ready = {id for _, id in self._ready}
+        lost = tuple(id for id in self._reads if id not in ready)
+        for id in lost:
+            del self._reads[id]
+        return [ReadLost(lost, None)] if lost else []
+
+    def heed(self, event: ReadReady | ReadLost | Fatal) -> list[Any]:
+        """What the newest core told."""
         match event:
-            case Committed(entries):
-                return self._apply(entries)
             case ReadReady(ids, position):
                 self._ready += [(position, id) for id in ids]
                 return self._answer_reads()
             case ReadLost(ids, _):
                 for id in ids:
                     self._reads.pop(id, None)
-            case Installed(snapshot):
-                self._install(snapshot)
-                return self._answer_reads()
             case Fatal(reason):
                 self.failure = reason
                 raise CorruptionError(f"{self.node}: {reason}")
         return []
 
-    def _apply(self, entries: tuple[Entry, ...]) -> list[Any]:
+    def apply(self, entries: Sequence[Entry]) -> list[Any]:
+        """Apply decided entries."""
         out: list[Any] = []
         for entry in entries:
-            if self.core.ordered:
+            if self.sessions.ordered:
                 if entry.position <= self.applied_position:
                     continue  # told again after a restart, or covered by a snapshot
                 if entry.position != self.applied_position + 1:
@@ -301,66 +322,40 @@ class ReplicatedMachine:
         self._ready = later
         return out
 
-    def _install(self, snapshot: Snapshot) -> None:
-        if snapshot.position <= self.applied_position:
-            return
-        self.sessions.restore(snapshot.state)
-        self.applied_position, self._term = snapshot.position, snapshot.term
-
-    def _framed(self, out: Outputs) -> Outputs:
-        number = self.epoch.number
-        if out.send:
-            out.send = [(peer, (number, message)) for peer, message in out.send]
-        if out.early:
-            out.early = [(peer, (number, message)) for peer, message in out.early]
-        events, more = out.apply, Outputs()
-        out.apply = list(events)
-        for event in events:
-            if isinstance(event, StateWanted):  # the state has to be that of just this place among the events
-                core = cast(StateCore, self.core)
-                more.extend(self._framed(core.checkpointed(event.position, self.sessions.snapshot())))
-            else:
-                out.apply += self._heed(event)
-        out.extend(more)
-        return out
+    def install(self, position: int, term: int, state: bytes) -> None:
+        """Replace machine and sessions."""
+        self.sessions.restore(state)
+        self.applied_position, self._term = position, max(term, self._term)
 
     # -- recovery --
 
     def checkpoint(self, out: Outputs, least: int = 1) -> None:
         """Let the log begin anew, behind what `out` (of this turn) persists, with a snapshot of what is applied: if it
         is `least` entries more than in the last one."""
-        if self._since_checkpoint < least:
+        if not self.chain.whole or (self._since_checkpoint < least and not self.chain.owed):
             return
         self._since_checkpoint = 0
         position = self._log_last() + len(out.persist)
         snapshot = self.core.snapshot(self.applied_position, self.sessions.snapshot())
-        records = self.core.compact(snapshot)
-        out.extend(Outputs(persist=records, apply=[Checkpoint(position, _pack((self.epoch, snapshot)))]))
+        records = self.chain.compact(snapshot)
+        out.extend(Outputs(persist=records, apply=[Checkpoint(position, self.chain.save(snapshot), self.epoch.number)]))
 
     def restore(self, state: bytes) -> None:
-        """Start from the state of a `Checkpoint`, before `replay`."""
-        try:
-            self.epoch, snapshot = _unpack(state)
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise CorruptionError(f"the snapshot of {self.node} is none: {error}") from None
-        self.core = self._make(self.epoch)
-        self.core.restore(snapshot)
-        self._install(snapshot)
+        """Start from the state of a `Checkpoint`, before `replay`. Raises CorruptionError."""
+        snapshot = self.chain.restore(state)
+        self.sessions.ordered = self.core.ordered
+        self.install(snapshot.position, snapshot.term, snapshot.state)
 
     def replay(self, record: bytes) -> None:
         """Take a record of the log back, oldest first."""
-        self.core.replay(record)
+        self.chain.replay(record)
 
     def recovered(self) -> Outputs:
         """The log is at its end; what comes back is to be done like that of any other call."""
-        return self._framed(self.core.recovered())
+        return self.chain.recovered()
 
 
 def _name(command: Command) -> tuple[int, int, bytes]:
     if command.session:
         return command.session, command.sequence, b""
     return 0, command.sequence, command.data
-
-
-_pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(tuple[Epoch, Snapshot]).decode

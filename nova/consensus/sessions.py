@@ -92,6 +92,12 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def order(self, ordered: bool) -> None:
+        """Go on under a protocol with, or without, one order: from a table that is the same everywhere."""
+        if ordered != self.ordered:
+            self.ordered = ordered
+            self._sessions = OrderedDict(sorted(self._sessions.items()))
+
     def apply(self, position: int, commands: Sequence[Command]) -> list[Outcome]:
         """Apply the commands of one entry; an outcome for each. The id of an opened session is 8 bytes, big-endian."""
         outcomes: list[Outcome | None] = [None] * len(commands)

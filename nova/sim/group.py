@@ -14,18 +14,18 @@ from typing import Any, Final
 
 import msgspec
 
+from nova.consensus.chain import Frame, Switched
 from nova.consensus.core import Command, Committed, Epoch, Installed, Make, NotLeaderError, OverloadedError
 from nova.consensus.replicated import (
     MESSAGES,
     Answered,
     Checkpoint,
-    Frame,
     ReadAnswered,
     ReplicatedConfig,
     ReplicatedMachine,
 )
 from nova.consensus.sessions import OPEN, Code
-from nova.errors import NovaError
+from nova.errors import NovaError, UnavailableError, UsageError
 from nova.sim import machine
 from nova.sim.faults import SECOND, Fault, random_plan
 from nova.sim.machine import KeyValue
@@ -54,6 +54,7 @@ class Subject(msgspec.Struct, frozen=True):
     nodes       members of a run
     options     of the epoch
     liars       (random, names) -> members that lie, as for `Group`, if that is not told
+    successors  other protocols that an operator switches to meanwhile, at random: name -> (maker, options)
     """
 
     name: str
@@ -63,6 +64,7 @@ class Subject(msgspec.Struct, frozen=True):
     nodes: int = 3
     options: dict[str, Any] = {}
     liars: Callable[[Random, Sequence[NodeId]], Mapping[NodeId, Callable[[Any, Random], Any]]] | None = None
+    successors: dict[str, tuple[Make, dict[str, Any]]] = {}
 
 
 class FrameCodec:
@@ -90,7 +92,7 @@ class GroupMember:
             node,
             group.epoch,
             self.values,
-            protocols={group.subject.name: group.maker_of(node)},
+            protocols=group.protocols | {group.subject.name: group.maker_of(node)},
             random=random,
             now_ns=now_ns,
             log_last=lambda: log.last,
@@ -125,7 +127,6 @@ class GroupMember:
         if isinstance(event, Checkpoint):
             self._snapshots.save(event.position, event.state)
             self._log.truncate_before(event.position + 1)
-            return Outputs()
         return self.replica.applied(event)
 
 
@@ -192,6 +193,12 @@ class Group:
             liars = subject.liars(chance.Random(f"{seed} liars"), names)
         self.liars = dict(liars or {})
         self.epoch = Epoch(0, subject.name, names, options=subject.options)
+        self.protocols = {
+            subject.name: subject.make,
+            **{name: make for name, (make, _) in subject.successors.items()},
+        }
+        self.epochs = {0: self.epoch}
+        """Every epoch that began anywhere."""
         self.decided: dict[int, tuple[int, bytes, NodeId]] = {}
         self.terms: dict[int, int] = {}
         self.appends: dict[int, Append] = {}
@@ -223,7 +230,10 @@ class Group:
             faults = random_plan(self.world.stream("faults"), names, self._end_ns, faults=faults, skew_ns_max=0)
         self.world.plan(faults)
         self._stopping = False
+        self._operator = self.world.stream("operator")
         self._clients_tick()
+        if subject.successors:
+            self._operator_tick()
 
     # -- running --
 
@@ -271,12 +281,18 @@ class Group:
     def _settled(self) -> bool:
         if any(client.command is not None or client.reading is not None for client in self.clients):
             return False
-        return len({(member.replica.applied_position, member.values.digest) for member in self.members()}) == 1
+        newest = self.epochs[max(self.epochs)]
+        members = [member for member in self.members() if member.replica.node in newest.members]
+        replicas = [member.replica for member in members]
+        return (
+            all(replica.epoch == newest and replica.chain.whole and replica.chain.settled for replica in replicas)
+            and len({(member.replica.applied_position, member.values.digest) for member in members}) == 1
+        )
 
     def _why_not(self) -> str:
         states = ", ".join(
-            f"{member.replica.node} {member.core.status.role} term {member.core.status.term} "
-            f"applied {member.replica.applied_position} of {member.core.status.last}"
+            f"{member.replica.node} {member.core.status.role} term {member.core.status.term} epoch "
+            f"{member.replica.epoch.number} applied {member.replica.applied_position} of {member.core.status.last}"
             for member in self.world
         )
         return f"{self.acknowledged - self.before_healing} commands were answered; {states}"
@@ -287,6 +303,24 @@ class Group:
     def _invariants(self, world: World) -> None:
         for check in self._own:
             check(self)
+
+    # -- an operator --
+
+    def _operator_tick(self) -> None:
+        """Asks somebody to go on with another protocol, or among others."""
+        self.world.at(1 + self._operator.randrange(100 * TICK_NS), self._operator_tick)
+        up = self.world.up
+        if not up or self._stopping:
+            return
+        node = up[self._operator.randrange(len(up))]
+        protocol = self._operator.choice(sorted(self.subject.successors))
+        names = list(self.world.names)
+        members = names if self._operator.random() < 0.6 else self._operator.sample(names, max(3, len(names) - 1))
+        try:
+            out = self.world[node].replica.switch(protocol, members, self.subject.successors[protocol][1])
+        except (UsageError, UnavailableError):
+            return
+        self.world.submit(node, out)
 
     # -- clients --
 
@@ -374,6 +408,9 @@ class Group:
                     )
             case Installed(snapshot):
                 assert snapshot.position <= max(self.decided, default=0), f"I3: {node} installed what nobody decided"
+            case Switched(epoch):
+                first = self.epochs.setdefault(epoch.number, epoch)
+                assert first == epoch, f"epoch {epoch.number} is {first} here and {epoch} at {node}"
             case Answered(command, outcome, _):
                 self._answered(command, outcome)
             case ReadAnswered(id, data):
@@ -411,7 +448,8 @@ class Group:
         of the appends, each read is a beginning of it, and real time must agree with both.
         """
         found: list[str] = []
-        final = self.members()[0].values.values
+        newest = self.epochs[max(self.epochs)]
+        final = next(member.values.values for member in self.members() if member.replica.node in newest.members)
         for key in sorted({append.key for append in self.appends.values()}):
             found += self._key_violations(key, final.get(key) or [])
         return found

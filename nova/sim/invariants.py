@@ -113,3 +113,25 @@ class LogInvariants:
         assert len(have) > len(names) // 2, (
             f"I4: position {newest} of term {term} was reported committed and is durable at {have} of {len(names)}"
         )
+
+
+class ChainInvariants:
+    """For groups that switch protocols: what holds whatever the protocol is. `Group` holds that successors are one."""
+
+    def __init__(self) -> None:
+        self._seen: dict[NodeId, tuple[Any, int, int]] = {}
+        self._digests: dict[int, tuple[int, NodeId]] = {}
+
+    def __call__(self, group: Group) -> None:
+        for member in group.world:
+            replica = member.replica
+            now = (replica, replica.epoch.number, replica.applied_position)
+            before, epoch, applied = self._seen.get(replica.node, now)
+            assert before is not replica or now[1] >= epoch, f"I6: {replica.node} went back to epoch {now[1]}"
+            assert before is not replica or now[2] >= applied, f"I6: {replica.node} unapplied what it had applied"
+            self._seen[replica.node] = now
+            digest, other = self._digests.setdefault(now[2], (member.values.digest, replica.node))
+            assert digest == member.values.digest, (
+                f"I7: {replica.node} and {other} applied up to {now[2]} and hold different states"
+            )
+            assert len(replica.chain._links) <= 3, f"I9: {replica.node} has {len(replica.chain._links)} epochs alive"

@@ -214,6 +214,10 @@ class PBFT(CatchingUp):
         self._own_commits(out)
         return self._done(out)
 
+    def lead(self) -> Outputs:
+        """Nothing: who leads a view is known from the start."""
+        return Outputs()
+
     # -- proposals --
 
     def propose(self, entries: Sequence[tuple[Kind, bytes]]) -> Outputs:

@@ -189,6 +189,13 @@ class Raft:
             self._campaign(out, pre=True)
         return self._done(out)
 
+    def lead(self) -> Outputs:
+        """Campaign at once, if nobody can lead yet."""
+        out = Outputs()
+        if self.term == 0 and self.members.votes(self.node):
+            self._campaign(out)
+        return self._done(out)
+
     def propose(self, entries: Sequence[tuple[Kind, bytes]]) -> Outputs:
         """Propose entries, in order."""
         self._may_propose()
@@ -455,7 +462,10 @@ class Raft:
             return
         entries = self.log.between(max(self._told, self.log.offset), position)
         self.committed = self._told = position
-        out.apply.append(Committed(entries))
+        if self._sealed_at is not None and position > self._sealed_at:  # void, like the no-op of a later leader
+            entries = tuple(entry for entry in entries if entry.position <= self._sealed_at)
+        if entries:
+            out.apply.append(Committed(entries))
         if self.role != LEADER:
             return
         self._uncommitted_bytes -= sum(len(entry.data) for entry in entries)
