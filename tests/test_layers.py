@@ -41,6 +41,7 @@ LAYERS = {
     "nova.routing": 3,
     "nova.sync": 3,
     "nova.clock": 2,
+    "nova.crypto": 2,
     "nova.crdt": 2,
     "nova.delta": 2,
     "nova.digest": 2,

@@ -74,7 +74,10 @@ def _checked(path: Path, json: bool) -> bool:
 def simulate(
     seeds: Annotated[int, typer.Option(help="How many histories.", min=1)] = 100,
     seed: Annotated[int | None, typer.Option(help="Replay only this one.")] = None,
-    nodes: Annotated[int, typer.Option(help="Members of the cluster.", min=1, max=50)] = 3,
+    nodes: Annotated[
+        int | None,
+        typer.Option(help="Members of the cluster: 3 if not given, or as many as the protocol needs.", min=1, max=50),
+    ] = None,
     faults: Annotated[int, typer.Option(help="Faults in each history.", min=0)] = 12,
     check_histories: Annotated[
         list[Path] | None,
@@ -94,6 +97,8 @@ def simulate(
         return
     if protocol != "store" and protocol not in SUBJECTS:
         raise UsageError(f"protocol {protocol!r} cannot be simulated; use store or {', '.join(SUBJECTS)}")
+    if nodes is None:
+        nodes = 3 if protocol == "store" else SUBJECTS[protocol].nodes
     started = time.perf_counter()
     failing: dict[int, list[str]] = {}
     events = 0

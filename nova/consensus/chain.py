@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 
@@ -43,6 +43,8 @@ from nova.consensus.core import (
     ReadLost,
     ReadReady,
     Snapshot,
+    StateCore,
+    StateWanted,
     unpack_epoch,
 )
 from nova.consensus.notices import CONTROL, Fetch, Holds, Piece, Sealed, Switch, Which
@@ -124,7 +126,7 @@ class Link:
 
     def __init__(self, epoch: Epoch, core: Core, digest: bytes) -> None:
         self.epoch, self.core, self.digest = epoch, core, digest
-        self.held: list[Entry] = []
+        self.held: list[Entry | StateWanted] = []
 
 
 class Chain:
@@ -317,6 +319,12 @@ class Chain:
                 number = link.epoch.number
                 out.apply.append(Committed(entries, number) if number else event)
                 self._apply(link, entries, out)
+            case StateWanted():
+                out.apply.append(event)
+                if link.held:
+                    link.held.append(event)  # due when what it stands behind is applied
+                else:
+                    self._hand_over(link, event, out)
             case Installed(snapshot):
                 out.apply.append(event)
                 # Without one order a position says nothing about what a state holds; the core knows.
@@ -346,6 +354,12 @@ class Chain:
                 self._ended(link, entry, out)
                 return
         out.apply += self._owner.apply(entries)
+
+    def _hand_over(self, link: Link, wanted: StateWanted, out: Outputs) -> None:
+        """Give a core the state of just this place among what it told."""
+        if link in self._links and wanted.position == self._owner.applied_position:
+            core = cast(StateCore, link.core)
+            out.extend(self._framed(link, core.checkpointed(wanted.position, self._owner.state())))
 
     def _ended(self, link: Link, entry: Entry, out: Outputs) -> None:
         """The first seal of the oldest epoch was applied."""
@@ -404,7 +418,15 @@ class Chain:
         self._arriving = bytearray()
         self._owner.reached(link.core.ordered)
         held, link.held = link.held, []
-        self._apply(link, held, out)  # with nothing held, too: reads may have waited for the prefix
+        entries: list[Entry] = []
+        for each in held:
+            if isinstance(each, StateWanted):
+                self._apply(link, entries, out)
+                entries = []
+                self._hand_over(link, each, out)
+            else:
+                entries.append(each)
+        self._apply(link, entries, out)  # with nothing held, too: reads may have waited for the prefix
 
     # -- what members tell each other about it --
 
@@ -435,7 +457,7 @@ class Chain:
                     out.early.append((sender, (number, Piece(prefix.number, offset, len(prefix.state), part))))
             case Piece():
                 self._piece(sender, message, out)
-            case Switch(successor):
+            case Switch(successor) if self.epoch.protocol != "pbft":  # one that may lie must not speak for us
                 with suppress(UsageError, UnavailableError):  # who asked sees that nothing happens
                     out = self.switch(successor)
         return out

@@ -144,13 +144,22 @@ class Installed(msgspec.Struct, frozen=True):
     snapshot: Snapshot
 
 
+class StateWanted(msgspec.Struct, frozen=True):
+    """Hand the state at exactly this position, all that was told before and nothing after, to `checkpointed`, now.
+
+    Only of cores that agree on states and not on entries alone (PBFT): no other one has that method.
+    """
+
+    position: int
+
+
 class Fatal(msgspec.Struct, frozen=True):
     """The impossible was seen; the member must stop, change nothing and say `reason`."""
 
     reason: str
 
 
-Event = Persisted | Committed | ReadReady | ReadLost | Installed | Fatal
+Event = Persisted | Committed | ReadReady | ReadLost | Installed | StateWanted | Fatal
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
@@ -257,7 +266,8 @@ class Core(Protocol):
         """The log is at its end. What is known to be committed is told (again) by `Committed`."""
 
     def snapshot(self, position: int, state: bytes) -> Snapshot:
-        """What to keep in place of the entries up to an applied position; the core may send it to peers."""
+        """What to keep in place of the entries up to an applied position; the core may send it to peers. It may cover
+        less than that, if the records of `compact` hold the rest."""
 
     def compact(self, snapshot: Snapshot) -> list[bytes]:
         """Forget the entries that a durable snapshot covers; the records with which recovery behind it begins."""
@@ -272,6 +282,13 @@ class Core(Protocol):
     @property
     def status(self) -> Status:
         """For operators and tests."""
+
+
+class StateCore(Core, Protocol):
+    """A core that tells `StateWanted`."""
+
+    def checkpointed(self, position: int, state: bytes) -> Outputs:
+        """The state at a position for which it asked."""
 
 
 Make = Callable[[NodeId, Epoch, Random, Callable[[], int]], Core]

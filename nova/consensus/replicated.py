@@ -181,7 +181,9 @@ class ReplicatedMachine:
         """Take a frame of a peer."""
         if isinstance(frame[1], Forward):
             for command in frame[1].commands[: self.config.queue_max - len(self._queue)]:
-                self._queue.append(command)
+                # One that no member could have submitted would fit into no entry.
+                if len(command.data) + len(command.key) <= 2 * self.config.entry_bytes_max:
+                    self._queue.append(command)
             return Outputs()
         return self.chain.step(sender, frame)
 

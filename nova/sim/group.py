@@ -7,8 +7,9 @@ every event; what is a protocol's own comes with its `Subject`.
 
 from __future__ import annotations
 
+import random as chance
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -52,6 +53,7 @@ class Subject(msgspec.Struct, frozen=True):
     invariants  makes, for a run, what is asked after every event, of the group; an AssertionError is a violation
     nodes       members of a run
     options     of the epoch
+    liars       (random, names) -> members that lie, as for `Group`, if that is not told
     successors  other protocols that an operator switches to meanwhile, at random: name -> (maker, options)
     """
 
@@ -61,6 +63,7 @@ class Subject(msgspec.Struct, frozen=True):
     invariants: Callable[[], Callable[[Group], None]] | None = None
     nodes: int = 3
     options: dict[str, Any] = {}
+    liars: Callable[[Random, Sequence[NodeId]], Mapping[NodeId, Callable[[Any, Random], Any]]] | None = None
     successors: dict[str, tuple[Make, dict[str, Any]]] = {}
 
 
@@ -89,7 +92,7 @@ class GroupMember:
             node,
             group.epoch,
             self.values,
-            protocols=group.protocols,
+            protocols=group.protocols | {group.subject.name: group.maker_of(node)},
             random=random,
             now_ns=now_ns,
             log_last=lambda: log.last,
@@ -166,6 +169,8 @@ class Group:
 
     faults   how many, or a plan
     clients  callers at once
+    liars    members that need not keep to the protocol, and what makes such a core of a sound one; nothing is asked of
+             them, and no client asks them
     """
 
     def __init__(
@@ -179,10 +184,14 @@ class Group:
         seconds: int = FAULT_SECONDS,
         link: Link = LINK,
         keys: int = 3,
+        liars: Mapping[NodeId, Callable[[Any, Random], Any]] | None = None,
         invariants: Iterable[Callable[[Group], None]] = (),
     ) -> None:
         self.subject, self.seed = subject, seed
         names = tuple(f"n{number}" for number in range(nodes or subject.nodes))
+        if liars is None and subject.liars is not None:
+            liars = subject.liars(chance.Random(f"{seed} liars"), names)
+        self.liars = dict(liars or {})
         self.epoch = Epoch(0, subject.name, names, options=subject.options)
         self.protocols = {
             subject.name: subject.make,
@@ -252,8 +261,19 @@ class Group:
         return self.violations()
 
     def members(self) -> list[GroupMember]:
-        """Those that run."""
-        return list(self.world)
+        """Those that run, and of which something is asked."""
+        return [member for member in self.world if member.replica.node not in self.liars]
+
+    def maker_of(self, node: NodeId) -> Make:
+        """What makes the core of a member."""
+        lying = self.liars.get(node)
+        if lying is None:
+            return self.subject.make
+        return lambda node, epoch, random, now_ns: lying(self.subject.make(node, epoch, random, now_ns), random)
+
+    def _asked(self) -> list[NodeId]:
+        """Whom clients ask."""
+        return [node for node in self.world.up if node not in self.liars]
 
     def _serves(self) -> bool:
         return self.acknowledged - self.before_healing >= 3 * len(self.clients) and len(self.world.up) == len(
@@ -264,10 +284,11 @@ class Group:
         if any(client.command is not None or client.reading is not None for client in self.clients):
             return False
         newest = self.epochs[max(self.epochs)]
-        members = [member.replica for member in self.world if member.replica.node in newest.members]
+        members = [member for member in self.members() if member.replica.node in newest.members]
+        replicas = [member.replica for member in members]
         return (
-            all(replica.epoch == newest and replica.chain.whole and replica.chain.settled for replica in members)
-            and len({(replica.applied_position, replica.machine.digest) for replica in members}) == 1
+            all(replica.epoch == newest and replica.chain.whole and replica.chain.settled for replica in replicas)
+            and len({(member.replica.applied_position, member.values.digest) for member in members}) == 1
         )
 
     def _why_not(self) -> str:
@@ -308,7 +329,7 @@ class Group:
 
     def _clients_tick(self) -> None:
         self.world.at(1 + self._random.randrange(2 * TICK_NS), self._clients_tick)
-        up = self.world.up
+        up = self._asked()
         if not up:
             return
         touched: set[NodeId] = set()
@@ -377,6 +398,8 @@ class Group:
     # -- what happened --
 
     def _event(self, node: NodeId, event: Any) -> None:
+        if node in self.liars:
+            return
         if self._own:
             self.news.append((node, event))
         match event:
@@ -436,7 +459,7 @@ class Group:
         """
         found: list[str] = []
         newest = self.epochs[max(self.epochs)]
-        final = next(member.values.values for member in self.world if member.replica.node in newest.members)
+        final = next(member.values.values for member in self.members() if member.replica.node in newest.members)
         for key in sorted({append.key for append in self.appends.values()}):
             found += self._key_violations(key, final.get(key) or [])
         return found

@@ -15,10 +15,10 @@ import contextlib
 import os
 import struct
 from pathlib import Path
-from types import ModuleType
 from typing import Final
 
-from nova.errors import CorruptionError, LimitError, NovaError, UnavailableError
+from nova.crypto import aead
+from nova.errors import CorruptionError, LimitError, UnavailableError
 from nova.storage.log import DirectoryLock, crc32c, sync_directory
 
 SLOT_BYTES: Final = 512
@@ -37,7 +37,7 @@ class SubjectKeys:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self._aead = _aead()
+        self._aead = aead("sealing")
         self.directory = Path(directory)
         made = not self.directory.exists()
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -146,13 +146,3 @@ class SubjectKeys:
         self._slots[subject] = (number, key_id.hex(), key)
         self._keys[key_id.hex()] = key
         return self._slots[subject]
-
-
-def _aead() -> ModuleType:
-    try:
-        from cryptography.hazmat.primitives.ciphers import aead
-    except ImportError:
-        raise NovaError(
-            "sealing needs the Python module cryptography; install it with: pip install 'novacron[audit]'"
-        ) from None
-    return aead
