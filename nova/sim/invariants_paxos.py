@@ -21,6 +21,7 @@ class _Life(NamedTuple):
     """What was last seen of a member, between two starts of it."""
 
     core: Any
+    lead: Any
     promised: int
     committed: int
     applied: int
@@ -84,36 +85,38 @@ class PaxosInvariants:
 
     def _member(self, group: Group, member: GroupMember) -> None:
         core, node = member.core, member.replica.node
-        if core.role == "leader":
-            ballot = core._lead.ballot
-            leader = self._leaders.get(ballot)
-            if leader is None:
-                self._leaders[ballot] = node, core
-                self._complete(group, core, node, ballot)
-            else:
-                assert leader[0] == node, f"I1: {leader[0]} and {node} both lead under ballot {ballot}"
-                assert leader[1] is core, f"I1: {node} leads under ballot {ballot} in two lives"
+        options, lead = core.options, core._lead
+        assert len(core._outbox.held) <= options.held_count_max, f"I9: too many answers wait for the disk of {node}"
+        if lead is not None:
+            for name, peer in lead.peers.items():
+                assert len(peer.flying) <= options.flying_count_max, f"I9: {len(peer.flying)} accepts fly to {name}"
+        now = _Life(core, lead, core.promised, core.committed, member.replica.applied_position)
         life = self._lives.get(node)
+        if life is not None and life == now:
+            return
+        self._lives[node] = now
+        if lead is not None:
+            self._leads(group, core, node, lead.ballot)
         if life is not None and life.core is core:
-            assert core.promised >= life.promised, f"I6: {node} promised {life.promised}, then {core.promised}"
-            assert core.committed >= life.committed, f"I6: {node} went from commit {life.committed} to {core.committed}"
-            assert member.replica.applied_position >= life.applied, f"I6: {node} unapplied what it had applied"
+            assert now.promised >= life.promised, f"I6: {node} promised {life.promised}, then {now.promised}"
+            assert now.committed >= life.committed, f"I6: {node} went from commit {life.committed} to {now.committed}"
+            assert now.applied >= life.applied, f"I6: {node} unapplied what it had applied"
         assert core.promised >= self._promised.get(node, 0), f"I6: {node} forgot its promise of {self._promised[node]}"
-        self._lives[node] = _Life(core, core.promised, core.committed, member.replica.applied_position)
-        position = member.replica.applied_position
         digest = member.values.digest
-        first_digest, other = self._digests.setdefault(position, (digest, node))
-        assert digest == first_digest, f"I7: {node} and {other} applied up to {position} and hold different states"
-        options = core.options
-        assert len(core._outbox.held) <= options.held_count_max, (
-            f"I9: {len(core._outbox.held)} answers wait for the disk of {node}"
-        )
+        first_digest, other = self._digests.setdefault(now.applied, (digest, node))
+        assert digest == first_digest, f"I7: {node} and {other} applied up to {now.applied} and hold different states"
         assert core.slots.last <= core.committed + 2 * options.open_slots_max, (
             f"I9: {node} keeps slot {core.slots.last}"
         )
-        if core._lead is not None:
-            for name, peer in core._lead.peers.items():
-                assert len(peer.flying) <= options.flying_count_max, f"I9: {len(peer.flying)} accepts fly to {name}"
+
+    def _leads(self, group: Group, core: Any, node: NodeId, ballot: int) -> None:
+        leader = self._leaders.get(ballot)
+        if leader is None:
+            self._leaders[ballot] = node, core
+            self._complete(group, core, node, ballot)
+        else:
+            assert leader[0] == node, f"I1: {leader[0]} and {node} both lead under ballot {ballot}"
+            assert leader[1] is core, f"I1: {node} leads under ballot {ballot} in two lives"
 
     def _complete(self, group: Group, core: Any, node: NodeId, ballot: int) -> None:
         """I5: who begins to lead holds everything that was decided under lower ballots."""
