@@ -255,15 +255,20 @@ def test_a_snapshot_takes_back_what_it_lacks_and_that_is_executed_again():
         net[name].checkpoint(b"three")
         net[name].checkpoint(b"three")
     net.cuts.clear()
-    # Member 3 executes something that is in nobody's snapshot.
-    net[3].propose("other", "mine")
+    # Member 3 executes something that is in nobody's snapshot, and the later one first.
+    first = net[3].propose("one", "first")
+    net[3].propose("other", "second")
+    early = [each for each in net.flying if each[2].id == first]
+    net.flying = [each for each in net.flying if each[2].id != first]
     net.deliver()
-    assert net[3].executed == ["mine"]
+    net.flying = early
+    net.deliver()
+    assert net[3].executed == ["second", "first"]
     net.run(60)
-    assert net[3].executed == ["mine", "mine"]
+    assert net[3].executed == ["second", "first"] * 2
     kinds = [type(event) for event in net[3].events if not hasattr(event, "token")]
     assert kinds.index(Installed) > 0
-    assert {tuple(member.core.executed.frontier) for member in net} == {(3, 0, 1)}
+    assert {tuple(member.core.executed.frontier) for member in net} == {(3, 0, 2)}
 
 
 def test_a_peer_is_asked_for_a_newer_snapshot_if_the_last_one_lacks_what_cannot_be_executed_again():
