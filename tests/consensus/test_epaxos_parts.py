@@ -480,3 +480,25 @@ def test_quorums(count, slow, fast):
     assert (core.slow, core.fast) == (slow, fast)
     failures = count - slow
     assert count >= 2 * core.spared + failures - 1
+
+
+def test_reads_of_several_keys_fit_one_order():
+    different = 0
+    for seed in range(300):
+        chance = random.Random(seed)
+        net = Net(3, seed=seed)
+        for name, key in ((1, "a"), (2, "b"), (3, "c")):
+            net[name].propose(key, key)
+        for name in (1, 2, 3):
+            net[name].take(net[name].core.read(name))
+        while net.flying:
+            net._arrive(*net.flying.pop(chance.randrange(len(net.flying))), None)
+        seen = []
+        for member in net:
+            (place,) = [number for number, event in enumerate(member.events) if isinstance(event, ReadReady)]
+            member.events = member.events[:place]
+            seen.append(set(member.executed))
+        seen.sort(key=len)
+        assert seen[0] <= seen[1] <= seen[2], f"seed {seed}"
+        different += seen[0] != seen[2]
+    assert different
