@@ -14,7 +14,7 @@ import msgspec
 from nova.consensus.core import Installed, Snapshot
 from nova.consensus.epaxos.conflicts import Plain
 from nova.consensus.epaxos.execution import Graph
-from nova.consensus.epaxos.instances import Executed, Id, Status
+from nova.consensus.epaxos.instances import Executed, Id, Instance, Status
 from nova.consensus.epaxos.messages import Beat, Commit, Fetch, Gone, SnapshotAsk, SnapshotChunk
 from nova.consensus.epaxos.recovery import Recovery
 from nova.consensus.epaxos.replica import SNAPSHOT
@@ -183,11 +183,16 @@ class CatchUp(Recovery):
             return  # the next one will
         out.persist += [SNAPSHOT + piece for piece in pieces(packed)]
         out.apply.append(Installed(snapshot))
-        self._adopt(snapshot)
+        again = self._adopt(snapshot)
+        self._told(again, out)
         self._execute_all(out)
 
-    def _adopt(self, snapshot: Snapshot) -> None:
-        """Be where the snapshot is. What was executed beyond it is committed, and will be executed again."""
+    def _adopt(self, snapshot: Snapshot) -> list[Instance]:
+        """Be where the snapshot is, and execute again what was executed here beyond it: in the same order.
+
+        By its dependencies alone it could come in another one: where others have dropped what everybody executed,
+        some may depend on nothing but having been committed later (the end of the argument in recovery.py).
+        """
         try:
             executed, conflicts, self.sealed = _unpack_core(snapshot.core)
         except (msgspec.MsgspecError, ValueError) as error:
@@ -198,6 +203,7 @@ class CatchUp(Recovery):
         newest = [self.graph.newest(owner) for owner in range(self.count)]
         self.graph = Graph(self.count, self.executed, self.conflicts)
         self._next = max(self._next, self.executed.last(self._me) + 1)
+        again = [instance for instance in self._recent if instance.id not in self.executed]
         self._recent.clear()
         for instance in list(self.instances.values()):
             if instance.id in self.executed:
@@ -208,7 +214,10 @@ class CatchUp(Recovery):
                 self.graph.know(instance)
         for owner, number in enumerate(newest):
             self.graph.heard(owner, number)
+        for instance in again:
+            self.graph.repeat(instance)
         self._keep(snapshot)
+        return again
 
     def _drop(self, id: Id) -> None:
         self.instances.pop(id, None)

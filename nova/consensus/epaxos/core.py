@@ -364,9 +364,10 @@ class EPaxos(CatchUp):
             elif tag == SNAPSHOT:
                 snapshot = self._pieces.take(data)
                 if snapshot is not None:
-                    self._adopt(snapshot)
+                    again = self._adopt(snapshot)
                     self._installed = snapshot
                     self._retold.clear()
+                    self._told(again, Outputs())
                     self._execute_all(Outputs())
             else:
                 raise CorruptionError(f"the log of {self.node} holds a record {tag!r} that is not epaxos'")

@@ -125,6 +125,11 @@ class Graph:
                     self._waiters.setdefault(blocker, {})[root.id] = root
         return order
 
+    def repeat(self, instance: Instance) -> None:
+        """Execute what was executed before, on top of another state."""
+        self.waiting += 1
+        self._finish([instance], [])
+
     def _finish(self, component: list[Instance], order: list[Instance]) -> None:
         component.sort(key=_place)
         for instance in component:

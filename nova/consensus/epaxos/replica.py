@@ -173,14 +173,17 @@ class Replica:
 
     def _execute(self, decided: list[Instance], out: Outputs) -> None:
         """Execute what these make possible."""
-        order = self.graph.run(decided)
+        self._told(self.graph.run(decided), out)
+        if not self._replaying:
+            self._want([id for id in self.graph.awaited() if id not in self.instances])
+
+    def _told(self, order: list[Instance], out: Outputs) -> None:
+        """These were executed."""
         self._recent += order
         if self._replaying:
             self._retold += order
         elif order:
             self._tell(order, out)
-        if not self._replaying:
-            self._want([id for id in self.graph.awaited() if id not in self.instances])
 
     def _tell(self, order: list[Instance], out: Outputs) -> None:
         entries: list[Entry] = []
