@@ -9,7 +9,7 @@ successor.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -29,10 +29,12 @@ from nova.consensus.core import (
     Persisted,
     ReadLost,
     ReadReady,
+    Reconfigurable,
     SealedError,
     Snapshot,
     pack,
     unpack,
+    unpack_epoch,
 )
 from nova.consensus.sessions import BATCH_MAX, OPEN, Code, Machine, Outcome, Sessions
 from nova.errors import CorruptionError, PeerError, UsageError
@@ -61,6 +63,13 @@ class ReadAnswered(msgspec.Struct, frozen=True):
 
     id: int
     data: bytes
+
+
+class ReadsAnswered(msgspec.Struct, frozen=True):
+    """Event: what the queries of a `read_many` found, in their order. REFUSED: the machine raised; its message."""
+
+    id: int
+    outcomes: tuple[Outcome, ...]
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -96,6 +105,11 @@ class _Pending:
         self.age = 0
         self.queued = True
 
+    @property
+    def retries(self) -> bool:
+        """It takes effect once, however often it is proposed."""
+        return self.command.session != 0 or self.command.sequence == OPEN
+
 
 class ReplicatedMachine:
     """One member.
@@ -125,12 +139,16 @@ class ReplicatedMachine:
         self.sessions = Sessions(machine, ordered=self.core.ordered)
         self.applied_position = epoch.start - 1
         self.failure: str | None = None
+        self.sealed: Epoch | None = None
+        """The successor, once the seal of this epoch was applied."""
         self._term = 0
         self._queue: deque[Command] = deque()
         self._pending: dict[tuple[int, int, bytes], _Pending] = {}
-        self._reads: dict[int, bytes] = {}
+        self._reads: dict[int, bytes | tuple[bytes, ...]] = {}
         self._ready: list[tuple[int, int]] = []  # (position, id) of reads that wait until this much is applied
         self._since_checkpoint = 0
+        self._askers: dict[NodeId, int] = {}  # who forwarded commands, and the position of the newest; 0: queued
+        self._followed: NodeId | None = None  # the leader to whom, or by whom, what is pending was proposed
 
     def _make(self, epoch: Epoch) -> Core:
         try:
@@ -154,6 +172,8 @@ class ReplicatedMachine:
             )
         if len(command.data) > self.config.entry_bytes_max:
             raise UsageError(f"a command of {len(command.data)} bytes; the limit is {self.config.entry_bytes_max}")
+        if self.sealed is not None:
+            raise SealedError(f"epoch {self.epoch.number} has ended; epoch {self.sealed.number} takes commands")
         name = _name(command)
         if name not in self._pending:
             self._pending[name] = _Pending(command)
@@ -169,14 +189,56 @@ class ReplicatedMachine:
 
     def read(self, id: int, query: bytes) -> Outputs:
         """Read linearizably; a `ReadAnswered` follows, or a ReadLost: ask again. Raises NotLeaderError."""
+        return self._read(id, query)
+
+    def read_many(self, id: int, queries: Sequence[bytes]) -> Outputs:
+        """As `read`, with many queries for the price of one: a `ReadsAnswered` follows."""
+        return self._read(id, tuple(queries))
+
+    def _read(self, id: int, asked: bytes | tuple[bytes, ...]) -> Outputs:
         if len(self._reads) >= self.config.pending_max:
             raise OverloadedError(f"{len(self._reads)} reads wait for an answer; try again when some are answered")
-        self._reads[id] = query
+        self._reads[id] = asked
         try:
             return self._framed(self.core.read(id))
         except BaseException:
             del self._reads[id]
             raise
+
+    @property
+    def queued(self) -> int:
+        """Commands that wait for a `turn`."""
+        return len(self._queue)
+
+    @property
+    def pending(self) -> int:
+        """Commands that were submitted here and wait for an answer."""
+        return len(self._pending)
+
+    @property
+    def since_checkpoint(self) -> int:
+        """Entries applied that no checkpoint covers."""
+        return self._since_checkpoint
+
+    # -- operators --
+
+    def change(self, voters: Iterable[NodeId], learners: Iterable[NodeId] = ()) -> Outputs:
+        """Change the members; see `Reconfigurable`. Raises UsageError for a protocol that cannot."""
+        return self._framed(self._reconfigurable().change(voters, learners))
+
+    def transfer(self, target: NodeId) -> Outputs:
+        """Hand leadership over; see `Reconfigurable`. Raises UsageError for a protocol that cannot."""
+        return self._framed(self._reconfigurable().transfer(target))
+
+    @property
+    def changing(self) -> bool:
+        """A change of members is under way."""
+        return isinstance(self.core, Reconfigurable) and self.core.changing
+
+    def _reconfigurable(self) -> Reconfigurable:
+        if not isinstance(self.core, Reconfigurable):
+            raise UsageError(f"{self.epoch.protocol} has no leader to hand over and no members that change in an epoch")
+        return self.core
 
     # -- the driver's side --
 
@@ -186,8 +248,10 @@ class ReplicatedMachine:
         if number != self.epoch.number:
             return Outputs()
         if isinstance(message, Forward):
-            for command in message.commands[: self.config.queue_max - len(self._queue)]:
-                self._queue.append(command)
+            # Whoever sent them asks again, so they stop at one that does not lead and at a queue that is full.
+            if self.core.leader == self.node:
+                self._askers[sender] = 0
+                self._queue += message.commands[: max(0, self.config.queue_max - len(self._queue))]
             return Outputs()
         if not isinstance(message, self.core.messages):
             raise PeerError(f"{sender} sent a {type(message).__name__}; {self.epoch.protocol} knows no such message")
@@ -195,17 +259,27 @@ class ReplicatedMachine:
 
     def tick(self) -> Outputs:
         """Let a tick pass; commands of sessions that have waited too long are proposed again."""
+        late = False
         for pending in self._pending.values():
             pending.age += 1
-            again = pending.command.session or pending.command.sequence == OPEN
-            if not pending.queued and again and pending.age >= self.config.retry_ticks:
-                pending.age, pending.queued = 0, True
-                self._queue.append(pending.command)
+            late = late or (not pending.queued and pending.age >= self.config.retry_ticks and pending.retries)
+        if late:
+            self._ask_again(self.config.retry_ticks)
         return self._framed(self.core.tick())
+
+    def _ask_again(self, age_ticks_min: int) -> None:
+        """Queue anew what has waited so long: in the order of its submission, for a session's commands have one."""
+        for pending in self._pending.values():
+            if not pending.queued and pending.age >= age_ticks_min and pending.retries:
+                pending.age, pending.queued = 0, True
+        others = [command for command in self._queue if _name(command) not in self._pending]
+        self._queue = deque(others)
+        self._queue += [pending.command for pending in self._pending.values() if pending.queued]
 
     def turn(self) -> Outputs:
         """Propose, or forward to the leader, what was submitted since the last turn."""
         out = Outputs()
+        queued = bool(self._queue)
         while self._queue:
             batch = self._batch()
             try:
@@ -222,6 +296,9 @@ class ReplicatedMachine:
             for command in batch:
                 if (pending := self._pending.get(_name(command))) is not None:
                     pending.queued = False
+        if queued and self._askers:
+            last = self.core.status.last
+            self._askers = {asker: position or last for asker, position in self._askers.items()}
         return self._framed(out)
 
     def _batch(self) -> list[Command]:
@@ -272,13 +349,19 @@ class ReplicatedMachine:
             self.applied_position = max(self.applied_position, entry.position)
             self._term = max(self._term, entry.term)
             self._since_checkpoint += 1
-            if entry.kind != Kind.COMMANDS:
-                continue
+            if entry.kind == Kind.SEAL and self.sealed is None:
+                self.sealed = unpack_epoch(entry.data)
+            if entry.kind != Kind.COMMANDS or self.sealed is not None:
+                continue  # what stands behind the first seal is void
             commands = unpack(entry.data)
             for command, outcome in zip(commands, self.sessions.apply(entry.position, commands), strict=True):
+                name = _name(command)
                 if outcome.code is Code.GAP:
-                    continue  # not applied, and may yet be: the asker proposes again what is missing before it
-                if self._pending.pop(_name(command), None) is not None:
+                    # Not applied, and may yet be: what is missing before it is proposed again, and it soon after.
+                    if (gap := self._pending.get(name)) is not None:
+                        gap.age = self.config.retry_ticks
+                    continue
+                if self._pending.pop(name, None) is not None:
                     out.append(Answered(command, outcome, entry.position))
         return out + self._answer_reads()
 
@@ -293,9 +376,18 @@ class ReplicatedMachine:
                 later.append((position, id))
                 continue
             del self._reads[id]
-            out.append(ReadAnswered(id, self.machine.read(query)))
+            if isinstance(query, bytes):
+                out.append(ReadAnswered(id, self.machine.read(query)))
+            else:
+                out.append(ReadsAnswered(id, tuple([self._found(each) for each in query])))
         self._ready = later
         return out
+
+    def _found(self, query: bytes) -> Outcome:
+        try:
+            return Outcome(Code.OK, self.machine.read(query))
+        except Exception as error:  # a query changes nothing: it is the asker's trouble, not the member's
+            return Outcome(Code.REFUSED, f"{type(error).__name__}: {error}".encode())
 
     def _install(self, snapshot: Snapshot) -> None:
         if snapshot.position <= self.applied_position:
@@ -311,7 +403,22 @@ class ReplicatedMachine:
             out.early = [(peer, (number, message)) for peer, message in out.early]
         if out.apply:
             out.apply += [more for event in out.apply for more in self._heed(event)]
+            if self._askers:
+                self._tell_askers(out)
+        if (leader := self.core.leader) != self._followed:
+            self._followed = leader
+            self._askers.clear()
+            if leader is not None and self._pending:
+                self._ask_again(0)  # what the last one was given may be lost with it
         return out
+
+    def _tell_askers(self, out: Outputs) -> None:
+        """Whoever forwarded commands waits until it hears that they are committed."""
+        tell = getattr(self.core, "tell", None)
+        for asker in [asker for asker, position in self._askers.items() if 0 < position <= self.applied_position]:
+            del self._askers[asker]
+            if tell is not None:
+                out.early += [(peer, (self.epoch.number, message)) for peer, message in tell(asker).early]
 
     # -- recovery --
 

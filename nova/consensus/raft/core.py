@@ -68,6 +68,8 @@ from nova.types import NodeId, Outputs, Random
 FOLLOWER, CANDIDATE, LEADER = "follower", "candidate", "leader"
 HARD, ENTRIES, SNAPSHOT = b"H", b"E", b"S"
 """First byte of a record: term and vote, entries, a piece of an installed snapshot."""
+RECORD_BYTES = 4 << 20
+"""Of entries that are written again behind a snapshot, in one record."""
 
 
 class Raft:
@@ -118,6 +120,12 @@ class Raft:
     def members(self) -> Members:
         """The newest configuration in the log: it counts before it is committed."""
         return self._configurations[-1][1]
+
+    @property
+    def changing(self) -> bool:
+        """A change of members is in the log and not committed to its end."""
+        position, members = self._configurations[-1]
+        return members.joint or position > self.committed
 
     @property
     def leader(self) -> NodeId | None:
@@ -237,6 +245,14 @@ class Raft:
             self._rounds.lease_until_ns = 0
             self._hand_over(out)
         return self._done(out)
+
+    def tell(self, peer: NodeId) -> Outputs:
+        """Let a member that waits for it know what is committed now, not with the next entries or heartbeat."""
+        out = Outputs()
+        if self.role == LEADER and (progress := self._progress.get(peer)) is not None:
+            committed = min(self.committed, progress.matched)
+            out.early.append((peer, Heartbeat(self.term, self._rounds.number, committed)))
+        return out
 
     def read(self, id: int) -> Outputs:
         """Ask for a position for a linearizable read."""
@@ -674,8 +690,11 @@ class Raft:
         while len(self._configurations) > 1 and self._configurations[1][0] <= position:
             self._configurations.pop(0)
         records = [HARD + _pack((self.term, self.voted_for))]
-        if position < self.log.last:
-            records.append(ENTRIES + _pack(self.log.between(position, self.log.last)))
+        first = position + 1
+        while first <= self.log.last:  # a record has its limit, what is not committed may be more
+            entries = self.log.slice(first, self.log.last, RECORD_BYTES)
+            records.append(ENTRIES + _pack(entries))
+            first += len(entries)
         self.log.compact(max(self.log.offset, position - self.options.trailing))
         return records
 
