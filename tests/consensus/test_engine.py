@@ -20,6 +20,7 @@ from nova.consensus.engine import ConsensusEngine, EngineOptions
 from nova.consensus.sessions import Sessions
 from nova.errors import CorruptionError, UnavailableError, UsageError
 from nova.sim.machine import KeyValue, answer, append, get
+from nova.storage.log import FileLog
 
 
 def run(scenario, folder, names="abc", **options):
@@ -257,7 +258,8 @@ def test_a_torn_tail_is_cut_and_a_damaged_middle_refuses_to_start_with_the_offse
         (segment,) = folder.glob("*.log")
         data = segment.read_bytes()
         places = [at for at in range(len(data)) if data.startswith(b"append\xa1k\x05", at)]
-        end = len(data.rstrip(b"\0"))
+        with FileLog(folder, segment_bytes=1 << 20) as log:
+            end = log.size_bytes
         with open(segment, "r+b") as file:  # a record of which only the beginning was written
             file.seek(end)
             file.write(b"\x40\0\0\0torn" + os.urandom(9))
