@@ -98,13 +98,14 @@ class Callers:
         self._sequence = 0
         self._opening: bytes | None = None
         self._flying: dict[int, Call] = {}
-        self._backlog: deque[Call] = deque()
+        self.backlog: deque[Call] = deque()
+        """What waits for a session, or for answers to what flies."""
         self._answered = 0
         self._per_tick = 0.0
         self._tick_ns = 0
 
     def __len__(self) -> int:
-        return len(self._flying) + len(self._backlog)
+        return len(self._flying) + len(self.backlog)
 
     @property
     def flying(self) -> int:
@@ -113,32 +114,42 @@ class Callers:
 
     def ask(self, commands: Sequence[tuple[bytes, bytes]], waiter: Waiter, now_s: float) -> Waiter | Many:
         """Take (data, key) pairs, in order. Raises OverloadedError: then none was taken."""
-        if len(self) + len(commands) > self._calls_max:
+        flying = self._flying
+        if len(flying) + len(self.backlog) + len(commands) > self._calls_max:
             raise OverloadedError(
                 f"{len(self)} commands wait for an answer, {len(commands)} more are too many; the limit is "
                 f"{self._calls_max}: try again when some are answered",
                 self.retry_after_ns,
             )
         if len(commands) == 1:
-            (data, key), holder = commands[0], waiter
-            self._backlog.append(Call(waiter, -1, now_s, data, key))
+            call = Call(waiter, -1, now_s, *commands[0])
+            if self.session and not self.backlog and len(flying) < WINDOW:  # the usual case, without the queue
+                try:
+                    self._submit(Command(self.session, self._sequence + 1, call.data, call.key))
+                except (OverloadedError, SealedError):
+                    self.backlog.append(call)
+                    return waiter
+                self._sequence += 1
+                flying[self._sequence] = call
+                return waiter
+            self.backlog.append(call)
             self.pump()
-            return holder
+            return waiter
         many = Many(waiter, len(commands))
-        self._backlog += [Call(many, index, now_s, data, key) for index, (data, key) in enumerate(commands)]
+        self.backlog += [Call(many, index, now_s, data, key) for index, (data, key) in enumerate(commands)]
         self.pump()
         return many
 
     def pump(self) -> None:
         """Let fly what may: after answers, and when time has passed."""
         if not self.session:
-            if self._backlog and self._opening is None:
+            if self.backlog and self._opening is None:
                 opening = self._fresh()
                 with suppress(OverloadedError, SealedError):
                     self._submit(Command(0, OPEN, opening))
                     self._opening = opening
             return
-        backlog, flying = self._backlog, self._flying
+        backlog, flying = self.backlog, self._flying
         while backlog and len(flying) < WINDOW:
             call = backlog[0]
             if not call.waiter.done():
@@ -189,14 +200,14 @@ class Callers:
 
     def withdraw(self, waiter: Waiter | Many) -> bool:
         """Nobody waits for these any more; whether none of them was submitted."""
-        self._backlog = deque(call for call in self._backlog if call.waiter is not waiter)
+        self.backlog = deque(call for call in self.backlog if call.waiter is not waiter)
         return not any(call.waiter is waiter for call in self._flying.values())
 
     def fail(self, error: UnavailableError) -> None:
         """Nothing will be answered any more: those that flew were applied or not; the others were not."""
         unknown = UnknownOutcomeError(f"{error}; the command may have been applied, or not", error.retry_after_ns)
         flying, self._flying = list(self._flying.values()), {}
-        backlog, self._backlog = list(self._backlog), deque()
+        backlog, self.backlog = list(self.backlog), deque()
         for call in flying:
             call.settle(unknown)
         for call in backlog:

@@ -583,7 +583,7 @@ class ConsensusEngine:
                 self._do(more)
 
     def _pump(self) -> None:
-        if len(self._callers) > self._callers.flying:
+        if self._callers.backlog:
             self._callers.pump()
             if self._replica.queued:
                 self._runtime.wake()

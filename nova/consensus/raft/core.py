@@ -459,8 +459,9 @@ class Raft:
                     self._send_chunk(sender, offset, out)
 
     def _count_stored(self, out: Outputs) -> None:
-        stored = {peer: progress.matched for peer, progress in self._progress.items()}
-        stored[self.node] = self.log.durable
+        stored = {self.node: self.log.durable}
+        for peer, progress in self._progress.items():
+            stored[peer] = progress.matched
         position = self.members.committed(stored)
         # Replicas of an entry of an earlier term prove nothing: a later leader may overwrite it (5.4.2, figure 8).
         if position > self.committed and self.log.term(position) == self.term:
