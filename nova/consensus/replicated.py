@@ -403,8 +403,8 @@ class ReplicatedMachine:
             out.early = [(peer, (number, message)) for peer, message in out.early]
         if out.apply:
             out.apply += [more for event in out.apply for more in self._heed(event)]
-            if self._askers:
-                self._tell_askers(out)
+        if self._askers:
+            self._tell_askers(out)
         if (leader := self.core.leader) != self._followed:
             self._followed = leader
             self._askers.clear()
@@ -415,10 +415,13 @@ class ReplicatedMachine:
     def _tell_askers(self, out: Outputs) -> None:
         """Whoever forwarded commands waits until it hears that they are committed."""
         tell = getattr(self.core, "tell", None)
-        for asker in [asker for asker, position in self._askers.items() if 0 < position <= self.applied_position]:
-            del self._askers[asker]
-            if tell is not None:
-                out.early += [(peer, (self.epoch.number, message)) for peer, message in tell(asker).early]
+        for asker, position in list(self._askers.items()):
+            if not 0 < position <= self.applied_position:
+                continue
+            told = tell(asker, position).early if tell is not None else []
+            out.early += [(peer, (self.epoch.number, message)) for peer, message in told]
+            if told or tell is None:
+                del self._askers[asker]
 
     # -- recovery --
 

@@ -161,3 +161,24 @@ def test_at_the_end_only_what_flew_is_in_doubt():
     assert isinstance(flying.error, UnknownOutcomeError)
     assert type(waiting.error) is UnavailableError
     assert len(group.callers) == 0
+
+
+def test_a_single_command_overtakes_nothing_that_waits():
+    group = Group()
+    group.ask(WINDOW + 1)
+    for _ in range(10):
+        group.answer(0)
+    late = group.ask(1)
+    assert [command.data for command in group.taken[-2:]] == [b"%d" % WINDOW, b"0"]
+    while group.taken:
+        group.answer(0)
+    assert late.result == b"to 0"
+
+
+def test_the_answer_to_the_opening_of_another_process_opens_nothing():
+    group = Group(session=0)
+    group.ask(1)
+    group.callers.answered(Command(0, OPEN, b"another's"), Outcome(Code.OK, (5).to_bytes(8, "big")))
+    assert group.callers.session == 0
+    group.open(6)
+    assert group.callers.session == 6

@@ -277,6 +277,23 @@ def test_a_torn_tail_is_cut_and_a_damaged_middle_refuses_to_start_with_the_offse
     run(scenario, tmp_path, "a")
 
 
+def test_a_log_without_its_beginning_refuses_to_start(tmp_path):
+    async def scenario(engines):
+        await engines.start("a")
+        for n in range(60):
+            await engines["a"].propose(append(f"k{n}", "x" * 9_000))
+            await eventually(lambda: not engines["a"]._checkpointing)
+        await engines.stop("a")
+        assert not (tmp_path / "a" / "log" / f"{1:020d}.log").exists()
+        snapshots = sorted((tmp_path / "a" / "snapshots").glob("*.snap"))
+        for path in snapshots:
+            path.unlink()
+        with pytest.raises(CorruptionError, match="and the newest whole snapshot ends at 0"):
+            await engines.make("a").start()
+
+    run(scenario, tmp_path, "a", checkpoint_entries=15, segment_bytes=1 << 17)
+
+
 # --- stopping ---------------------------------------------------------------------------------------------------------
 
 
@@ -367,6 +384,28 @@ class BrokenLog:
 
     def sync(self, done):
         done(self._log.durable, UnavailableError("no space left"))
+
+
+def test_a_log_that_takes_no_record_is_the_end_also_when_it_is_a_tick_that_asks(tmp_path):
+    async def scenario(engines):
+        engine = engines.make("a")
+        await engine.start()
+        engine._runtime._pipeline._log = FullLog(engine._directory.log)
+        try:
+            # It votes for itself when its election timeout has passed.
+            assert "wait for the disk" in str(await asyncio.wait_for(engine.failed(), 10))
+            assert engine._replica.core.role != "leader"
+        finally:
+            await engine.aclose()
+
+    run(scenario, tmp_path, "a")
+
+
+class FullLog(BrokenLog):
+    """A log that takes no record."""
+
+    def append(self, records):
+        raise UnavailableError("too many bytes wait for the disk")
 
 
 # --- operators --------------------------------------------------------------------------------------------------------

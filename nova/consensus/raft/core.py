@@ -246,10 +246,12 @@ class Raft:
             self._hand_over(out)
         return self._done(out)
 
-    def tell(self, peer: NodeId) -> Outputs:
-        """Let a member that waits for it know what is committed now, not with the next entries or heartbeat."""
+    def tell(self, peer: NodeId, position: int) -> Outputs:
+        """Let a member that waits for this commit know of it now, not with the next entries or heartbeat. Nothing comes
+        of it as long as the position is not committed, or that member is not known to have it."""
         out = Outputs()
-        if self.role == LEADER and (progress := self._progress.get(peer)) is not None:
+        progress = self._progress.get(peer) if self.role == LEADER else None
+        if progress is not None and min(self.committed, progress.matched) >= position:
             committed = min(self.committed, progress.matched)
             out.early.append((peer, Heartbeat(self.term, self._rounds.number, committed)))
         return out
