@@ -81,11 +81,14 @@ class Owner(Protocol):
 
     applied_position: int
 
+    def ended(self, position: int) -> int:
+        """A seal at this position was applied: the position that all before it, and nothing else, ends at."""
+
     def state(self) -> bytes:
         """All that was applied; equal states give equal bytes."""
 
-    def install(self, position: int, term: int, state: bytes) -> None:
-        """Replace the state."""
+    def install(self, snapshot: Snapshot, start: int) -> None:
+        """Replace the state by one of the epoch that begins at `start`, or of the seal before it."""
 
     def apply(self, entries: Sequence[Entry]) -> list[Any]:
         """Apply these; events for the driver."""
@@ -313,7 +316,8 @@ class Chain:
             case Persisted(token):
                 out.apply.append(Written(link.epoch.number, token))
             case Committed(entries):
-                out.apply.append(event)
+                number = link.epoch.number
+                out.apply.append(Committed(entries, number) if number else event)
                 self._apply(link, entries, out)
             case StateWanted():
                 out.apply.append(event)
@@ -323,9 +327,13 @@ class Chain:
                     self._hand_over(link, event, out)
             case Installed(snapshot):
                 out.apply.append(event)
-                if link in self._links and snapshot.position > self._owner.applied_position:
-                    self._owner.install(snapshot.position, snapshot.term, snapshot.state)
-                    if link is not self._links[0]:
+                # Without one order a position says nothing about what a state holds; the core knows.
+                newer = not link.core.ordered or snapshot.position > self._owner.applied_position
+                if link in self._links and newer:
+                    first = link is self._links[0]
+                    self._owner.reached(link.core.ordered)
+                    self._owner.install(snapshot, link.epoch.start)
+                    if not first:
                         self._reach(link, None, out)
             case Fatal():
                 out.apply.append(event)
@@ -358,7 +366,7 @@ class Chain:
         status = link.core.status
         epoch = msgspec.structs.replace(
             unpack_epoch(entry.data),
-            start=self._owner.applied_position + 1,
+            start=self._owner.ended(entry.position) + 1,
             former=status.members,
             former_protocol=link.epoch.protocol,
         )
@@ -418,8 +426,7 @@ class Chain:
                 self._hand_over(link, each, out)
             else:
                 entries.append(each)
-        if entries:
-            self._apply(link, entries, out)
+        self._apply(link, entries, out)  # with nothing held, too: reads may have waited for the prefix
 
     # -- what members tell each other about it --
 
@@ -510,7 +517,7 @@ class Chain:
         state, self._arriving = bytes(self._arriving), bytearray()
         if _digest(state) != link.digest:
             return  # another member will be asked
-        self._owner.install(link.epoch.start - 1, 0, state)
+        self._owner.install(Snapshot(link.epoch.start - 1, 0, b"", state), link.epoch.start)
         self._reach(link, state, out)
 
     def _forget_prefix(self) -> None:

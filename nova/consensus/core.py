@@ -115,9 +115,13 @@ class Persisted(msgspec.Struct, frozen=True):
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """These entries are decided for ever, in this order; each is told once per life of a core, from `compact`ed on."""
+    """These entries are decided for ever, in this order; each is told once per life of a core, from `compact`ed on.
+
+    epoch  which one decided them; the chain fills it in
+    """
 
     entries: tuple[Entry, ...]
+    epoch: int = 0
 
 
 class ReadReady(msgspec.Struct, frozen=True):
@@ -222,11 +226,13 @@ class Status(msgspec.Struct, frozen=True):
 class Core(Protocol):
     """One member of one protocol. No method blocks; each returns what to do about it.
 
-    ordered   positions form one total order, told in order by `Committed`
+    ordered          positions form one total order, told in order by `Committed`
+    snapshot_wanted  a peer needs a newer snapshot than the last one: make one soon
     """
 
     ordered: ClassVar[bool]
     messages: ClassVar[tuple[type[msgspec.Struct], ...]]
+    snapshot_wanted: bool
 
     def step(self, sender: NodeId, message: Any) -> Outputs:
         """Take a message. What is hostile or old changes nothing; PeerError for what no member can have sent."""

@@ -93,6 +93,10 @@ class Flexible(_Quorum):
     def phase2(self, who: Collection[NodeId]) -> bool:
         return self._count(who) >= self._needed[1]
 
+    def committed(self, stored: Mapping[NodeId, int]) -> int:
+        positions = sorted((stored.get(member, 0) for member in self.members), reverse=True)
+        return positions[self._needed[1] - 1]
+
 
 class All(Flexible):
     """All commit, so anyone may be elected: nothing is lost while one lives, and one that is gone stops it."""

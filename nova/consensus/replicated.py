@@ -27,6 +27,7 @@ from nova.consensus.core import (
     ReadLost,
     ReadReady,
     SealedError,
+    Snapshot,
     pack,
     unpack,
 )
@@ -247,6 +248,11 @@ class ReplicatedMachine:
 
     # -- what the chain asks of its owner --
 
+    def ended(self, position: int) -> int:
+        """Where an epoch ends."""
+        self.applied_position = max(self.applied_position, position)
+        return self.applied_position
+
     def state(self) -> bytes:
         """Machine and sessions."""
         return self.sessions.snapshot()
@@ -294,12 +300,14 @@ class ReplicatedMachine:
                     raise CorruptionError(
                         f"{self.node} was told position {entry.position} after {self.applied_position}"
                     )
-            self.applied_position = max(self.applied_position, entry.position)
+                self.applied_position = entry.position
             self._term = max(self._term, entry.term)
             self._since_checkpoint += 1
             if entry.kind != Kind.COMMANDS:
                 continue
             commands = unpack(entry.data)
+            if not self.sessions.ordered:  # no-ops commute, so members have told different ones: they don't count
+                self.applied_position = max(self.applied_position, entry.position)
             for command, outcome in zip(commands, self.sessions.apply(entry.position, commands), strict=True):
                 if outcome.code is Code.GAP:
                     continue  # not applied, and may yet be: the asker proposes again what is missing before it
@@ -308,13 +316,16 @@ class ReplicatedMachine:
         return out + self._answer_reads()
 
     def _answer_reads(self) -> list[Any]:
+        if not self.chain.whole:
+            return []  # without one order a position does not tell that the prefix is missing
         out: list[Any] = []
         later: list[tuple[int, int]] = []
         for position, id in self._ready:
             query = self._reads.get(id)
             if query is None:
                 continue
-            if position > self.applied_position:
+            # Without one order the core tells it in its place.
+            if self.sessions.ordered and position > self.applied_position:
                 later.append((position, id))
                 continue
             del self._reads[id]
@@ -322,17 +333,21 @@ class ReplicatedMachine:
         self._ready = later
         return out
 
-    def install(self, position: int, term: int, state: bytes) -> None:
-        """Replace machine and sessions."""
-        self.sessions.restore(state)
-        self.applied_position, self._term = position, max(term, self._term)
+    def install(self, snapshot: Snapshot, start: int) -> None:
+        """Replace machine and sessions by a state of the epoch that begins at `start`."""
+        self.sessions.restore(snapshot.state)
+        # Without one order members told different no-ops, so positions of commands count alone.
+        last = snapshot.position if self.sessions.ordered else self.sessions.last
+        self.applied_position = max(last, start - 1)
+        self._term = max(snapshot.term, self._term)
 
     # -- recovery --
 
     def checkpoint(self, out: Outputs, least: int = 1) -> None:
         """Let the log begin anew, behind what `out` (of this turn) persists, with a snapshot of what is applied: if it
         is `least` entries more than in the last one."""
-        if not self.chain.whole or (self._since_checkpoint < least and not self.chain.owed):
+        wanted = self.chain.owed or (self._since_checkpoint and self.core.snapshot_wanted)
+        if not self.chain.whole or (self._since_checkpoint < least and not wanted):
             return
         self._since_checkpoint = 0
         position = self._log_last() + len(out.persist)
@@ -343,8 +358,8 @@ class ReplicatedMachine:
     def restore(self, state: bytes) -> None:
         """Start from the state of a `Checkpoint`, before `replay`. Raises CorruptionError."""
         snapshot = self.chain.restore(state)
-        self.sessions.ordered = self.core.ordered
-        self.install(snapshot.position, snapshot.term, snapshot.state)
+        self.sessions.order(self.core.ordered)
+        self.install(snapshot, self.epoch.start)
 
     def replay(self, record: bytes) -> None:
         """Take a record of the log back, oldest first."""

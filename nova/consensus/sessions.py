@@ -88,6 +88,8 @@ class Sessions:
         self._sessions: OrderedDict[int, _Session] = OrderedDict()
         self.applied = 0
         """Commands that reached the machine."""
+        self.last = 0
+        """The highest position of any command."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -100,6 +102,7 @@ class Sessions:
 
     def apply(self, position: int, commands: Sequence[Command]) -> list[Outcome]:
         """Apply the commands of one entry; an outcome for each. The id of an opened session is 8 bytes, big-endian."""
+        self.last = max(self.last, position)
         outcomes: list[Outcome | None] = [None] * len(commands)
         fresh: list[tuple[int, Command, _Session | None]] = []
         waiting: set[tuple[int, int]] = set()
@@ -141,7 +144,10 @@ class Sessions:
         id = position * BATCH_MAX + place
         self._sessions[id] = _Session()
         while len(self._sessions) > self.sessions_max:
-            self._sessions.popitem(last=False)
+            if self.ordered:
+                self._sessions.popitem(last=False)
+            else:  # a member that got a snapshot does not know in which order they were opened
+                del self._sessions[min(other for other in self._sessions if other != id)]
         return Outcome(Code.OK, id.to_bytes(8, "big"))
 
     def _refusal(self, session: _Session | None, command: Command) -> Outcome | None:
@@ -172,13 +178,13 @@ class Sessions:
             (id, session.floor, sorted((sequence, *_plain(told)) for sequence, told in session.answers.items()))
             for id, session in (self._sessions.items() if self.ordered else sorted(self._sessions.items()))
         ]
-        packed: bytes = _pack((self.applied, table, self.machine.snapshot()))
+        packed: bytes = _pack((self.applied, self.last, table, self.machine.snapshot()))
         return packed
 
     def restore(self, data: bytes) -> None:
         """Replace both. Raises CorruptionError."""
         try:
-            self.applied, table, machine = _unpack(data)
+            self.applied, self.last, table, machine = _unpack(data)
         except (msgspec.MsgspecError, ValueError) as error:
             raise CorruptionError(f"a state of {len(data)} bytes is none: {error}") from None
         self._sessions = OrderedDict(
@@ -192,6 +198,6 @@ def _plain(outcome: Outcome) -> tuple[int, bytes]:
     return int(outcome.code), outcome.data
 
 
-_State = tuple[int, list[tuple[int, int, list[tuple[int, int, bytes]]]], bytes]
+_State = tuple[int, int, list[tuple[int, int, list[tuple[int, int, bytes]]]], bytes]
 _pack: Any = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(_State).decode

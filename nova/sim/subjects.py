@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from nova.consensus.core import Make
+from nova.consensus.epaxos import EPaxos
+from nova.consensus.epaxos.messages import MESSAGES as EPAXOS_MESSAGES
+from nova.consensus.paxos import Paxos
+from nova.consensus.paxos.messages import MESSAGES as PAXOS_MESSAGES
 from nova.consensus.pbft import maker as pbft_maker
 from nova.consensus.pbft.messages import MESSAGES as PBFT_MESSAGES
 from nova.consensus.raft import Raft
@@ -13,23 +17,39 @@ from nova.errors import UsageError
 from nova.sim.byzantine import dealt, liars_mostly
 from nova.sim.group import Subject
 from nova.sim.invariants import ChainInvariants, LogInvariants
+from nova.sim.invariants_epaxos import EPaxosInvariants
+from nova.sim.invariants_paxos import PaxosInvariants
 from nova.sim.invariants_pbft import PBFTInvariants
 
-PROTOCOLS: Final[dict[str, Make]] = {"raft": Raft, "pbft": pbft_maker(dealt)}
+PROTOCOLS: Final[dict[str, Make]] = {"raft": Raft, "paxos": Paxos, "epaxos": EPaxos, "pbft": pbft_maker(dealt)}
 """name -> maker of a core, of every protocol."""
+
+# Small windows and checkpoints, so that a short history has many, and members that were away need snapshots.
+_OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    "raft": {},
+    "paxos": {"trailing": 20},
+    "epaxos": {"trailing": 50},
+    "pbft": {"checkpoint_interval": 20, "window": 60},
+}
 
 SUBJECTS: Final = {
     "raft": Subject("raft", Raft, RAFT_MESSAGES, LogInvariants),
-    "adaptive": Subject("raft", Raft, RAFT_MESSAGES, ChainInvariants, nodes=4, successors={"raft": (Raft, {})}),
-    # Small checkpoints, so that a short history has many of them.
+    "paxos": Subject("paxos", Paxos, PAXOS_MESSAGES, PaxosInvariants, options=_OPTIONS["paxos"]),
+    "epaxos": Subject("epaxos", EPaxos, EPAXOS_MESSAGES, EPaxosInvariants, options=_OPTIONS["epaxos"]),
     "pbft": Subject(
-        "pbft",
-        PROTOCOLS["pbft"],
-        PBFT_MESSAGES,
-        PBFTInvariants,
+        "pbft", PROTOCOLS["pbft"], PBFT_MESSAGES, PBFTInvariants, nodes=4, options=_OPTIONS["pbft"], liars=liars_mostly
+    ),
+    "adaptive": Subject(
+        "raft",
+        Raft,
+        (*RAFT_MESSAGES, *PAXOS_MESSAGES, *EPAXOS_MESSAGES, *PBFT_MESSAGES),
+        ChainInvariants,
         nodes=4,
-        options={"checkpoint_interval": 20, "window": 60},
-        liars=liars_mostly,
+        # One operator asks one member at a time.
+        successors={
+            name: (make, _OPTIONS[name] | ({"seal_votes": 1} if name == "pbft" else {}))
+            for name, make in PROTOCOLS.items()
+        },
     ),
 }
 

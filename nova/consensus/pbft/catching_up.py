@@ -22,7 +22,7 @@ from nova.consensus.pbft.messages import (
 )
 from nova.consensus.pbft.slots import Slot
 from nova.consensus.pbft.viewing import Viewing
-from nova.consensus.raft.incoming import pack_snapshot, pieces
+from nova.consensus.snapshots import pack_snapshot, pieces
 from nova.types import NodeId, Outputs
 
 IDLE_STATUSES = 5

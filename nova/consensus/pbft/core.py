@@ -78,7 +78,7 @@ from nova.consensus.pbft.messages import (
 )
 from nova.consensus.pbft.messages import Status as StatusMessage
 from nova.consensus.pbft.views import newest_stable
-from nova.consensus.raft.incoming import Pieces
+from nova.consensus.snapshots import Pieces
 from nova.errors import CorruptionError, NovaError, UsageError
 from nova.types import NodeId, Outputs, Random
 
@@ -95,6 +95,7 @@ class PBFT(CatchingUp):
     """
 
     ordered: ClassVar[bool] = True
+    snapshot_wanted = False
     messages: ClassVar[tuple[type[msgspec.Struct], ...]] = MESSAGES
 
     def __init__(

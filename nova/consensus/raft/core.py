@@ -41,7 +41,6 @@ from nova.consensus.core import (
     checked_members,
     pack_epoch,
 )
-from nova.consensus.raft.incoming import Incoming, Pieces, pack_snapshot, pieces, unpack_snapshot
 from nova.consensus.raft.log import EntryLog
 from nova.consensus.raft.members import Members, pack_members, unpack_members
 from nova.consensus.raft.messages import (
@@ -61,7 +60,8 @@ from nova.consensus.raft.messages import (
 )
 from nova.consensus.raft.options import RaftOptions
 from nova.consensus.raft.progress import Mode, Progress
-from nova.consensus.raft.rounds import Rounds
+from nova.consensus.rounds import Rounds
+from nova.consensus.snapshots import Incoming, Pieces, pack_snapshot, pieces, unpack_snapshot
 from nova.errors import CorruptionError, UsageError
 from nova.types import NodeId, Outputs, Random
 
@@ -74,6 +74,7 @@ class Raft:
     """A member; see `nova.consensus.core.Core`."""
 
     ordered: ClassVar[bool] = True
+    snapshot_wanted = False
     messages: ClassVar[tuple[type[msgspec.Struct], ...]] = MESSAGES
 
     def __init__(self, node: NodeId, epoch: Epoch, random: Random, now_ns: Callable[[], int]) -> None:
@@ -374,7 +375,7 @@ class Raft:
     def _meet(self) -> None:
         """Keep a progress of every member but ourselves."""
         everybody = set(self.members.everybody) - {self.node}
-        for peer in everybody - self._progress.keys():
+        for peer in sorted(everybody - self._progress.keys()):
             self._progress[peer] = Progress(self.log.last + 1)
             self._progress[peer].active = True
         for peer in self._progress.keys() - everybody:
