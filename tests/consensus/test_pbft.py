@@ -21,6 +21,7 @@ from nova.consensus.pbft.messages import (
     NewView,
     Prepare,
     PrePrepare,
+    Request,
     SealVote,
     Signed,
     StateChunk,
@@ -624,6 +625,22 @@ def test_all_crash_at_once_and_go_on():
 
 
 # ------------------------------------------------------------------------------------------- reads and the end
+
+
+def test_what_one_member_tells_of_takes_no_more_than_its_share():
+    net = Net(4, requests_max=10, requests_bytes_max=300)
+    for number in range(20):
+        net.say(2, 3, Request(Kind.COMMANDS, command(number + 1, bytes(100), session=number + 1)))
+    assert len(net[3].core.requests) == 2
+    for number in range(20):
+        net.say(1, 3, Request(Kind.COMMANDS, command(number + 1, session=number + 50)))
+    assert len(net[3].core.requests) == 12
+    net.say(2, 3, Request(Kind.COMMANDS, b"nonsense"))
+    net.say(2, 3, Request(Kind.SEAL, b""))
+    assert net[3].core.evidence.of("2", Wrong.MALFORMED) == net[3].core.evidence.of("2", Wrong.CONTENT) == 1
+    net.say(2, 3, Commit(0, 1, bytes(33)))
+    assert net[3].core.evidence.of("2", Wrong.MALFORMED) == 2
+    assert net[3].core.slots == {}
 
 
 def test_a_read_waits_for_a_barrier_that_is_ordered_after_it():

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from nova.consensus.core import Epoch, Kind
-from nova.consensus.pbft import PBFT, Ed25519Keys, SessionKeys
+from nova.consensus.pbft import PBFT, Ed25519Keys, SessionKeys, maker
 from nova.consensus.pbft.messages import Signed, decode_body
 from nova.errors import NovaError, UsageError
 from tests.consensus.pbft_net import Net, T, command
@@ -94,6 +94,21 @@ def test_a_group_with_real_keys_orders_changes_views_and_takes_checkpoints():
     assert {member.core.view for member in net if member.core} == {1}
     assert all(net[alive].commands[-1] == (16, command(16)) for alive in (1, 2, 3))
     assert not net[1].core.evidence.of("2")
+
+
+def test_keys_are_fetched_when_they_are_needed():
+    keys, fetched = ring(), []
+
+    def fetch(node, epoch):
+        fetched.append((node, epoch.number))
+        return keys[node]
+
+    core = maker(fetch)("0", Epoch(3, "pbft", NAMES), random.Random(1), lambda: 0)
+    assert fetched == []  # perhaps only to see whether this epoch could be
+    core.propose([(Kind.COMMANDS, command(1))])
+    assert fetched == [("0", 3)]
+    with pytest.raises(UsageError, match="is no member"):
+        maker(fetch)("9", Epoch(3, "pbft", NAMES), random.Random(1), lambda: 0)
 
 
 def test_a_body_cannot_be_turned_round_or_carried_into_another_epoch():

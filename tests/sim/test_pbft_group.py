@@ -34,6 +34,9 @@ def test_every_promise_holds_under_faults_and_lies(first):
         group = group_of(seed)
         assert group.run() == []
         assert not group.refused
+        sound = [member.core for member in group.members()]
+        # Whatever the network does and liars say, nothing is held against one who does not lie.
+        assert not [(core.node, peer.node) for core in sound for peer in sound if core.evidence.of(peer.node)], seed
 
 
 @pytest.mark.parametrize("name", sorted(BEHAVIOURS))

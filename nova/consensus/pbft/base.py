@@ -56,7 +56,7 @@ class Base:
         self.executed = epoch.start - 1
         self.low = self.mark = Stable(epoch.start - 1)
         self.slots: dict[int, Slot] = {}
-        self.requests = Requests(self.options.requests_max)
+        self.requests = Requests(self.options.requests_max, self.options.requests_bytes_max)
         self.sealed_at: int | None = None
         self.seal_data = b""
         self._token = self._durable_token = 0

@@ -26,6 +26,7 @@ primary, for those whose clients sign what they ask.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import ClassVar
 
 import msgspec
@@ -538,12 +539,37 @@ _unpack_entry = msgspec.msgpack.Decoder(tuple[int, int, bytes, tuple[Kind, bytes
 def maker(
     authenticators: Callable[[NodeId, Epoch], Authenticator], admits: Callable[[Command], bool] | None = None
 ) -> Make:
-    """How PBFT is registered: `authenticators` gives a member its keys for an epoch."""
+    """How PBFT is registered: `authenticators` gives a member its keys for an epoch when it first needs them. A core is
+    also made to see whether an epoch could be, perhaps of a member whose keys are elsewhere."""
 
     def make(node: NodeId, epoch: Epoch, random: Random, now_ns: Callable[[], int]) -> PBFT:
-        return PBFT(node, epoch, random, now_ns, authenticator=authenticators(node, epoch), admits=admits)
+        late = _Late(lambda: authenticators(node, epoch))
+        return PBFT(node, epoch, random, now_ns, authenticator=late, admits=admits)
 
     return make
+
+
+class _Late:
+    """Keys that are fetched when they are first needed."""
+
+    def __init__(self, fetch: Callable[[], Authenticator]) -> None:
+        self._fetch = fetch
+
+    @cached_property
+    def _keys(self) -> Authenticator:
+        return self._fetch()
+
+    def mac(self, peer: NodeId, data: bytes) -> bytes:
+        return self._keys.mac(peer, data)
+
+    def check(self, peer: NodeId, data: bytes, mac: bytes) -> bool:
+        return self._keys.check(peer, data, mac)
+
+    def sign(self, data: bytes) -> bytes:
+        return self._keys.sign(data)
+
+    def verify(self, signer: NodeId, data: bytes, signature: bytes) -> bool:
+        return self._keys.verify(signer, data, signature)
 
 
 __all__ = ["PBFT", "maker"]

@@ -16,7 +16,8 @@ STRANGERS = ""
 
 
 class Wrong(Enum):
-    """Kinds of evidence. STALE is none: a message of an older view, as every view change leaves behind."""
+    """Kinds of evidence. Two prove nothing, since correct members give cause for them as well: STALE, a message of an
+    older view, and WINDOW, a position out of reach for one that is behind."""
 
     OUTSIDER = "outsider"
     AUTHENTICATOR = "authenticator"
@@ -45,7 +46,9 @@ class Evidence:
         self.counts[row, wrong] = self.counts.get((row, wrong), 0) + 1
 
     def of(self, who: NodeId, wrong: Wrong | None = None) -> int:
-        """How often; without `wrong` every kind that is held against one (STALE is not)."""
+        """How often; without `wrong` every kind that is held against one."""
         if wrong is not None:
             return self.counts.get((who, wrong), 0)
-        return sum(n for (row, kind), n in self.counts.items() if row == who and kind is not Wrong.STALE)
+        return sum(
+            n for (row, kind), n in self.counts.items() if row == who and kind not in (Wrong.STALE, Wrong.WINDOW)
+        )

@@ -18,6 +18,7 @@ class PBFTOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     status_ticks          between two tellings of what a member has, while it waits for something
     entry_bytes_max       of one entry
     requests_max          requests that wait here to be executed, of each member that told of them
+    requests_bytes_max    and their bytes
     reads_max             reads that wait here
     resend_count_max      entries or votes that one status brings back
     resend_bytes_max      bytes of entries that one status brings back
@@ -36,6 +37,7 @@ class PBFTOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     status_ticks: int = 5
     entry_bytes_max: int = 1 << 20
     requests_max: int = 4_096
+    requests_bytes_max: int = 64 << 20
     reads_max: int = 100_000
     resend_count_max: int = 64
     resend_bytes_max: int = 1 << 20

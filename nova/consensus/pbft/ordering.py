@@ -10,6 +10,7 @@ from nova.consensus.core import Committed, Entry, Kind, StateWanted, checked_mem
 from nova.consensus.pbft.base import ACCEPT, DECIDED, PREPARED, STABLE, Base
 from nova.consensus.pbft.evidence import Wrong
 from nova.consensus.pbft.messages import (
+    DIGEST_BYTES,
     Checkpoint,
     Commit,
     Prepare,
@@ -149,6 +150,9 @@ class Ordering(Base):
     def _voted(self, sender: NodeId, message: Prepare | Commit, out: Outputs) -> None:
         if not self._current(sender, message.view):
             return
+        if len(message.digest) != DIGEST_BYTES:
+            self.evidence.count(sender, Wrong.MALFORMED)
+            return
         if not self._within(message.position):
             if message.position > self.low.position:
                 self.evidence.count(sender, Wrong.WINDOW)
@@ -287,6 +291,9 @@ class Ordering(Base):
                 self.evidence.count(sender, Wrong.EQUIVOCATION)
             return
         if len(votes) >= self.options.checkpoints_max and position < min(votes):
+            return
+        if len(message.digest) != DIGEST_BYTES:
+            self.evidence.count(sender, Wrong.MALFORMED)
             return
         content = checkpoint_content(self.epoch.number, position, message.digest, message.size)
         if not self._authenticator.verify(sender, content, message.signature):

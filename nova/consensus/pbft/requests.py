@@ -41,10 +41,10 @@ class Waiting:
 class Requests:
     """Requests by name, each origin with its own limit: nobody fills the table of another."""
 
-    def __init__(self, count_max: int) -> None:
-        self._count_max = count_max
+    def __init__(self, count_max: int, bytes_max: int) -> None:
+        self._count_max, self._bytes_max = count_max, bytes_max
         self._waiting: dict[Name, Waiting] = {}
-        self._counts: dict[NodeId, int] = {}
+        self._held: dict[NodeId, tuple[int, int]] = {}  # origin -> (count, bytes)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -54,10 +54,11 @@ class Requests:
 
     def add(self, origin: NodeId, name: Name, kind: Kind, data: bytes) -> bool:
         """Whether it is new, and there was room."""
-        if name in self._waiting or self._counts.get(origin, 0) >= self._count_max:
+        count, size = self._held.get(origin, (0, 0))
+        if name in self._waiting or count >= self._count_max or size + len(data) > self._bytes_max:
             return False
         self._waiting[name] = Waiting(origin, kind, data)
-        self._counts[origin] = self._counts.get(origin, 0) + 1
+        self._held[origin] = count + 1, size + len(data)
         return True
 
     def add_commands(self, origin: NodeId, commands: Iterable[Command]) -> list[Command]:
@@ -76,11 +77,12 @@ class Requests:
         """Executed, or of no use any more."""
         waiting = self._waiting.pop(name, None)
         if waiting is not None:
-            self._counts[waiting.origin] -= 1
+            count, size = self._held[waiting.origin]
+            self._held[waiting.origin] = count - 1, size - len(waiting.data)
 
     def clear(self) -> None:
         self._waiting.clear()
-        self._counts.clear()
+        self._held.clear()
 
     def keep_own(self, node: NodeId) -> None:
         """A state came in place of entries, so what of this was executed is not known. Our own will be ordered again;
