@@ -5,7 +5,20 @@ from __future__ import annotations
 import random
 from collections import deque
 
-from nova.consensus.core import Command, Committed, Epoch, Kind, Persisted, ReadLost, ReadReady, pack, unpack
+import msgspec
+
+from nova.consensus.core import (
+    Command,
+    Committed,
+    Epoch,
+    Installed,
+    Kind,
+    Persisted,
+    ReadLost,
+    ReadReady,
+    pack,
+    unpack,
+)
 from nova.consensus.epaxos import EPaxos
 
 R = 20
@@ -26,12 +39,15 @@ class Member:
         self.events = []
         self.core = None
         self.snapshot = None
+        self.machine = []
 
     def start(self):
         epoch = Epoch(0, "epaxos", self.net.names, options=self.net.options)
         self.core = EPaxos(self.name, epoch, random.Random(f"{self.net.seed} {self.name}"), lambda: 0)
+        self.machine = []
         if self.snapshot is not None:
             self.core.restore(self.snapshot)
+            self._heed(Installed(self.snapshot))
         for record in self.disk:
             self.core.replay(record)
         self.take(self.core.recovered())
@@ -44,6 +60,8 @@ class Member:
         self.core = None
 
     def take(self, out):
+        for event in out.apply:
+            self._heed(event)
         for peer, message in out.early:
             self.net.post(self.name, peer, message)
         if out.persist:
@@ -83,8 +101,18 @@ class Member:
         self.take(self.core.propose([(Kind.COMMANDS, command(key, text))]))
         return self.core._me, self.core._next - 1
 
-    def checkpoint(self, state=b""):
+    def _heed(self, event):
+        """A machine that remembers what was done to it, in order: (position, commands)."""
+        if isinstance(event, Committed):
+            self.machine += [(entry.position, entry.data) for entry in event.entries if entry.data]
+        elif isinstance(event, Installed) and event.snapshot.state.startswith(b"\x92\xa7machine"):
+            self.machine = [tuple(each) for each in msgspec.msgpack.decode(event.snapshot.state)[1]]
+
+    def checkpoint(self, state=None):
         """As a driver does: a snapshot, and a log that begins anew."""
+        self.sync()
+        if state is None:
+            state = msgspec.msgpack.encode(("machine", self.machine))
         self.snapshot = self.core.snapshot(0, state)
         self.disk = self.core.compact(self.snapshot)
 

@@ -502,3 +502,14 @@ def test_reads_of_several_keys_fit_one_order():
         assert seen[0] <= seen[1] <= seen[2], f"seed {seed}"
         different += seen[0] != seen[2]
     assert different
+
+
+def test_what_was_executed_beyond_a_gap_is_not_taken_for_unknown():
+    executed = Executed(1)
+    for number in (1, 3):
+        executed.add((0, number))
+    graph = Graph(1, executed, Conflicts(1, 10))
+    assert graph.blank(0) == 2
+    assert graph.blanks(0, 9) == [2]
+    commit(graph, instance_of(graph, (0, 2), frozenset([b"k"]), (0,), 1))
+    assert graph.blank(0) == 4

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from nova.consensus.core import unpack
 from nova.consensus.epaxos.instances import Status, is_void
 from nova.consensus.epaxos.messages import (
     Accept,
@@ -194,17 +195,28 @@ def test_step_7_of_two_that_wait_for_each_other_the_weaker_one_gives_way():
     assert same_order(net) == ("y",)
 
 
+def meets(data, key):
+    keys = {command.key for command in unpack(data)}
+    return bool(keys & {key, b""})
+
+
 class Schedule:
     """Messages in any order, lost or doubled, members that crash and forget; what was committed and executed.
 
-    Everything interferes, so all members have to execute in one order. A minority is down at a time. `still`: no time
-    passes at first; then coordinators crash, and their instances are left to the others.
+    On each key, all members have to execute in one order. A minority is down at a time. `still`: no time passes at
+    first; then coordinators crash, and their instances are left to the others. `forgetting`: members take snapshots,
+    and drop what these hold, so that some are behind what others still know.
     """
 
-    def __init__(self, seed, count, *, commands=4, steps=250, still=False, crashes=0.02):
+    def __init__(self, seed, count, *, commands=4, steps=250, still=False, crashes=0.02, forgetting=0.0):
         self.name = f"seed {seed} of {count}"
         self.chance = random.Random(f"{seed} {count}")
-        self.net = Net(count, seed=seed, auto=False, recovery_ticks=3, resend_ticks=2, beat_ticks=7)
+        self.net = Net(
+            count, seed=seed, auto=False, recovery_ticks=3, resend_ticks=2, beat_ticks=7 if not forgetting else 2,
+            trailing=0,
+        )  # fmt: skip
+        self.keys = ["k"] if not forgetting else ["k", "k", "j", ""]
+        self.forgetting = forgetting
         self.count, self.commands, self.steps, self.crashes = count, commands, steps, crashes
         self.still = 15 * commands if still else 0
         self.decided, self.orders = {}, []
@@ -231,11 +243,14 @@ class Schedule:
             return
         if what < (0.2 if still else 0.06):
             if self.proposed < self.commands:
-                member.propose("k", str(self.proposed))
+                member.propose(self.keys[self.chance.randrange(len(self.keys))], str(self.proposed))
                 self.proposed += 1
         elif what < 0.06 + self.crashes:
             if not self.still and len(self.net.alive) > self.count - (self.count - 1) // 2:
                 self.crash(member)
+        elif what < 0.08 + self.crashes + self.forgetting:
+            if self.forgetting:
+                member.checkpoint()
         elif what < 0.4:
             member.sync(1)
         elif what < 0.5:
@@ -257,7 +272,7 @@ class Schedule:
                 member.step(each[0], each[2])
 
     def crash(self, member):
-        self.orders.append([instance.id for instance in member.core._recent])
+        self.orders.append(member.machine)
         member.crash()
 
     def look(self, member):
@@ -277,16 +292,20 @@ class Schedule:
             self.net.run(1)
             for member in self.net:
                 self.look(member)
+                if member.core.snapshot_wanted:
+                    member.checkpoint()
             if self.quiet():
                 break
         else:
             raise AssertionError(f"{self.name}: it does not come to an end")
-        self.orders += [[instance.id for instance in member.core._recent] for member in self.net]
-        orders = [[id for id in order if not is_void(self.decided[id])] for order in self.orders]
-        longest = max(orders, key=len)
-        for order in orders:
-            assert order == longest[: len(order)], f"{self.name}: {order} and {longest}"
-        assert len(orders[-1]) == len(longest)
+        self.orders += [member.machine for member in self.net]
+        for key in {key.encode() for key in self.keys}:
+            orders = [[each for each in order if meets(each[1], key)] for order in self.orders]
+            longest = max(orders, key=len)
+            for order in orders:
+                assert order == longest[: len(order)], f"{self.name}: {order} and {longest}"
+            assert len(orders[-1]) == len(longest)
+        assert len({len(member.machine) for member in self.net}) == 1
 
     def quiet(self):
         instances = [instance for member in self.net for instance in member.core.instances.values()]
@@ -304,3 +323,9 @@ def test_any_schedule_leaves_one_value_for_each_instance_and_one_order(count, st
         found = Schedule(seed, count, still=still).run()
         real, total = real + found[0], total + found[1]
     assert 0 < real < total  # some were recovered as void, some were not
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_any_schedule_leaves_one_order_also_for_members_that_forget(count):
+    for seed in range(100):
+        Schedule(seed, count, commands=12, steps=600, crashes=0.03, forgetting=0.05, still=seed % 2).run()

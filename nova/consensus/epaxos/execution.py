@@ -34,6 +34,8 @@ class Graph:
         self._blank_heaps: list[list[int]] = [[] for _ in range(count)]
         self.waiting = 0
         """Committed instances that are not executed yet."""
+        for owner in range(count):
+            self.heard(owner, executed.last(owner))
 
     # -- what is known --
 
