@@ -25,6 +25,7 @@ from nova.consensus.pbft.messages import (
     SealVote,
     Signed,
     StateChunk,
+    Status,
     checkpoint_content,
     decode_body,
     entry_digest,
@@ -534,6 +535,20 @@ def test_no_promise_leaves_before_its_record_is_durable():
         member.sync()
     net.deliver()
     assert all(member.commands == [(1, command(1))] for member in net)
+
+
+def test_a_disk_that_never_answers_does_not_make_promises_pile_up():
+    net = Net(4, held_count_max=50)
+    net[0].propose(command(1))
+    net.deliver(kinds(PrePrepare, Prepare))
+    net[3].auto = False
+    net[3].take(_left(net[3], 1))
+    for _ in range(1_000):
+        net[3].tick()
+        net.say(1, 3, Status(0, True, 0, 0))
+    assert len(net[3].core._held) <= 50 + 3
+    net[3].sync()
+    assert len(net[3].core._held) == 0
 
 
 def test_our_own_commit_counts_when_it_is_durable():
