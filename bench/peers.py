@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,33 @@ def etcd(folder: Path) -> Process | None:
         "--log-level", "error",
     ]  # fmt: skip
     return Process(arguments, port, "/health", folder / "etcd.log")
+
+
+def etcd_group(folder: Path) -> list[Process] | None:
+    """Three etcd of one group with their JSON gateways, the leader first; None: it is not installed."""
+    program = shutil.which("etcd")
+    if program is None:
+        return None
+    ports = [free_port() for _ in range(6)]
+    cluster = ",".join(f"e{n}=http://127.0.0.1:{ports[3 + n]}" for n in range(3))
+
+    def start(n: int) -> Process:
+        url, peers = f"http://127.0.0.1:{ports[n]}", f"http://127.0.0.1:{ports[3 + n]}"
+        arguments = [
+            program, "--name", f"e{n}", "--data-dir", str(folder / f"e{n}"), "--listen-client-urls", url,
+            "--advertise-client-urls", url, "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers,
+            "--initial-cluster", cluster, "--log-level", "error",
+        ]  # fmt: skip
+        return Process(arguments, ports[n], "/health", folder / f"e{n}.log")
+
+    with ThreadPoolExecutor(3) as pool:  # none is healthy before two are there
+        nodes = list(pool.map(start, range(3)))
+
+    def follows(node: Process) -> bool:
+        status = node.ask("POST", "/v3/maintenance/status", {})
+        return bool(status["leader"] != status["header"]["member_id"])
+
+    return sorted(nodes, key=follows)
 
 
 def generator(url: str, **options: object) -> list[str]:

@@ -11,6 +11,7 @@ from nova._version import __version__
 if TYPE_CHECKING:
     from nova.clock import CausalContext, ClockBatch, DottedVersionVector, HybridLogicalClock, VectorClock
     from nova.conflict import AuditChain, AuditLog, Conflict, ConflictDetector, Resolution, Version, VMState
+    from nova.consensus.engine import ConsensusEngine, EngineOptions
     from nova.crdt import (
         RGA,
         BoundedCounter,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "nova.clock": ("CausalContext", "ClockBatch", "DottedVersionVector", "HybridLogicalClock", "VectorClock"),
     "nova.conflict": ("AuditChain", "AuditLog", "Conflict", "ConflictDetector", "Resolution", "VMState", "Version"),
+    "nova.consensus.engine": ("ConsensusEngine", "EngineOptions"),
     "nova.crdt": (
         "RGA",
         "BoundedCounter",
@@ -67,10 +69,12 @@ __all__ = [
     "ClockBatch",
     "Conflict",
     "ConflictDetector",
+    "ConsensusEngine",
     "CorruptionError",
     "Dot",
     "DottedVersionVector",
     "EnableWinsFlag",
+    "EngineOptions",
     "GCounter",
     "GSet",
     "HybridLogicalClock",

@@ -84,13 +84,17 @@ class Runtime:
 
     async def stop(self) -> None:
         """Let no more time pass, and wait until all that was written is durable, sent and applied."""
-        self._running = False
-        if self._timer is not None:
-            self._timer.cancel()
+        self.halt()
         self._turn()
         while not self._pipeline.idle and self._pipeline.error is None:
             self._idle.clear()
             await self._idle.wait()
+
+    def halt(self) -> None:
+        """Let no more time pass; nothing is waited for."""
+        self._running = False
+        if self._timer is not None:
+            self._timer.cancel()
 
     def wake(self) -> None:
         """Something was written: take it in the next turn of the loop, or when the sync in flight is done."""
@@ -134,7 +138,11 @@ class Runtime:
         now = self._loop.time()
         self._next = max(self._next + self._tick_s, now)
         try:
-            self.submit(self._core.tick())
+            outputs = self._core.tick()
+            try:
+                self.submit(outputs)
+            except NovaError as error:  # the log takes no more, as in `_turn`
+                self._failed(error)
         except PeerError as error:
             log.warning("tick: %s", error)
         except Exception:  # a defect in one part must not stop the heart of the others

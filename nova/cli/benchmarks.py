@@ -7,6 +7,7 @@ measures more, against more peers, and imports what is here.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import importlib.util
@@ -28,6 +29,7 @@ import typer
 
 from nova._version import __version__
 from nova.cli import conflict_works as conflicts
+from nova.cli import consensus_works as consensus
 from nova.cli.output import Json, print_json, print_table
 from nova.clock import ClockBatch, HybridLogicalClock, VectorClock
 from nova.crdt import ORSet
@@ -256,16 +258,44 @@ def log_commits(records: list[bytes]) -> Maker:
     return maker
 
 
-def bare_commits(records: list[bytes]) -> Maker:
-    """The same bytes, straight to the disk."""
+def bare_commits(records: list[bytes], times: int = 1) -> Maker:
+    """The same bytes, straight to the disk, `times` times."""
 
     @contextlib.contextmanager
     def maker(folder: Path) -> Iterator[Work]:
         data = b"".join(records) + bytes(RECORD_OVERHEAD_BYTES * len(records))
         with contextlib.closing(BareDisk(folder)) as disk:
-            yield lambda: disk.commit(data)
+            yield lambda: [disk.commit(data) for _ in range(times)]
 
     return maker
+
+
+def in_memory(count: int) -> Callable[[], Work]:
+    """Commits by three cores in memory."""
+
+    def make() -> Work:
+        cores = consensus.Cores()
+        return lambda: cores.commit(count)
+
+    return make
+
+
+def future_rounds(clients: int, each: int) -> Work:
+    """What asyncio itself takes: callers that wait for a future that is set in the next turn of the loop."""
+
+    async def client() -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(each):
+            future: asyncio.Future[bytes] = loop.create_future()
+            loop.call_soon(future.set_result, b"")
+            await future
+
+    async def rounds() -> int:
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return clients * each
+
+    loop = consensus.new_loop()
+    return lambda: loop.run_until_complete(rounds())
 
 
 @contextlib.contextmanager
@@ -646,6 +676,22 @@ CASES = [
          "json and blake2b", simple(lambda: conflicts.plain_appends(1_000)), 1_000),
     Case("conflict", "audit event verified, each", simple(lambda: conflicts.verifies(10_000)),
          "json and blake2b", simple(lambda: conflicts.plain_verifies(10_000)), 10_000),
+    Case("consensus", "three Raft cores in memory, a commit of 1 command", simple(in_memory(1_000)),
+         "15 lines of Python, no elections", simple(lambda: lambda: consensus.plain_commits(1_000)), 1_000),
+    *(
+        Case("consensus", f"group of 3 on loopback, durable commit, {clients} caller{'s' * (clients > 1)}",
+             consensus.group_commits(clients), f"pwrite + fdatasync, {clients} in a commit",
+             bare_commits([consensus.COMMAND] * clients, consensus.each_of(clients)),
+             clients * consensus.each_of(clients),
+             (Peer("PySyncObj", consensus.sync_object_commits(clients), "pysyncobj"),))
+        for clients in (1, 64, 256)
+    ),
+    Case("consensus", "the same, linearizable read, 64 callers", consensus.group_reads(64),
+         "asyncio futures that are set in the next turn", simple(lambda: future_rounds(64, consensus.each_of(64))),
+         64 * consensus.each_of(64)),
+    Case("consensus", "the same, read by lease, 64 callers", consensus.group_reads(64, lease=True),
+         "asyncio futures that are set in the next turn", simple(lambda: future_rounds(64, consensus.each_of(64))),
+         64 * consensus.each_of(64)),
     Case("metrics", "counter with two labels", simple(nova_count), "dict entry", simple(dict_count)),
     Case("metrics", "histogram of 15 buckets",
          simple(lambda: observations(Registry().histogram("h", "", buckets=BUCKETS))), "bisect and list",

@@ -226,6 +226,10 @@ class Chain:
         """Read in the newest epoch; raises as `Core.read`."""
         return self._framed(self._links[-1], self.core.read(id))
 
+    def core_does(self, out: Outputs) -> Outputs:
+        """What the newest core wants done about a call of its own."""
+        return self._framed(self._links[-1], out)
+
     def switch(self, successor: Epoch) -> Outputs:
         """Seal the newest epoch, or ask the leader to. `Switched` follows, to this epoch or to another that was first.
 
@@ -542,6 +546,10 @@ class Chain:
         self._forget_prefix()
         others = self._others() if first and number else []
         return Outputs(early=[(peer, (number, Holds(number))) for peer in others])
+
+    def not_saved(self) -> None:
+        """What `save` gave did not reach the disk: it is owed again."""
+        self._saving = False
 
     def compact(self, snapshot: Snapshot) -> list[bytes]:
         """Let the core forget; the records with which the log begins behind the snapshot."""

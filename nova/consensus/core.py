@@ -16,9 +16,9 @@ counts itself only when its disk does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import msgspec
 
@@ -201,6 +201,18 @@ class SealedError(UnavailableError):
     code = "sealed"
 
 
+class UnknownOutcomeError(UnavailableError):
+    """No answer came: the command may have been applied, may still be, or never; once at most."""
+
+    code = "unknown_outcome"
+
+
+class SessionExpiredError(UnknownOutcomeError):
+    """The group forgot the session before the answer came: the command may have been applied, and is not any more."""
+
+    code = "session_expired"
+
+
 # ------------------------------------------------------------------------------------------------ cores
 
 
@@ -289,6 +301,21 @@ class StateCore(Core, Protocol):
 
     def checkpointed(self, position: int, state: bytes) -> Outputs:
         """The state at a position for which it asked."""
+
+
+@runtime_checkable
+class Reconfigurable(Protocol):
+    """What a core can do besides, if it has a leader and its members can change within an epoch."""
+
+    @property
+    def changing(self) -> bool:
+        """A change of members is under way: proposed and not committed to its end."""
+
+    def change(self, voters: Iterable[NodeId], learners: Iterable[NodeId] = ()) -> Outputs:
+        """Change the members. Raises NotLeaderError, SealedError, UsageError."""
+
+    def transfer(self, target: NodeId) -> Outputs:
+        """Hand leadership to a voter. Raises NotLeaderError, UsageError."""
 
 
 Make = Callable[[NodeId, Epoch, Random, Callable[[], int]], Core]

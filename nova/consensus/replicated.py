@@ -8,7 +8,7 @@ earlier epoch is answered with the present one and otherwise ignored (`nova.cons
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -26,6 +26,7 @@ from nova.consensus.core import (
     OverloadedError,
     ReadLost,
     ReadReady,
+    Reconfigurable,
     SealedError,
     Snapshot,
     pack,
@@ -56,6 +57,13 @@ class ReadAnswered(msgspec.Struct, frozen=True):
 
     id: int
     data: bytes
+
+
+class ReadsAnswered(msgspec.Struct, frozen=True):
+    """Event: what the queries of a `read_many` found, in their order. REFUSED: the machine raised; its message."""
+
+    id: int
+    outcomes: tuple[Outcome, ...]
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -92,6 +100,11 @@ class _Pending:
         self.age = 0
         self.queued = True
 
+    @property
+    def retries(self) -> bool:
+        """It takes effect once, however often it is proposed."""
+        return self.command.session != 0 or self.command.sequence == OPEN
+
 
 class ReplicatedMachine:
     """One member.
@@ -123,9 +136,11 @@ class ReplicatedMachine:
         self._term = 0
         self._queue: deque[Command] = deque()
         self._pending: dict[tuple[int, int, bytes], _Pending] = {}
-        self._reads: dict[int, bytes] = {}
+        self._reads: dict[int, bytes | tuple[bytes, ...]] = {}
         self._ready: list[tuple[int, int]] = []  # (position, id) of reads that wait until this much is applied
         self._since_checkpoint = 0
+        self._askers: dict[NodeId, int] = {}  # who forwarded commands, and the position of the newest; 0: queued
+        self._followed: NodeId | None = None  # the leader to whom, or by whom, what is pending was proposed
 
     @property
     def epoch(self) -> Epoch:
@@ -166,40 +181,105 @@ class ReplicatedMachine:
 
     def read(self, id: int, query: bytes) -> Outputs:
         """Read linearizably; a `ReadAnswered` follows, or a ReadLost: ask again. Raises NotLeaderError."""
+        return self._read(id, query)
+
+    def read_many(self, id: int, queries: Sequence[bytes]) -> Outputs:
+        """As `read`, with many queries for the price of one: a `ReadsAnswered` follows."""
+        return self._read(id, tuple(queries))
+
+    def _read(self, id: int, asked: bytes | tuple[bytes, ...]) -> Outputs:
         if len(self._reads) >= self.config.pending_max:
             raise OverloadedError(f"{len(self._reads)} reads wait for an answer; try again when some are answered")
-        self._reads[id] = query
+        self._reads[id] = asked
         try:
-            return self.chain.read(id)
+            return self._done(self.chain.read(id))
         except BaseException:
             del self._reads[id]
             raise
+
+    @property
+    def queued(self) -> int:
+        """Commands that wait for a `turn`."""
+        return len(self._queue)
+
+    @property
+    def pending(self) -> int:
+        """Commands that were submitted here and wait for an answer."""
+        return len(self._pending)
+
+    @property
+    def since_checkpoint(self) -> int:
+        """Entries applied that no checkpoint covers."""
+        return self._since_checkpoint
+
+    # -- operators --
+
+    def change(self, voters: Iterable[NodeId], learners: Iterable[NodeId] = ()) -> Outputs:
+        """Change the members; see `Reconfigurable`. Raises UsageError for a protocol that cannot."""
+        return self._done(self.chain.core_does(self._reconfigurable().change(voters, learners)))
+
+    def transfer(self, target: NodeId) -> Outputs:
+        """Hand leadership over; see `Reconfigurable`. Raises UsageError for a protocol that cannot."""
+        return self._done(self.chain.core_does(self._reconfigurable().transfer(target)))
+
+    @property
+    def changing(self) -> bool:
+        """A change of members is under way."""
+        return isinstance(self.core, Reconfigurable) and self.core.changing
+
+    def _reconfigurable(self) -> Reconfigurable:
+        if not isinstance(self.core, Reconfigurable):
+            raise UsageError(f"{self.epoch.protocol} has no leader to hand over and no members that change in an epoch")
+        return self.core
+
+    def switch(self, protocol: str, members: Sequence[NodeId] = (), options: dict[str, Any] | None = None) -> Outputs:
+        """End this epoch, to go on with another protocol, or among others (default: the present members).
+
+        `Switched` follows with the epoch that came: another one if somebody was first. Raises UsageError for what can't
+        start, UnavailableError while the present epoch is not settled or has no leader. Then nothing was proposed.
+        """
+        voters = tuple(sorted(members)) or self.core.status.members
+        return self._done(self.chain.switch(Epoch(self.epoch.number + 1, protocol, voters, options=options or {})))
 
     # -- the driver's side --
 
     def step(self, sender: NodeId, frame: Frame) -> Outputs:
         """Take a frame of a peer."""
-        if isinstance(frame[1], Forward):
-            for command in frame[1].commands[: self.config.queue_max - len(self._queue)]:
-                # One that no member could have submitted would fit into no entry.
-                if len(command.data) + len(command.key) <= 2 * self.config.entry_bytes_max:
-                    self._queue.append(command)
+        message = frame[1]
+        if isinstance(message, Forward):
+            # Whoever sent them asks again, so they stop at one that does not lead and at a queue that is full.
+            if self.core.leader == self.node:
+                self._askers[sender] = 0
+                for command in message.commands[: max(0, self.config.queue_max - len(self._queue))]:
+                    # One that no member could have submitted would fit into no entry.
+                    if len(command.data) + len(command.key) <= 2 * self.config.entry_bytes_max:
+                        self._queue.append(command)
             return Outputs()
-        return self.chain.step(sender, frame)
+        return self._done(self.chain.step(sender, frame))
 
     def tick(self) -> Outputs:
         """Let a tick pass; commands of sessions that have waited too long are proposed again."""
+        late = False
         for pending in self._pending.values():
             pending.age += 1
-            again = pending.command.session or pending.command.sequence == OPEN
-            if not pending.queued and again and pending.age >= self.config.retry_ticks:
+            late = late or (not pending.queued and pending.age >= self.config.retry_ticks and pending.retries)
+        if late:
+            self._ask_again(self.config.retry_ticks)
+        return self._done(self.chain.tick())
+
+    def _ask_again(self, age_ticks_min: int) -> None:
+        """Queue anew what has waited so long: in the order of its submission, for a session's commands have one."""
+        for pending in self._pending.values():
+            if not pending.queued and pending.age >= age_ticks_min and pending.retries:
                 pending.age, pending.queued = 0, True
-                self._queue.append(pending.command)
-        return self.chain.tick()
+        others = [command for command in self._queue if _name(command) not in self._pending]
+        self._queue = deque(others)
+        self._queue += [pending.command for pending in self._pending.values() if pending.queued]
 
     def turn(self) -> Outputs:
         """Propose, or forward to the leader, what was submitted since the last turn."""
         out = Outputs()
+        queued = bool(self._queue)
         while self._queue:
             batch = self._batch()
             try:
@@ -216,7 +296,10 @@ class ReplicatedMachine:
             for command in batch:
                 if (pending := self._pending.get(_name(command))) is not None:
                     pending.queued = False
-        return out
+        if queued and self._askers:
+            last = self.core.status.last
+            self._askers = {asker: position or last for asker, position in self._askers.items()}
+        return self._done(out)
 
     def _batch(self) -> list[Command]:
         batch: list[Command] = []
@@ -234,17 +317,8 @@ class ReplicatedMachine:
         """An event is due: its records are on disk, and so is the state of a `Checkpoint`. All others were acted upon
         when they came out."""
         if isinstance(event, Written):
-            return self.chain.advance(event)
+            return self._done(self.chain.advance(event))
         return self.chain.saved(event.epoch) if isinstance(event, Checkpoint) else Outputs()
-
-    def switch(self, protocol: str, members: Sequence[NodeId] = (), options: dict[str, Any] | None = None) -> Outputs:
-        """End this epoch, to go on with another protocol, or among others (default: the present members).
-
-        `Switched` follows with the epoch that came: another one if somebody was first. Raises UsageError for what can't
-        start, UnavailableError while the present epoch is not settled or has no leader. Then nothing was proposed.
-        """
-        voters = tuple(sorted(members)) or self.core.status.members
-        return self.chain.switch(Epoch(self.epoch.number + 1, protocol, voters, options=options or {}))
 
     # -- what the chain asks of its owner --
 
@@ -263,12 +337,8 @@ class ReplicatedMachine:
 
     def began(self) -> list[Any]:
         """Ask the new epoch for what the old one may have left void; sessions tell what was applied."""
-        again = []
-        for pending in self._pending.values():
-            if not pending.queued and (pending.command.session or pending.command.sequence == OPEN):
-                pending.age, pending.queued = 0, True
-                again.append(pending.command)
-        self._queue.extendleft(reversed(again))
+        self._askers.clear()
+        self._ask_again(0)
         ready = {id for _, id in self._ready}
         lost = tuple(id for id in self._reads if id not in ready)
         for id in lost:
@@ -309,9 +379,13 @@ class ReplicatedMachine:
             if not self.sessions.ordered:  # no-ops commute, so members have told different ones: they don't count
                 self.applied_position = max(self.applied_position, entry.position)
             for command, outcome in zip(commands, self.sessions.apply(entry.position, commands), strict=True):
+                name = _name(command)
                 if outcome.code is Code.GAP:
-                    continue  # not applied, and may yet be: the asker proposes again what is missing before it
-                if self._pending.pop(_name(command), None) is not None:
+                    # Not applied, and may yet be: what is missing before it is proposed again, and it soon after.
+                    if (gap := self._pending.get(name)) is not None:
+                        gap.age = self.config.retry_ticks
+                    continue
+                if self._pending.pop(name, None) is not None:
                     out.append(Answered(command, outcome, entry.position))
         return out + self._answer_reads()
 
@@ -329,9 +403,18 @@ class ReplicatedMachine:
                 later.append((position, id))
                 continue
             del self._reads[id]
-            out.append(ReadAnswered(id, self.machine.read(query)))
+            if isinstance(query, bytes):
+                out.append(ReadAnswered(id, self.machine.read(query)))
+            else:
+                out.append(ReadsAnswered(id, tuple([self._found(each) for each in query])))
         self._ready = later
         return out
+
+    def _found(self, query: bytes) -> Outcome:
+        try:
+            return Outcome(Code.OK, self.machine.read(query))
+        except Exception as error:  # a query changes nothing: it is the asker's trouble, not the member's
+            return Outcome(Code.REFUSED, f"{type(error).__name__}: {error}".encode())
 
     def install(self, snapshot: Snapshot, start: int) -> None:
         """Replace machine and sessions by a state of the epoch that begins at `start`."""
@@ -341,19 +424,52 @@ class ReplicatedMachine:
         self.applied_position = max(last, start - 1)
         self._term = max(snapshot.term, self._term)
 
+    # -- outputs --
+
+    def _done(self, out: Outputs) -> Outputs:
+        if self._askers:
+            self._tell_askers(out)
+        if (leader := self.core.leader) != self._followed:
+            self._followed = leader
+            self._askers.clear()
+            if leader is not None and self._pending:
+                self._ask_again(0)  # what the last one was given may be lost with it
+        return out
+
+    def _tell_askers(self, out: Outputs) -> None:
+        """Whoever forwarded commands waits until it hears that they are committed."""
+        tell = getattr(self.core, "tell", None)
+        for asker, position in list(self._askers.items()):
+            if not 0 < position <= self.applied_position:
+                continue
+            told = tell(asker, position).early if tell is not None else []
+            out.early += [(peer, (self.epoch.number, message)) for peer, message in told]
+            if told or tell is None:
+                del self._askers[asker]
+
     # -- recovery --
 
-    def checkpoint(self, out: Outputs, least: int = 1) -> None:
+    @property
+    def checkpoint_wanted(self) -> bool:
+        """One is due however little it covers: an epoch began, or a peer needs one."""
+        return self.chain.owed or (self.chain.whole and self._since_checkpoint > 0 and self.core.snapshot_wanted)
+
+    def checkpoint(self, out: Outputs, least: int = 1) -> bool:
         """Let the log begin anew, behind what `out` (of this turn) persists, with a snapshot of what is applied: if it
-        is `least` entries more than in the last one."""
-        wanted = self.chain.owed or (self._since_checkpoint and self.core.snapshot_wanted)
-        if not self.chain.whole or (self._since_checkpoint < least and not wanted):
-            return
+        is `least` entries more than in the last one, or `checkpoint_wanted`. Whether it does; not while the epoch waits
+        for what was before it."""
+        if not self.chain.whole or (self._since_checkpoint < least and not self.checkpoint_wanted):
+            return False
         self._since_checkpoint = 0
         position = self._log_last() + len(out.persist)
         snapshot = self.core.snapshot(self.applied_position, self.sessions.snapshot())
         records = self.chain.compact(snapshot)
         out.extend(Outputs(persist=records, apply=[Checkpoint(position, self.chain.save(snapshot), self.epoch.number)]))
+        return True
+
+    def not_saved(self) -> None:
+        """The state of the last checkpoint did not reach the disk."""
+        self.chain.not_saved()
 
     def restore(self, state: bytes) -> None:
         """Start from the state of a `Checkpoint`, before `replay`. Raises CorruptionError."""
@@ -367,7 +483,7 @@ class ReplicatedMachine:
 
     def recovered(self) -> Outputs:
         """The log is at its end; what comes back is to be done like that of any other call."""
-        return self.chain.recovered()
+        return self._done(self.chain.recovered())
 
 
 def _name(command: Command) -> tuple[int, int, bytes]:

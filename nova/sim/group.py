@@ -16,8 +16,8 @@ import msgspec
 
 from nova.consensus.chain import Frame, Switched
 from nova.consensus.core import Command, Committed, Epoch, Installed, Kind, Make, OverloadedError
+from nova.consensus.frames import FrameCodec
 from nova.consensus.replicated import (
-    MESSAGES,
     Answered,
     Checkpoint,
     ReadAnswered,
@@ -33,7 +33,6 @@ from nova.sim.network import Link
 from nova.sim.world import InvariantError, World
 from nova.storage.base import Log, Snapshots
 from nova.types import NodeId, Outputs, Random
-from nova.wire import Codec
 
 TICK_NS: Final = 10_000_000
 LINK: Final = Link(
@@ -65,19 +64,6 @@ class Subject(msgspec.Struct, frozen=True):
     options: dict[str, Any] = {}
     liars: Callable[[Random, Sequence[NodeId]], Mapping[NodeId, Callable[[Any, Random], Any]]] | None = None
     successors: dict[str, tuple[Make, dict[str, Any]]] = {}
-
-
-class FrameCodec:
-    """Frames as bytes: the epoch, then the message."""
-
-    def __init__(self, *messages: type[msgspec.Struct]) -> None:
-        self._codec: Codec[Any] = Codec(*MESSAGES, *messages)
-
-    def encode(self, frame: Frame) -> bytes:
-        return frame[0].to_bytes(4, "big") + self._codec.encode(frame[1])
-
-    def decode(self, data: bytes) -> Frame:
-        return int.from_bytes(data[:4], "big"), self._codec.decode(memoryview(data)[4:])
 
 
 class GroupMember:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nova.consensus.core import Make
 from nova.consensus.epaxos import EPaxos
 from nova.consensus.epaxos.messages import MESSAGES as EPAXOS_MESSAGES
 from nova.consensus.paxos import Paxos
 from nova.consensus.paxos.messages import MESSAGES as PAXOS_MESSAGES
-from nova.consensus.pbft import maker as pbft_maker
 from nova.consensus.pbft.messages import MESSAGES as PBFT_MESSAGES
+from nova.consensus.protocols import protocols
 from nova.consensus.raft import Raft
 from nova.consensus.raft.messages import MESSAGES as RAFT_MESSAGES
 from nova.errors import UsageError
@@ -21,7 +20,7 @@ from nova.sim.invariants_epaxos import EPaxosInvariants
 from nova.sim.invariants_paxos import PaxosInvariants
 from nova.sim.invariants_pbft import PBFTInvariants
 
-PROTOCOLS: Final[dict[str, Make]] = {"raft": Raft, "paxos": Paxos, "epaxos": EPaxos, "pbft": pbft_maker(dealt)}
+PROTOCOLS: Final = protocols(dealt)
 """name -> maker of a core, of every protocol."""
 
 # Small windows and checkpoints, so that a short history has many, and members that were away need snapshots.

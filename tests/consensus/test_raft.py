@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from nova.consensus.core import Entry, Fatal, Installed, Kind, NotLeaderError, ReadReady
 from nova.consensus.quorum import Majority
+from nova.consensus.raft import Raft
 from nova.consensus.raft.core import ENTRIES, SNAPSHOT, _pack
 from nova.consensus.raft.messages import Append, AppendReply, Heartbeat, SnapshotChunk, TimeoutNow, Vote, VoteReply
 from nova.consensus.raft.options import RaftOptions
@@ -578,6 +581,25 @@ def test_messages_of_another_life_change_nothing():
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(UsageError):
         Net(3, **options)
+
+
+def test_what_is_not_committed_is_written_again_behind_a_snapshot_in_records_of_bounded_size():
+    net = Net(3)
+    leader = net.elect("1")
+    committed, large = leader.core.committed, bytes(3 << 20)
+    for number in range(4):
+        leader.propose(large + b"%d" % number)  # nobody else hears of them
+    snapshot = leader.core.snapshot(committed, b"state")
+    records = leader.core.compact(snapshot)
+    assert max(len(record) for record in records) < 5 << 20
+    again = Raft("1", leader.core.epoch, random.Random(1), lambda: 0)
+    again.restore(snapshot)
+    for record in records:
+        again.replay(record)
+    again.recovered()
+    assert again.log.last == leader.core.log.last
+    assert [entry.data[-1:] for entry in again.log.entries] == [b"0", b"1", b"2", b"3"]
+    assert again.term == leader.core.term
 
 
 def test_pieces_of_an_installed_snapshot_count_when_all_are_there():

@@ -68,6 +68,8 @@ from nova.types import NodeId, Outputs, Random
 FOLLOWER, CANDIDATE, LEADER = "follower", "candidate", "leader"
 HARD, ENTRIES, SNAPSHOT = b"H", b"E", b"S"
 """First byte of a record: term and vote, entries, a piece of an installed snapshot."""
+RECORD_BYTES = 4 << 20
+"""Of entries that are written again behind a snapshot, in one record."""
 
 
 class Raft:
@@ -119,6 +121,12 @@ class Raft:
     def members(self) -> Members:
         """The newest configuration in the log: it counts before it is committed."""
         return self._configurations[-1][1]
+
+    @property
+    def changing(self) -> bool:
+        """A change of members is in the log and not committed to its end."""
+        position, members = self._configurations[-1]
+        return members.joint or position > self.committed
 
     @property
     def leader(self) -> NodeId | None:
@@ -245,6 +253,16 @@ class Raft:
             self._rounds.lease_until_ns = 0
             self._hand_over(out)
         return self._done(out)
+
+    def tell(self, peer: NodeId, position: int) -> Outputs:
+        """Let a member that waits for this commit know of it now, not with the next entries or heartbeat. Nothing comes
+        of it as long as the position is not committed, or that member is not known to have it."""
+        out = Outputs()
+        progress = self._progress.get(peer) if self.role == LEADER else None
+        if progress is not None and min(self.committed, progress.matched) >= position:
+            committed = min(self.committed, progress.matched)
+            out.early.append((peer, Heartbeat(self.term, self._rounds.number, committed)))
+        return out
 
     def read(self, id: int) -> Outputs:
         """Ask for a position for a linearizable read."""
@@ -451,8 +469,9 @@ class Raft:
                     self._send_chunk(sender, offset, out)
 
     def _count_stored(self, out: Outputs) -> None:
-        stored = {peer: progress.matched for peer, progress in self._progress.items()}
-        stored[self.node] = self.log.durable
+        stored = {self.node: self.log.durable}
+        for peer, progress in self._progress.items():
+            stored[peer] = progress.matched
         position = self.members.committed(stored)
         # Replicas of an entry of an earlier term prove nothing: a later leader may overwrite it (5.4.2, figure 8).
         if position > self.committed and self.log.term(position) == self.term:
@@ -685,8 +704,11 @@ class Raft:
         while len(self._configurations) > 1 and self._configurations[1][0] <= position:
             self._configurations.pop(0)
         records = [HARD + _pack((self.term, self.voted_for))]
-        if position < self.log.last:
-            records.append(ENTRIES + _pack(self.log.between(position, self.log.last)))
+        first = position + 1
+        while first <= self.log.last:  # a record has its limit, what is not committed may be more
+            entries = self.log.slice(first, self.log.last, RECORD_BYTES)
+            records.append(ENTRIES + _pack(entries))
+            first += len(entries)
         self.log.compact(max(self.log.offset, position - self.options.trailing))
         return records
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 
 import msgspec
 
 from nova.consensus.quorum import Majority
 from nova.errors import CorruptionError, UsageError
 from nova.types import NodeId
+
+
+@lru_cache(256)
+def _majority(members: tuple[NodeId, ...]) -> Majority:
+    """Asked about for every message, made once."""
+    return Majority(members)
 
 
 class Members(msgspec.Struct, frozen=True, array_like=True):
@@ -37,12 +44,12 @@ class Members(msgspec.Struct, frozen=True, array_like=True):
 
     def quorum(self, who: Collection[NodeId]) -> bool:
         """A majority of the voters, and of the outgoing ones."""
-        return Majority(self.voters).phase1(who) and (not self.outgoing or Majority(self.outgoing).phase1(who))
+        return _majority(self.voters).phase1(who) and (not self.outgoing or _majority(self.outgoing).phase1(who))
 
     def committed(self, stored: Mapping[NodeId, int]) -> int:
         """The highest position that these majorities stored."""
-        position = Majority(self.voters).committed(stored)
-        return min(position, Majority(self.outgoing).committed(stored)) if self.outgoing else position
+        position = _majority(self.voters).committed(stored)
+        return min(position, _majority(self.outgoing).committed(stored)) if self.outgoing else position
 
     def changed(self, voters: Iterable[NodeId], learners: Iterable[NodeId]) -> Members:
         """The configuration that begins a change: joint if the voters differ, else only the learners change.

@@ -1,0 +1,230 @@
+"""The commands of one process on their way through the group: numbered in a session, and who waits for each.
+
+At most as many fly at once as a session keeps answers of: so the answer to one that is asked again is always there.
+What nobody waits for any more flies on, for a session's commands are applied in order, without gaps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, Protocol
+
+from nova.consensus.core import Command, OverloadedError, SealedError, SessionExpiredError, UnknownOutcomeError
+from nova.consensus.sessions import OPEN, WINDOW, Code, Outcome
+from nova.errors import NovaError, UnavailableError
+
+RETRY_NS_MIN: Final = 5_000_000
+RETRY_NS_MAX: Final = 5_000_000_000
+
+
+class Waiter(Protocol):
+    """Who waits; an asyncio future is one."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: Any, /) -> None: ...
+
+
+class Many:
+    """Waits for the answers to several commands, and hands them on in order when all are there.
+
+    The first failure is what is told; it is told when nothing flies any more, so that nothing else is in doubt.
+    """
+
+    __slots__ = ("_answers", "_error", "_left", "_waiter")
+
+    def __init__(self, waiter: Waiter, count: int) -> None:
+        self._waiter, self._left = waiter, count
+        self._answers: list[bytes | None] = [None] * count
+        self._error: NovaError | None = None
+
+    def done(self) -> bool:
+        """Nobody waits any more."""
+        return self._waiter.done()
+
+    def settle(self, index: int, answer: bytes | NovaError) -> None:
+        """One of them has its answer."""
+        self._left -= 1
+        if isinstance(answer, bytes):
+            self._answers[index] = answer
+        else:
+            self._error = self._error or answer
+        if self._left == 0 and not self._waiter.done():
+            if self._error is not None:
+                self._waiter.set_exception(self._error)
+            else:
+                self._waiter.set_result(self._answers)
+
+    def set_exception(self, exception: NovaError) -> None:
+        """All of them."""
+        if not self._waiter.done():
+            self._waiter.set_exception(exception)
+
+
+class Call(NamedTuple):
+    """A command that is waited for; `began_s` on the caller's clock, `place` in a `Many`."""
+
+    waiter: Waiter | Many
+    place: int
+    began_s: float
+    data: bytes
+    key: bytes
+
+    def settle(self, answer: bytes | NovaError) -> None:
+        """Tell who waits."""
+        waiter = self.waiter
+        if isinstance(waiter, Many):
+            waiter.settle(self.place, answer)
+        elif not waiter.done():
+            if isinstance(answer, bytes):
+                waiter.set_result(answer)
+            else:
+                waiter.set_exception(answer)
+
+
+class Callers:
+    """All that this process asks for.
+
+    submit     takes a command (`ReplicatedMachine.submit`)
+    fresh      makes bytes that nobody made before: they tell the opening of one session from another
+    calls_max  commands that fly or wait to
+    """
+
+    def __init__(self, submit: Callable[[Command], None], fresh: Callable[[], bytes], *, calls_max: int) -> None:
+        self._submit, self._fresh, self._calls_max = submit, fresh, calls_max
+        self.session = 0
+        self._sequence = 0
+        self._opening: bytes | None = None
+        self._flying: dict[int, Call] = {}
+        self.backlog: deque[Call] = deque()
+        """What waits for a session, or for answers to what flies."""
+        self._answered = 0
+        self._per_tick = 0.0
+        self._tick_ns = 0
+
+    def __len__(self) -> int:
+        return len(self._flying) + len(self.backlog)
+
+    @property
+    def flying(self) -> int:
+        """Commands that were submitted and have no answer."""
+        return len(self._flying)
+
+    def ask(self, commands: Sequence[tuple[bytes, bytes]], waiter: Waiter, now_s: float) -> Waiter | Many:
+        """Take (data, key) pairs, in order. Raises OverloadedError: then none was taken."""
+        flying = self._flying
+        if len(flying) + len(self.backlog) + len(commands) > self._calls_max:
+            raise OverloadedError(
+                f"{len(self)} commands wait for an answer, {len(commands)} more are too many; the limit is "
+                f"{self._calls_max}: try again when some are answered",
+                self.retry_after_ns,
+            )
+        if len(commands) == 1:
+            call = Call(waiter, -1, now_s, *commands[0])
+            if self.session and not self.backlog and len(flying) < WINDOW:  # the usual case, without the queue
+                try:
+                    self._submit(Command(self.session, self._sequence + 1, call.data, call.key))
+                except (OverloadedError, SealedError):
+                    self.backlog.append(call)
+                    return waiter
+                self._sequence += 1
+                flying[self._sequence] = call
+                return waiter
+            self.backlog.append(call)
+            self.pump()
+            return waiter
+        many = Many(waiter, len(commands))
+        self.backlog += [Call(many, index, now_s, data, key) for index, (data, key) in enumerate(commands)]
+        self.pump()
+        return many
+
+    def pump(self) -> None:
+        """Let fly what may: after answers, and when time has passed."""
+        if not self.session:
+            if self.backlog and self._opening is None:
+                opening = self._fresh()
+                with suppress(OverloadedError, SealedError):
+                    self._submit(Command(0, OPEN, opening))
+                    self._opening = opening
+            return
+        backlog, flying = self.backlog, self._flying
+        while backlog and len(flying) < WINDOW:
+            call = backlog[0]
+            if not call.waiter.done():
+                try:
+                    self._submit(Command(self.session, self._sequence + 1, call.data, call.key))
+                except (OverloadedError, SealedError):
+                    return  # others fill the queue, or the successor has not begun: later
+                self._sequence += 1
+                flying[self._sequence] = call
+            backlog.popleft()
+
+    def answered(self, command: Command, outcome: Outcome) -> Call | None:
+        """A command was applied, or refused; who waited for it, if anybody did."""
+        if command.session == self.session:
+            call = self._flying.pop(command.sequence, None) if command.session else None
+            if call is None:
+                self._opened(command, outcome)
+                return None
+            if outcome.code is Code.OK:
+                self._answered += 1
+                call.settle(outcome.data)
+                return call
+            if outcome.code is Code.EXPIRED:
+                self._flying[command.sequence] = call
+                self._expired()
+                return call
+            call.settle(
+                UnknownOutcomeError(f"command {command.sequence} of session {command.session}: {outcome.code.name}")
+            )
+            return call
+        self._opened(command, outcome)
+        return None
+
+    def _opened(self, command: Command, outcome: Outcome) -> None:
+        if command.sequence == OPEN and not command.session and command.data == self._opening:
+            self._opening = None
+            self.session, self._sequence = int.from_bytes(outcome.data, "big"), 0
+
+    def _expired(self) -> None:
+        calls, self._flying = list(self._flying.values()), {}
+        error = SessionExpiredError(
+            f"the group forgot session {self.session}, of which {len(calls)} commands had no answer: each was applied "
+            "once or not at all, and will not be any more; look before you ask again"
+        )
+        self.session = 0
+        for call in calls:
+            call.settle(error)
+
+    def withdraw(self, waiter: Waiter | Many) -> bool:
+        """Nobody waits for these any more; whether none of them was submitted."""
+        self.backlog = deque(call for call in self.backlog if call.waiter is not waiter)
+        return not any(call.waiter is waiter for call in self._flying.values())
+
+    def fail(self, error: UnavailableError) -> None:
+        """Nothing will be answered any more: those that flew were applied or not; the others were not."""
+        unknown = UnknownOutcomeError(f"{error}; the command may have been applied, or not", error.retry_after_ns)
+        flying, self._flying = list(self._flying.values()), {}
+        backlog, self.backlog = list(self.backlog), deque()
+        for call in flying:
+            call.settle(unknown)
+        for call in backlog:
+            call.settle(error)
+
+    def ticked(self, tick_ns: int) -> None:
+        """A tick has passed: how fast answers come."""
+        self._tick_ns = tick_ns
+        self._per_tick += (self._answered - self._per_tick) / 16
+        self._answered = 0
+
+    @property
+    def retry_after_ns(self) -> int:
+        """When half of what waits should have its answer, at the pace of late."""
+        if self._per_tick < 0.01:
+            return 200_000_000
+        return min(RETRY_NS_MAX, max(RETRY_NS_MIN, int(len(self) / 2 / self._per_tick * self._tick_ns)))
+
+
+__all__ = ["Call", "Callers", "Many", "Waiter"]

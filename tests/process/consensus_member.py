@@ -1,0 +1,77 @@
+"""One member of a consensus group as a process of its own: JSON lines in, JSON lines out, until its input ends.
+
+python consensus_member.py '{"node": "a", "members": {...}, "directory": "...", "options": {...}}'
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import resource
+import signal
+import sys
+from typing import Any
+
+from nova.consensus.engine import ConsensusEngine, EngineOptions
+from nova.errors import NovaError
+from nova.sim.machine import KeyValue, answer, append, get
+
+
+async def obey(engine: ConsensusEngine, request: dict[str, Any]) -> Any:
+    match request["op"]:
+        case "append":
+            return answer(await engine.propose(append(request["key"], request["value"]), timeout_s=request["timeout"]))
+        case "get":
+            return answer(await engine.read(get(request["key"]), timeout_s=request["timeout"])) or []
+        case "status":
+            status = engine.status()
+            core = status.core
+            return {
+                "role": core.role, "leader": core.leader, "term": core.term, "applied": status.applied,
+                "checkpoint": status.checkpoint, "peers": status.peers, "failure": status.failure,
+                "digest": str(engine.machine.digest),
+            }  # fmt: skip
+        case "files_max":  # writes behind this offset of a file fail from now on
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["bytes"], resource.RLIM_INFINITY))
+            return True
+    raise AssertionError(request)
+
+
+async def main(config: dict[str, Any]) -> None:
+    loop = asyncio.get_running_loop()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    reader = asyncio.StreamReader(limit=1 << 24)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    engine = ConsensusEngine(
+        config["node"],
+        config["members"],
+        config["directory"],
+        KeyValue(),
+        voters=config["voters"],
+        listen=config["listen"],
+        options=EngineOptions(**config["options"]),
+    )
+
+    async def serve(request: dict[str, Any]) -> None:
+        try:
+            told = {"id": request["id"], "result": await obey(engine, request)}
+        except NovaError as error:
+            told = {"id": request["id"], "error": type(error).__name__, "text": str(error)}
+        print(json.dumps(told), flush=True)
+
+    async with engine:
+        print(json.dumps({"id": 0, "result": "ready"}), flush=True)
+        tasks = set()
+        while line := await reader.readline():
+            task = asyncio.ensure_future(serve(json.loads(line)))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        asyncio.run(main(json.loads(sys.argv[1])))
+    except NovaError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
