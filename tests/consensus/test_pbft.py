@@ -19,19 +19,21 @@ from nova.consensus.pbft.messages import (
     Claim,
     Commit,
     NewView,
+    Ordered,
     Prepare,
     PrePrepare,
     Request,
     SealVote,
     Signed,
     StateChunk,
+    Status,
     checkpoint_content,
     decode_body,
     entry_digest,
     seal_content,
 )
 from nova.consensus.sessions import Code, Sessions
-from nova.errors import UsageError
+from nova.errors import CorruptionError, UsageError
 from nova.sim import machine
 from nova.sim.byzantine import DealtKeys
 from nova.sim.machine import KeyValue
@@ -536,6 +538,20 @@ def test_no_promise_leaves_before_its_record_is_durable():
     assert all(member.commands == [(1, command(1))] for member in net)
 
 
+def test_a_disk_that_never_answers_does_not_make_promises_pile_up():
+    net = Net(4, held_count_max=50)
+    net[0].propose(command(1))
+    net.deliver(kinds(PrePrepare, Prepare))
+    net[3].auto = False
+    net[3].take(_left(net[3], 1))
+    for _ in range(1_000):
+        net[3].tick()
+        net.say(1, 3, Status(0, True, 0, 0))
+    assert len(net[3].core._held) <= 50 + 3
+    net[3].sync()
+    assert len(net[3].core._held) == 0
+
+
 def test_our_own_commit_counts_when_it_is_durable():
     net = Net(4, auto=False)
     digest = digest_of(command(1))
@@ -563,6 +579,50 @@ def test_a_member_that_crashes_keeps_what_it_prepared_and_its_view():
     net[2].crash()
     net[2].start()
     assert (net[2].core.view, net[2].core.active) == (3, False)
+
+
+def test_a_log_that_is_none_is_refused():
+    net = Net(4)
+    net[0].propose(command(1))
+    net.deliver()
+    net[3].crash()
+    whole = net[3].disk
+    for broken, word in [(whole[1:], "does not hold"), ([b"?"], "not pbft's"), ([b"A\xc1"], "is none")]:
+        net[3].disk = broken
+        with pytest.raises(CorruptionError, match=word):
+            net[3].start()
+    net[3].disk = whole
+    net[3].start()
+    assert net[3].commands == [(1, command(1))]
+
+
+def test_what_many_views_put_into_one_position_survives_a_crash():
+    net = Net(4, digests_max=2)
+    member = net[3]
+    net.say(0, 3, pre_prepare(0, 1, command(1)))
+    net.say(1, 3, Prepare(0, 1, digest_of(command(1))))
+    for view in range(5):
+        if view:
+            changes = tuple(net.change(who, view) for who in range(4) if who != 3)
+            net.say(view % 4, 3, net.signed(view % 4, NewView(view, changes, ())))
+        if view != 3:  # its own view
+            net.say(view % 4, 3, pre_prepare(view, 1, command(view + 1)))
+    assert len(member.core.slots[1].accepted) == 2
+    for _ in range(2):
+        slot = member.core.slots[1]
+        assert slot.last_prepared == (0, digest_of(command(1)))
+        assert slot.contents[digest_of(command(1))] == (Kind.COMMANDS, command(1))
+        before = slot.accepted
+        member.crash()
+        member.start()
+        assert member.core.slots[1].accepted == before
+        member.checkpoint()
+    for sayer in (0, 1):
+        net.say(sayer, 3, Ordered(((1, Kind.COMMANDS, command(1)),)))
+    assert member.commands == [(1, command(1))]
+    member.crash()
+    member.start()
+    assert member.commands == [(1, command(1))]
 
 
 def test_a_primary_that_crashes_does_not_give_a_position_twice():

@@ -92,7 +92,7 @@ class CatchingUp(Viewing):
             self._told_status = self._ticks
             self._say_all(Status(self.view, self.active, self.executed, self.mark.position))
             self._ask_entries()
-            if not self.active:
+            if not self.active and len(self._held) <= self.options.held_count_max:
                 self._promise_all(self._own_change())
             if self.sealed_at is None and self.node in self._seal_votes:
                 self._say_all(self._seal_votes[self.node])
@@ -101,7 +101,7 @@ class CatchingUp(Viewing):
     # -- helping --
 
     def _status(self, sender: NodeId, message: Status, out: Outputs) -> None:
-        if not self._answers(sender, Status):
+        if not self._answers(sender, Status) or len(self._held) > self.options.held_count_max:
             return
         if message.stable < self.mark.position:
             self._say(sender, self.mark)

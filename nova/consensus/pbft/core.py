@@ -416,15 +416,19 @@ class PBFT(CatchingUp):
         if self.low.proof:
             records.append(STABLE + encode(self.low))
         for position, slot in sorted(self.slots.items()):
-            stored: set[bytes] = set(slot.stored)
-            for digest, view in sorted(slot.accepted.items(), key=lambda each: each[1]):
-                records.append(ACCEPT + encode((position, view, digest, slot.contents[digest])))
+            slot.prune()
+            entries = [(position, view, digest) for digest, view in sorted(slot.accepted.items(), key=_second)]
             if slot.last_prepared is not None:
-                records.append(PREPARED + encode((position, *slot.last_prepared)))
+                prepared = (position, *slot.last_prepared)
+                # First and last: nothing that was accepted since may push its entry out, nor hide that it is prepared.
+                records.append(ACCEPT + encode((*prepared, slot.contents[prepared[2]])))
+                records.append(PREPARED + encode(prepared))
+            records += [ACCEPT + encode((*entry, slot.contents[entry[2]])) for entry in entries]
+            if slot.last_prepared is not None:
+                records.append(PREPARED + encode(prepared))
             if slot.decided is not None:
                 content = slot.contents[slot.decided]
                 records.append(DECIDED + encode((position, max(slot.view, 0), slot.decided, content)))
-            slot.stored = {digest for digest in stored if digest in slot.contents}
         return records
 
     # -- recovery --
@@ -483,6 +487,10 @@ class PBFT(CatchingUp):
         slot = self._slot(position)
         if content is not None:
             slot.contents[digest] = content
+        if digest not in slot.contents:
+            raise CorruptionError(
+                f"the log of {self.node} names an entry at position {position} that it does not hold: a part is lost"
+            )
         slot.stored.add(digest)
         if tag == ACCEPT:
             slot.accept(view, digest, self.options.digests_max)
@@ -528,6 +536,10 @@ class PBFT(CatchingUp):
                 slot.prepares[self.node] = slot.digest
             if slot.prepared:
                 slot.commits[self.node] = slot.digest
+
+
+def _second(pair: tuple[bytes, int]) -> int:
+    return pair[1]
 
 
 _unpack_view = msgspec.msgpack.Decoder(tuple[int, bool, Signed | None]).decode

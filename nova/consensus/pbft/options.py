@@ -22,6 +22,7 @@ class PBFTOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reads_max             reads that wait here
     resend_count_max      entries or votes that one status brings back
     resend_bytes_max      bytes of entries that one status brings back
+    held_count_max        messages that wait for the disk; beyond it nothing is told again that was told before
     digests_max           digests of one position, over all views, that a member remembers to have accepted
     checkpoints_max       positions above the low mark for which a member's checkpoints are kept
     chunk_bytes           of a state that is transferred
@@ -41,6 +42,7 @@ class PBFTOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reads_max: int = 100_000
     resend_count_max: int = 64
     resend_bytes_max: int = 1 << 20
+    held_count_max: int = 65_536
     digests_max: int = 8
     checkpoints_max: int = 4
     chunk_bytes: int = 256 << 10

@@ -39,7 +39,7 @@ class Slot:
         self.last_prepared: tuple[int, bytes] | None = None
         self.accepted: dict[bytes, int] = {}
         self.contents: dict[bytes, Content] = {NULL: (Kind.NOOP, b"")}
-        self.stored: set[bytes] = {NULL}
+        self.stored: set[bytes | None] = {NULL}
         self.decided: bytes | None = None
         self.claims: dict[NodeId, bytes] = {}
 
@@ -62,12 +62,14 @@ class Slot:
 
     def prune(self) -> None:
         """Forget entries that nobody can ask for any more."""
-        keep = {*self.accepted, *self.claims.values(), self.decided, self.wanted, NULL}
+        lasting = {*self.accepted, self.decided, NULL}
         if self.last_prepared is not None:
-            keep.add(self.last_prepared[1])
+            lasting.add(self.last_prepared[1])
+        # A recovery keeps what lasts. What is here for another reason has to be written again when it is needed.
+        self.stored &= lasting
+        keep = {*lasting, *self.claims.values(), self.wanted}
         for digest in [digest for digest in self.contents if digest not in keep]:
             del self.contents[digest]
-            self.stored.discard(digest)
 
     def prepare(self) -> None:
         """A quorum accepted what is accepted here."""
