@@ -319,7 +319,8 @@ class ReplicatedMachine:
     def checkpoint(self, out: Outputs, least: int = 1) -> None:
         """Let the log begin anew, behind what `out` (of this turn) persists, with a snapshot of what is applied: if it
         is `least` entries more than in the last one."""
-        if self._since_checkpoint < least and not (self._since_checkpoint and self.core.snapshot_wanted):
+        wanted = self._since_checkpoint and getattr(self.core, "snapshot_wanted", False)
+        if self._since_checkpoint < least and not wanted:
             return
         self._since_checkpoint = 0
         position = self._log_last() + len(out.persist)
