@@ -238,13 +238,13 @@ class Status(msgspec.Struct, frozen=True):
 class Core(Protocol):
     """One member of one protocol. No method blocks; each returns what to do about it.
 
-    ordered          positions form one total order, told in order by `Committed`
-    snapshot_wanted  a peer needs a newer snapshot than the last one: make one soon
+    ordered   positions form one total order, told in order by `Committed`
+
+    A core may have a flag `snapshot_wanted`: a peer needs a newer snapshot than the last one, so make one soon.
     """
 
     ordered: ClassVar[bool]
     messages: ClassVar[tuple[type[msgspec.Struct], ...]]
-    snapshot_wanted: bool
 
     def step(self, sender: NodeId, message: Any) -> Outputs:
         """Take a message. What is hostile or old changes nothing; PeerError for what no member can have sent."""

@@ -17,7 +17,6 @@ class Outside:
     """In place of a core where this node is no member of the epoch: it hands commands on to those who are."""
 
     ordered: ClassVar[bool] = True
-    snapshot_wanted = False
     messages: ClassVar[tuple[type[msgspec.Struct], ...]] = ()
 
     def __init__(self, node: NodeId, epoch: Epoch) -> None:

@@ -452,7 +452,8 @@ class ReplicatedMachine:
     @property
     def checkpoint_wanted(self) -> bool:
         """One is due however little it covers: an epoch began, or a peer needs one."""
-        return self.chain.owed or (self.chain.whole and self._since_checkpoint > 0 and self.core.snapshot_wanted)
+        wanted = self._since_checkpoint > 0 and getattr(self.core, "snapshot_wanted", False)
+        return self.chain.owed or (self.chain.whole and wanted)
 
     def checkpoint(self, out: Outputs, least: int = 1) -> bool:
         """Let the log begin anew, behind what `out` (of this turn) persists, with a snapshot of what is applied: if it

@@ -21,6 +21,7 @@ from nova.consensus.epaxos.messages import (
     PreAccept,
     PreAcceptReply,
     Recover,
+    Refused,
     SnapshotAsk,
     SnapshotChunk,
     Validate,
@@ -230,7 +231,7 @@ def test_a_member_behind_what_all_others_forgot_gets_a_snapshot(chunk):
     net[2].crash()
     net[2].start()
     net.cuts.clear()
-    net[1].propose("k", "after")
+    net[1].propose("j", "after")
     net.run(60)
     (installed,) = [event for event in net[3].events if isinstance(event, Installed)]
     assert installed.snapshot.state == b"state of five"
@@ -242,7 +243,7 @@ def test_a_member_behind_what_all_others_forgot_gets_a_snapshot(chunk):
     assert [type(event) for event in net[3].events[:1]] == [Installed]
     assert net[3].executed == ["after"]
     # It still depends on what it was only told to be executed.
-    assert net[3].core.conflicts.deps(frozenset([b"k"]))[0][0] == 6
+    assert net[3].core.conflicts.deps(frozenset([b"k"]))[0][0] == 5
 
 
 def test_a_snapshot_takes_back_what_it_lacks_and_that_is_executed_again():
@@ -408,6 +409,39 @@ def test_proposals_beyond_the_limits_are_refused():
         net[1].propose(key)
     with pytest.raises(OverloadedError, match="window is 3"):
         net[1].propose("c")
+
+
+def test_a_chain_ends_because_nobody_makes_it_longer():
+    net = Net(3, chain_max=3)
+    net[1].propose("k", "missing")
+    net.pick(source="1", target="2", kind=PreAccept)
+    net.flying.clear()
+    net[1].crash()
+    for number in range(3):
+        net[2].propose("k", str(number))
+        net.deliver()
+    with pytest.raises(OverloadedError, match="3 commands are committed and wait"):
+        net[2].propose("other")
+    net.run(6 * R)
+    assert net[2].executed == ["missing", "0", "1", "2"]
+    net[2].propose("other")
+
+
+def test_a_promise_leaves_when_it_is_durable_and_outlives_a_crash():
+    net = Net(3)
+    net[2].auto = False
+    net[2].step("3", Recover((0, 1), 5))
+    net[2].step("3", Recover((0, 1), 5))  # asked again, it still has to wait
+    assert not net.flying
+    net[2].sync()
+    assert {each[2].ballot for each in net.flying} == {5}
+    net[2].crash()
+    net[2].start()
+    net.flying.clear()
+    net[2].step("1", PreAccept((0, 1), Value(Kind.COMMANDS, command("k"), (0, 0, 0), 1)))
+    net[2].sync()
+    assert [each[2] for each in net.flying] == [Refused((0, 1), 5)]
+    assert net[2].state((0, 1)).status == Status.NONE
 
 
 def test_what_lies_beyond_the_window_is_not_taken():

@@ -137,6 +137,53 @@ def test_step_5_also_if_that_was_executed_and_forgotten():
     assert is_void(accepted(net, 2))
 
 
+def executed_everywhere(net, name, *dropping):
+    """A command on `k` that all have executed, and these members no longer remember."""
+    net[name].propose("k", "old")
+    net.deliver()
+    net.run(25)
+    for each in dropping:
+        net[each].checkpoint()
+        assert net[each].core.conflicts.deps(frozenset([b"k"]))[0] == [0] * len(net.names)
+
+
+def test_what_some_have_dropped_does_not_stand_against_a_fast_commit():
+    net = Net(5)
+    executed_everywhere(net, 4, 1, 2, 3)
+    net[1].auto = False
+    id = net[1].propose("k", "x")
+    net[1].sync()
+    for other in "23":
+        net.pick(source="1", target=other, kind=PreAccept)
+        net.pick(source=other, target="1", kind=PreAcceptReply)
+    net[1].sync(1)  # the commit is durable, and nobody has heard of it yet
+    decided = net[1].state(id)
+    assert decided.decided
+    net[1].crash()
+    net.flying.clear()
+    recover(net, 4, id, 5, 2)
+    validate(net, 4)
+    assert accepted(net, 4) == decided.value
+
+
+def test_a_member_adds_what_it_has_dropped_to_a_command_that_does_not_reach_it():
+    net = Net(3)
+    id = net[1].propose("k", "x")
+    (late,) = {each[2] for each in net.flying}
+    net.flying.clear()
+    net[2].propose("k", "y")
+    net.deliver(only=lambda source, target, message: "1" not in (source, target) or isinstance(message, Commit))
+    assert net[1].executed == ["y"]
+    net[1].core.instances[id].due = 0  # its PreAccept is late, and nobody repeats it
+    net.run(25)
+    net[3].checkpoint()
+    assert not len(net[3].core.conflicts)
+    net[3].step("1", late)
+    (reply,) = [each[2] for each in net.flying if isinstance(each[2], PreAcceptReply)]
+    assert late.value.deps == (0, 0, 0)
+    assert reply.deps == (0, 1, 0)
+
+
 def test_step_6_the_coordinator_of_what_may_stand_against_it_is_away():
     net = Net(5)
     x = preaccepted(net, 1, 2, text="x")

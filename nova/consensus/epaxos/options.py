@@ -33,7 +33,7 @@ class EPaxosOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trailing: int = 1_000
     keys_max: int = 1_000_000
     reads_max: int = 100_000
-    fetch_max: int = 64
+    fetch_max: int = 512
     chunk_bytes: int = 256 << 10
 
     def __post_init__(self) -> None:

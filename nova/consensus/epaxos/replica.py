@@ -192,7 +192,8 @@ class Replica:
             assert value is not None
             if not self.sealed:
                 position = self._position(instance.id)
-                entries.append(Entry(position, instance.accepted, value.kind, value.data))
+                # No ballot: members may know a commit from different ones, and entries are the same everywhere.
+                entries.append(Entry(position, 0, value.kind, value.data))
                 self.sealed = value.kind == Kind.SEAL
             if self._fence is not None and self._fence[0] == instance.id:
                 ids, self._fence = self._fence[1], None

@@ -88,7 +88,6 @@ class Paxos:
     """A member; see `nova.consensus.core.Core`."""
 
     ordered: ClassVar[bool] = True
-    snapshot_wanted = False
     messages: ClassVar[tuple[type[msgspec.Struct], ...]] = MESSAGES
 
     def __init__(self, node: NodeId, epoch: Epoch, random: Random, now_ns: Callable[[], int]) -> None:

@@ -95,7 +95,6 @@ class PBFT(CatchingUp):
     """
 
     ordered: ClassVar[bool] = True
-    snapshot_wanted = False
     messages: ClassVar[tuple[type[msgspec.Struct], ...]] = MESSAGES
 
     def __init__(
