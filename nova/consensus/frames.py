@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from nova.consensus.replicated import MESSAGES, Frame
-from nova.errors import PeerError
 from nova.wire import Codec
 
 
@@ -24,6 +23,4 @@ class FrameCodec:
     def decode(self, data: bytes | memoryview) -> Frame:
         """The frame in these bytes. Raises PeerError."""
         view = memoryview(data)
-        if len(view) < 4:
-            raise PeerError(f"a frame of {len(view)} bytes; it begins with the 4 of its epoch")
         return int.from_bytes(view[:4], "big"), self._codec.decode(view[4:])
