@@ -8,7 +8,6 @@ import msgspec
 
 from nova.consensus.chain import Frame
 from nova.consensus.replicated import MESSAGES
-from nova.errors import PeerError
 from nova.wire import Codec
 
 
@@ -25,6 +24,4 @@ class FrameCodec:
     def decode(self, data: bytes | memoryview) -> Frame:
         """The frame in these bytes. Raises PeerError."""
         view = memoryview(data)
-        if len(view) < 4:
-            raise PeerError(f"a frame of {len(view)} bytes; it begins with the 4 of its epoch")
         return int.from_bytes(view[:4], "big"), self._codec.decode(view[4:])

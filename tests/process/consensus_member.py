@@ -11,11 +11,13 @@ import logging
 import resource
 import signal
 import sys
+import time
 from typing import Any
 
 from nova.consensus.engine import ConsensusEngine, EngineOptions
 from nova.errors import NovaError
 from nova.sim.machine import KeyValue, answer, append, get
+from nova.storage.log import FileLog
 
 
 async def obey(engine: ConsensusEngine, request: dict[str, Any]) -> Any:
@@ -38,9 +40,22 @@ async def obey(engine: ConsensusEngine, request: dict[str, Any]) -> Any:
     raise AssertionError(request)
 
 
+def slow_down(seconds: float) -> None:
+    """Every write waits before it reaches the disk, so that what does not wait for it is found out."""
+    write_all = FileLog._write_all
+
+    def slowly(self: FileLog, *, closing: bool) -> None:
+        time.sleep(seconds)
+        write_all(self, closing=closing)
+
+    FileLog._write_all = slowly  # type: ignore[method-assign]
+
+
 async def main(config: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if config["disk_ms"]:
+        slow_down(config["disk_ms"] / 1000)
     reader = asyncio.StreamReader(limit=1 << 24)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     engine = ConsensusEngine(
