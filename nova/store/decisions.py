@@ -96,7 +96,7 @@ def _waiting(replica: Replica, record: Mapping[str, Any]) -> Waiting:
         candidates=candidates,
         settled=settled,
         actions=record["resolution"].get("actions", []),
-        vote=replica.conflicts.progress(record),
+        vote=replica.conflicts.ballots.progress(record),
     )
 
 
@@ -110,7 +110,7 @@ def escalate(replica: Replica) -> list[str]:
     for record in replica.conflicts.waiting() if config.escalate else ():
         waited = now - record["detected_ms"]
         reached = min(waited // config.escalate_ms, len(config.escalate))
-        if "vote" in record["resolution"]:
+        if replica.conflicts.ballots.waits(record):
             continue
         for level in range(record.get("level", 0) + 1, reached + 1):
             to = config.escalate[level - 1]

@@ -160,7 +160,7 @@ def test_a_ballot_is_the_same_after_a_crash():
     (conflict, voter), before = next(iter(cluster.cast.items()))
     world.crash(voter)
     world.restart(voter)
-    after = world[voter].replica.conflicts.ballot(conflict)
+    after = world[voter].replica.conflicts.ballots.ballot(conflict)
     assert {msgspec.msgpack.encode(after, order="sorted")} == before
     assert world.run(until=cluster.settled, ticks_max=1_000)
     cluster.check()
@@ -170,22 +170,22 @@ def test_a_ballot_leaves_when_it_is_on_disk():
     cluster = Cluster(5)
     world = cluster.world
     partitioned(cluster)
-    world.run(until=lambda: bool(world["n1"].replica.conflicts.votes()), ticks_max=300)
+    world.run(until=lambda: bool(world["n1"].replica.conflicts.ballots.open()), ticks_max=300)
     replica = world["n1"].replica
-    (conflict,) = replica.conflicts.votes()
-    token, choices = replica.conflicts._ballots[conflict]
-    replica.conflicts._ballots[conflict] = replica.durable_token + 1, choices
-    assert replica.conflicts.ballot(conflict) is None
+    (conflict,) = replica.conflicts.ballots.open()
+    token, choices = replica.conflicts.ballots._own[conflict]
+    replica.conflicts.ballots._own[conflict] = replica.durable_token + 1, choices
+    assert replica.conflicts.ballots.ballot(conflict) is None
     assert not world["n1"].core.step("n0", VoteAsk(conflict, "x/0")).send
-    replica.conflicts._ballots[conflict] = token, choices
-    assert world.run(until=lambda: replica.conflicts.ballot(conflict) == choices, ticks_max=10)
+    replica.conflicts.ballots._own[conflict] = token, choices
+    assert world.run(until=lambda: replica.conflicts.ballots.ballot(conflict) == choices, ticks_max=10)
 
 
 def test_without_a_majority_the_fallback_decides_when_time_is_up():
     cluster = Cluster(6)
     world = cluster.world
     partitioned(cluster)
-    world.run(until=lambda: bool(world["n0"].replica.conflicts.votes()), ticks_max=300)
+    world.run(until=lambda: bool(world["n0"].replica.conflicts.ballots.open()), ticks_max=300)
     for gone in ("n1", "n2", "n3"):
         world.crash(gone)
     ended = len(cluster.ended)
@@ -220,19 +220,19 @@ def test_what_is_found_again_is_voted_on_again():
     cluster = Cluster(10)
     world = cluster.world
     partitioned(cluster)
-    assert world.run(until=lambda: bool(world["n1"].replica.conflicts.votes()), ticks_max=300)
+    assert world.run(until=lambda: bool(world["n1"].replica.conflicts.ballots.open()), ticks_max=300)
     conflicts = world["n1"].replica.conflicts
-    (conflict,) = conflicts.votes()
-    conflicts._voting.clear()  # as after a tick in which the operations were gone
+    (conflict,) = conflicts.ballots.open()
+    conflicts.ballots._open.clear()  # as after a tick in which the operations were gone
     assert conflicts.examine_keys([("x/0", True, False)]) == []
-    assert list(conflicts.votes()) == [conflict]
+    assert list(conflicts.ballots.open()) == [conflict]
 
 
 def test_somebody_may_decide_before_the_voters_do():
     cluster = Cluster(7)
     world = cluster.world
     partitioned(cluster)
-    world.run(until=lambda: bool(world["n4"].replica.conflicts.votes()), ticks_max=300)
+    world.run(until=lambda: bool(world["n4"].replica.conflicts.ballots.open()), ticks_max=300)
     from nova.store.decisions import decide, waiting
 
     replica = world["n4"].replica
