@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nova.store.core import Replica
 
 UNHEARD_MAX: Final = 1_000
+CHECKS_MAX: Final = 200
 
 _unpack = msgspec.msgpack.Decoder().decode
 
@@ -58,9 +59,11 @@ class Ballots:
 
     # -- what is asked --
 
-    def add(self, record: dict[str, Any]) -> None:
-        """The record of a conflict that voters are asked about."""
+    def add(self, record: dict[str, Any], revision: int | None = None) -> None:
+        """The record of a conflict that voters are asked about; of rows of this revision, if that is known."""
         self._open[record["id"]] = record
+        if revision is not None:
+            self._checked[record["id"]] = revision
 
     def cast(self, record: Mapping[str, Any], choices: Mapping[str, str]) -> list[bytes]:
         """What this node votes for: audit records, before whose commit nobody hears of it."""
@@ -69,7 +72,7 @@ class Ballots:
         return self._conflicts.note("vote", record["id"], record["key"], body, self._replica.now_ms())
 
     def again(
-        self, record: dict[str, Any], contended: Mapping[str, Sequence[Row]], arrived: Sequence[Dot]
+        self, record: dict[str, Any], contended: Mapping[str, Sequence[Row]], arrived: Mapping[Dot, int]
     ) -> list[bytes]:
         """A crash took operations, and left the record of their conflict: now they came again.
 
@@ -86,11 +89,13 @@ class Ballots:
         before: str,
         contended: Mapping[str, Sequence[Row]],
         questions: Iterable[Mapping[str, Any]],
-        arrived: Sequence[Dot],
+        arrived: Mapping[Dot, int],
     ) -> dict[str, str]:
-        """What this node votes for, if it is asked: for what it voted `before`, else for what was here first."""
+        """What this node votes for, if it is asked: for what it voted `before`, else for what was here first.
+
+        arrived  what came just now, in order
+        """
         earlier = self._own.get(before, (0, {}))[1]
-        late = {dot: number for number, dot in enumerate(arrived)}
         ballot = {}
         for question in questions:
             path = question["path"]
@@ -99,26 +104,36 @@ class Ballots:
             choice = earlier.get(path, "")
             if choice not in question["candidates"]:
                 items = contended[path]
-                first = min(items, key=lambda row: (late.get(row.write.dot, -1), row.write.stamp, row.write.dot))
+                first = min(items, key=lambda row: (arrived.get(row.write.dot, -1), row.write.stamp, row.write.dot))
                 choice = candidates_of([version_of(first)])[0].id
             ballot[path] = choice
         return ballot
 
     def open(self) -> dict[str, dict[str, Any]]:
-        """The records that wait for voters, by id. One whose key changed meanwhile gives way to what is asked now."""
+        """The records that wait for voters, by id. One whose key changed meanwhile gives way to what is asked now.
+
+        cost  little for keys that did not change; of the others, CHECKS_MAX are looked at in each call
+        """
+        out, checks = {}, 0
         for id, record in list(self._open.items()):
-            if self._conflicts.status(record) != "pending":
-                self._close(id, record["key"])
-                continue
             rows = self._replica.space.get(record["key"])
-            if rows is None or self._checked.get(id) == rows.revision:
-                continue
-            if self._conflicts.shown(record["key"]) != id:  # somebody settled a part of it
-                self._close(id, "")
-                self._replica.examine_again(record["key"])
-            else:
-                self._checked[id] = rows.revision
-        return dict(self._open)
+            if rows is not None and self._checked.get(id) == rows.revision:
+                out[id] = record
+            elif checks < CHECKS_MAX:
+                checks += 1
+                if rows is None or self._conflicts.status(record) != "pending":
+                    self._close(id, record["key"])
+                elif self._conflicts.shown(record["key"]) != id:  # somebody settled a part of it
+                    self._close(id, "")
+                    self._replica.examine_again(record["key"])
+                else:
+                    self._checked[id] = rows.revision
+                    out[id] = record
+        return out
+
+    def among(self, conflict_id: str) -> bool:
+        """Whether it waits for voters, as far as that is known without a look at its key."""
+        return conflict_id in self._open
 
     def _close(self, id: str, key: str) -> None:
         """It is over; if there is a key, then by an outcome that may have been told."""

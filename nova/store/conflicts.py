@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from time import perf_counter_ns
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -97,13 +98,13 @@ class Conflicts:
 
     def _examined(self, effects: Sequence[Effect]) -> list[bytes]:
         clashes: dict[str, dict[str, list[Write]]] = {}
-        arrived: list[Dot] = []
+        arrived: dict[Dot, int] = {}
         claims: list[tuple[str, list[Contention]]] = []
         started: dict[str, None] = {}
         for key, write, contended, deletions, alive, puts in effects:
             if contended or deletions:
                 clash = clashes.setdefault(key, {})
-                arrived.append(write.dot)
+                arrived[write.dot] = len(arrived)
                 for path in contended or ():
                     clash.setdefault(path, [])
                     if not any(path == put for put, _ in puts):  # a deletion met a row that it had not seen
@@ -268,17 +269,19 @@ class Conflicts:
 
     # -- recording --
 
-    def _found(self, rows: Rows, clash: Mapping[str, list[Write]], arrived: Sequence[Dot] = ()) -> list[bytes]:
+    def _found(
+        self, rows: Rows, clash: Mapping[str, list[Write]], arrived: Mapping[Dot, int] = MappingProxyType({})
+    ) -> list[bytes]:
         if not self.asks(rows.key):
             return self._noted(rows, clash, arrived)
         # Those who vote have to be asked the same. What met here and when differs from node to node; what is contended
         # in the end, all of it together, does not.
         removed = {path: writes for path, writes in clash.items() if writes}
         together: dict[str, list[Write]] = {path: [] for path in self._replica.parts(rows)[1]}
-        return self._noted(rows, removed, (), settle=False) + self._noted(rows, together, arrived)
+        return self._noted(rows, removed, {}, settle=False) + self._noted(rows, together, arrived)
 
     def _noted(
-        self, rows: Rows, clash: Mapping[str, list[Write]], arrived: Sequence[Dot], *, settle: bool = True
+        self, rows: Rows, clash: Mapping[str, list[Write]], arrived: Mapping[Dot, int], *, settle: bool = True
     ) -> list[bytes]:
         """Audit records for what met at some paths of a key. Without `settle` only removals are told of."""
         contended = {}
@@ -348,12 +351,11 @@ class Conflicts:
         return next((prefix in self._asking for prefix, _ in self._strategies if key.startswith(prefix)), False)
 
     def unrecorded(self) -> list[str]:
-        """Keys that voters are to be asked about, and of which no record says so. O(n)."""
+        """Keys that are contended and that voters may be asked about, though no record says that they are. O(n)."""
         if not self._asking:
             return []
-        everything = self._replica.keys()
-        keys = [key for key in everything if self.asks(key) and self.contended(key)]
-        return [key for key in keys if self._of_key.get(key) != self.shown(key)]
+        asked = (key for key in list(self._replica.keys()) if self.asks(key) and self.contended(key))
+        return [key for key in asked if not self.ballots.among(self._of_key.get(key, ""))]
 
     def _contended(self, key: str, contentions: list[Contention]) -> list[bytes]:
         out: list[bytes] = []
@@ -432,7 +434,8 @@ class Conflicts:
         if record["resolution"]["pending"]:
             self._undecided[id] = record
             if "vote" in record["resolution"]:
-                self.ballots.add(record)
+                rows = None if replayed else self._replica.space.get(key)
+                self.ballots.add(record, None if rows is None else rows.revision)
         self.total += 1
         self.of_resource[record["resource"]] += 1
         for kind in record["types"]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ROUND_MS: Final = 500
 TAKEOVER_MS: Final = 5_000
+NEVER_MS: Final = 1 << 62
 POLLS_MAX: Final = 500
 """A node counts so many votes at once; their order is that in which it found them."""
 ROUNDS_MAX: Final = 40
@@ -90,7 +91,7 @@ class Votes:
     def __init__(self, node: NodeId, replica: Replica, *, tick_ms: int = 100) -> None:
         self.node, self._replica, self._tick_ms = node, replica, tick_ms
         self._polls: dict[str, _Poll] = {}
-        self._waited_ms: dict[str, int] = {}
+        self._since_ms: dict[str, int] = {}
         self._rounds: dict[str, int] = {}
         self._age_ms = 0
         self._live: set[NodeId] = set()
@@ -129,10 +130,14 @@ class Votes:
         open_ = self._replica.conflicts.ballots.open()
         for conflict in self._polls.keys() - open_.keys():
             del self._polls[conflict]
-        self._waited_ms = {id: self._waited_ms.get(id, -self._tick_ms) + self._tick_ms for id in open_}
+        self._since_ms = {id: self._since_ms.get(id, self._age_ms) for id in open_}
+        turns: dict[tuple[NodeId, ...], int] = {}
         for conflict, record in open_.items():
             questions = record["resolution"]["vote"]
-            if not self._counts(conflict, questions):
+            voters = tuple(voter for question in questions for voter in question["voters"])
+            if voters not in turns:
+                turns[voters] = self._turn(voters)
+            if self._age_ms - self._since_ms[conflict] < turns[voters]:
                 self._polls.pop(conflict, None)
                 continue
             poll = self._polls.get(conflict)
@@ -149,11 +154,11 @@ class Votes:
             self._ask_how_it_ended(out)
         return out
 
-    def _counts(self, conflict: str, questions: list[dict[str, Any]]) -> bool:
-        """Whether it is on this node to count. The others give those before them some time each."""
-        voters = {voter for question in questions for voter in question["voters"]}
-        present = sorted(voter for voter in voters if voter == self.node or voter in self._live)
-        return self.node in present and self._waited_ms[conflict] >= present.index(self.node) * TAKEOVER_MS
+    def _turn(self, voters: Collection[NodeId]) -> int:
+        """After how many milliseconds it is on this node to count: those before it have some time each."""
+        if self.node not in voters:
+            return NEVER_MS
+        return TAKEOVER_MS * sum(voter < self.node for voter in self._live.intersection(voters))
 
     def _ask_how_it_ended(self, out: Outputs) -> None:
         over, peers = self._replica.conflicts.ballots.unheard(), sorted(self._live)
