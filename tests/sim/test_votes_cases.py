@@ -250,6 +250,24 @@ def test_where_the_fallback_is_a_person_a_tie_waits_for_one():
     assert set(values(world)) == {"right"}
 
 
+def test_a_level_is_not_told_again_by_who_comes_next():
+    config = configured(strategies={"x/": "manual"}, escalate=("on-call", "manager"), escalate_ms=5_000)
+    cluster = Cluster(35, config)
+    world = cluster.world
+    partitioned(cluster)
+    told = lambda name: [n.text for n in world[name].notices if isinstance(n, Notice) and "tell " in n.text]  # noqa: E731
+    assert world.run(until=lambda: told("n0"), ticks_max=300)
+    world.run(5)
+    world.crash("n0")
+    assert world.run(until=lambda: told("n1"), ticks_max=600)
+    assert ["tell manager" in text for text in told("n1")] == [True]
+    world.restart("n0")
+    world.run(100)
+    assert not any(told(name) for name in ("n0", "n2", "n3", "n4"))
+    for name in NAMES:
+        assert sum(b"undecided" in record for record in cluster.archives[name]) == 2, name
+
+
 def test_who_missed_how_a_vote_ended_asks_for_it():
     cluster = Cluster(28)
     world = cluster.world
