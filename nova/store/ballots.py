@@ -7,13 +7,14 @@ a key at once, so that replicas which hold the same ask the same, in whatever or
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from nova.clock import VectorClock
 from nova.conflict.audit import vote_body
-from nova.conflict.detect import Version
+from nova.conflict.detect import Conflict, Version
 from nova.conflict.strategies.vote import Question, candidates_of
 from nova.conflict.words import show
 from nova.crdt.keyspace import Row, Write
@@ -27,6 +28,7 @@ UNHEARD_MAX: Final = 1_000
 CHECKS_MAX: Final = 200
 
 _unpack = msgspec.msgpack.Decoder().decode
+_pack = msgspec.msgpack.Encoder().encode
 
 Choices = Mapping[str, Mapping[NodeId, str]]
 """path -> (voter -> id of the candidate that it chose)."""
@@ -245,6 +247,23 @@ class Ballots:
                 self._close(id, "")
 
 
+def question_of(conflict: Conflict) -> Conflict:
+    """The same conflict under an id that also says which of its writes stand against each other at which path.
+
+    Two nodes may know the same writes, and one of them already that somebody settled a part: that is not one question.
+    """
+    stands = [
+        (path, [(version.origin, version.timestamp) for version in versions])
+        for path, versions in sorted(conflict.siblings.items())
+    ]
+    about = f"{conflict.resource_id}\0{blake2b(_pack(stands), digest_size=16).hexdigest()}"
+    named = Conflict(
+        about, conflict.kind, conflict.versions, conflict.types, conflict.severity, conflict.paths, conflict.siblings,
+        conflict.base, conflict.auto_resolvable, conflict.reason, conflict.contentions, conflict.broken,
+    )  # fmt: skip
+    return named.replace(resource_id=conflict.resource_id)  # which keeps the id
+
+
 def asked(question: Question) -> dict[str, Any]:
     """A question as it stands in a record."""
     return {
@@ -289,4 +308,4 @@ def _bodies(
         yield {**body, "path": path, "choices": choices, "winner": winner}
 
 
-__all__ = ["Ballots", "Choices", "Ended", "asked", "node_of", "version_of"]
+__all__ = ["Ballots", "Choices", "Ended", "asked", "node_of", "question_of", "version_of"]

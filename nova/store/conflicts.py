@@ -31,7 +31,7 @@ from nova.conflict.strategies import Resolution, ResolveContext, Strategy, strat
 from nova.crdt.keyspace import Entry as Rows
 from nova.crdt.keyspace import Row, Write
 from nova.metrics import Registry
-from nova.store.ballots import Ballots, asked, node_of, version_of
+from nova.store.ballots import Ballots, asked, node_of, question_of, version_of
 from nova.store.decisions import APART
 from nova.store.invariants import Broken, InvariantIndex
 from nova.store.kinds import BY_CODE, KINDS
@@ -236,6 +236,8 @@ class Conflicts:
         leaves = self._uncontended(rows, contended)
         siblings = {path: [version_of(row) for row in items] for path, items in contended.items()}
         conflict = self._detector.examine(rows.key, BY_CODE[rows.kind].name, siblings, leaves=leaves)
+        if self.asks(rows.key):
+            conflict = question_of(conflict)
         strategy = self.strategy_for(rows.key, rows.kind)
         context = ResolveContext(leaves=leaves)
         if not isinstance(strategy, PolicyStrategy) and not self.asks(rows.key):
@@ -299,6 +301,8 @@ class Conflicts:
             return []
         leaves = self._uncontended(rows, siblings)
         conflict = self._detector.examine(rows.key, BY_CODE[rows.kind].name, siblings, leaves=leaves)
+        if contended and self.asks(rows.key):
+            conflict = question_of(conflict)
         if (known := self.held(conflict.id)) is not None:
             # Found again: a crash took operations, and left the record of their conflict.
             self._of_key[known["key"]] = conflict.id

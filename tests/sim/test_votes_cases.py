@@ -6,9 +6,11 @@ import msgspec
 import pytest
 
 import nova.store.votes
+from nova.cli.histories import TICK_NS
 from nova.conflict.policy import PolicyBuilder
 from nova.conflict.strategies import ConsensusVote, OperationalTransform
 from nova.errors import ConfigError, PeerError
+from nova.sim.faults import SECOND, random_plan
 from nova.store.cluster import Notice
 from nova.store.core import StoreConfig
 from nova.store.decisions import decide, waiting
@@ -34,7 +36,7 @@ def write(world, node, key, value, **options):
     world.run(10)
 
 
-def two_fields(kind, **changes):
+def two_fields(kind, *crashed, **changes):
     """Both sides write two fields of one key, each in a write of its own."""
     cluster = Cluster(21, configured(strategies={"m/": "consensus_vote"}, kinds={"m/": kind}, **changes))
     world = start(cluster)
@@ -44,6 +46,8 @@ def two_fields(kind, **changes):
     for node, cpu, memory in (("n0", 10, 20), ("n4", 100, 200)):
         write(world, node, "m/1", {"cpu": cpu}, merge=True)
         write(world, node, "m/1", {"memory_mb": memory}, merge=True)
+    for node in crashed:
+        world.crash(node)
     world.heal()
     return cluster
 
@@ -104,6 +108,43 @@ def test_what_is_left_when_somebody_settles_a_part_is_another_vote():
     world.heal()
     assert world.run(until=cluster.settled, ticks_max=1_000)
     assert {value["memory_mb"] for value in values(world, "m/1")} == {20}
+    cluster.check()
+
+
+def test_a_count_that_ends_after_somebody_settled_a_part_has_no_outcome():
+    cluster = two_fields("map", "n1", "n2", vote_timeout_ms=0)
+    world = cluster.world
+    votes, replica = world["n0"].core.votes, world["n0"].replica
+    assert world.run(until=lambda: any(len(poll.tallies) == 2 for poll in votes._polls.values()), ticks_max=300)
+    ((conflict, poll),) = votes._polls.items()
+    replica.put(Put("m/1", {"cpu": 7}, merge=True))
+    poll.timeout_ms = poll.age_ms = 1
+    assert not votes._finish(conflict, poll).send
+    assert conflict not in replica.conflicts.ballots._ended
+    assert replica.get("m/1").value["cpu"] == 7
+    assert {sibling.value for sibling in replica.get("m/1").siblings} == {20, 200}
+
+
+def test_the_same_writes_at_fewer_fields_are_one_other_question():
+    cluster = Cluster(36, configured(strategies={"m/": "consensus_vote"}, kinds={"m/": "map"}, vote_timeout_ms=0))
+    world = start(cluster)
+    write(world, "n0", "m/1", {"id": "m"})
+    world.run(50)
+    world.partition(*({name} for name in NAMES))
+    write(world, "n0", "m/1", {"cpu": 10, "memory_mb": 20}, merge=True)
+    write(world, "n4", "m/1", {"cpu": 100, "memory_mb": 200}, merge=True)
+    world.heal()
+    world.partition({"n0", "n4"}, {"n1"}, {"n2"}, {"n3"})
+    conflicts = world["n0"].replica.conflicts
+    assert world.run(until=lambda: len(conflicts.contended("m/1")) == 2, ticks_max=300)
+    before = conflicts.shown("m/1")
+    write(world, "n0", "m/1", {"cpu": 7}, merge=True)
+    assert list(conflicts.contended("m/1")) == ["/memory_mb"]
+    assert conflicts.shown("m/1") != before
+    assert list(conflicts.ballots.open()) == [conflicts.shown("m/1")]
+    world.heal()
+    assert world.run(until=cluster.settled, ticks_max=1_000)
+    assert {value["cpu"] for value in values(world, "m/1")} == {7}
     cluster.check()
 
 
@@ -411,3 +452,38 @@ def test_a_policys_own_voters_are_asked_though_nobody_gave_it_an_asker():
     assert cluster.world.run(until=cluster.settled, ticks_max=600)
     assert set(values(cluster.world)) == {"left"}
     assert cluster.check()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fields_removals_and_whole_values_are_voted_on_whatever_happens(seed):
+    """Every value that stands in the end was written: none is made up, and nothing stays contended."""
+    changes = {"strategies": {"m/": "consensus_vote", "v/": "consensus_vote"}, "kinds": {"m/": "map", "v/": "vm"}}
+    cluster = Cluster(seed, configured(vote_timeout_ms=3_000, conflicts_count=8, **changes))
+    world, random = cluster.world, cluster.world.stream("writers")
+    end = 12 * SECOND
+
+    def act(node, key, number):
+        if node not in world.up:
+            return
+        replica, draw = world[node].replica, random.random()
+        held = replica.space.get(key) is not None
+        if held and draw < 0.15:
+            replica.delete(key)
+        elif draw < 0.3:
+            replica.put(Put(key, {"id": "x", "cpu": number, "memory_mb": number}, context={}))
+        else:
+            replica.put(Put(key, {"cpu" if draw < 0.65 else "memory_mb": number}, merge=True))
+        world.submit(node, Outputs())
+
+    for number in range(1, 40):
+        node, key = NAMES[random.randrange(5)], ("m/0", "v/0", "v/1")[random.randrange(3)]
+        world.at(random.randrange(end), lambda node=node, key=key, number=number: act(node, key, number))
+    world.plan(random_plan(world.stream("faults"), NAMES, end, faults=10))
+    world.run(end // TICK_NS)
+    assert world.run(until=cluster.settled, ticks_max=3_000), [list(m.replica.conflicts.waiting()) for m in world]
+    cluster.check()
+    for member in world:
+        for entry in member.replica.scan()[0]:
+            assert not entry.siblings
+            for field in ("cpu", "memory_mb"):
+                assert entry.value.get(field, 1) in range(1, 40), entry
