@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 UNHEARD_MAX: Final = 1_000
 CHECKS_MAX: Final = 200
+OWN_MAX: Final = 20_000
+"""So many ballots of our own are kept, at least, beyond the records that they are about."""
 
 _unpack = msgspec.msgpack.Decoder().decode
 _pack = msgspec.msgpack.Encoder().encode
@@ -68,10 +70,18 @@ class Ballots:
             self._checked[record["id"]] = revision
 
     def cast(self, record: Mapping[str, Any], choices: Mapping[str, str]) -> list[bytes]:
-        """What this node votes for: audit records, before whose commit nobody hears of it."""
-        self._own[record["id"]] = self._replica.next_token, dict(choices)
+        """What this node votes for: audit records, before whose commit nobody hears of it. What it said once stays."""
+        self._cast(record["id"], self._replica.next_token, dict(choices))
         body = {"voter": self._replica.node, "cast": dict(choices)}
         return self._conflicts.note("vote", record["id"], record["key"], body, self._replica.now_ms())
+
+    def _cast(self, id: str, token: int, choices: dict[str, str]) -> None:
+        self._own[id] = token, choices
+        if len(self._own) > OWN_MAX:
+            oldest = next(iter(self._own))
+            kept = self._own.pop(oldest)
+            if oldest in self._open or kept[0] > self._replica.durable_token:
+                self._own[oldest] = kept
 
     def again(
         self, record: dict[str, Any], contended: Mapping[str, Sequence[Row]], arrived: Mapping[Dot, int]
@@ -82,22 +92,23 @@ class Ballots:
         """
         self.add(record)
         if record["id"] in self._own:
-            return []
-        ballot = self.chosen("", contended, record["resolution"]["vote"], arrived)
+            return []  # what was told stays
+        ballot = self.chosen((record["id"], ""), contended, record["resolution"]["vote"], arrived)
         return self.cast(record, ballot) if ballot else []
 
     def chosen(
         self,
-        before: str,
+        ids: tuple[str, str],
         contended: Mapping[str, Sequence[Row]],
         questions: Iterable[Mapping[str, Any]],
         arrived: Mapping[Dot, int],
     ) -> dict[str, str]:
-        """What this node votes for, if it is asked: for what it voted `before`, else for what was here first.
+        """What this node votes for, if it is asked: for what it voted for, else for what was here first.
 
+        ids      of this conflict, which may have been on record before, and of the one about this key before it
         arrived  what came just now, in order
         """
-        earlier = self._own.get(before, (0, {}))[1]
+        earlier = next((self._own[id][1] for id in ids if id in self._own), {})
         ballot = {}
         for question in questions:
             path = question["path"]
@@ -147,8 +158,7 @@ class Ballots:
 
     def forget(self, id: str) -> None:
         """Its record goes."""
-        self._close(id, "")
-        self._own.pop(id, None)
+        self._close(id, "")  # our ballot stays: a crash may take what came after this conflict, and bring it back
         self._ended.pop(id, None)
         self._unheard.pop(id, None)
 
@@ -238,7 +248,7 @@ class Ballots:
         if type == "fail":
             self._failed(record)
         elif "cast" in body:
-            self._own[id] = 0, body["cast"]
+            self._cast(id, 0, body["cast"])
         elif "choices" in body:
             _, (ballots, winners) = self._ended.get(id, (0, ({}, {})))
             won = {body["path"]: body["winner"]} if body["winner"] is not None else {}

@@ -319,7 +319,8 @@ class Conflicts:
             if questions:
                 settlement["vote"] = questions
                 settlement["vote_then_waits"] = waits
-                ballot = self.ballots.chosen(self._of_key.get(rows.key, ""), contended, questions, arrived)
+                ids = conflict.id, self._of_key.get(rows.key, "")
+                ballot = self.ballots.chosen(ids, contended, questions, arrived)
         else:
             settlement = {
                 "strategy": "observed_remove", "values": {}, "explanation": [], "discarded": [], "confidence": 1.0,
