@@ -26,7 +26,6 @@ from nova.errors import ConfigError
 
 if TYPE_CHECKING:
     from nova.conflict.policy import Policy
-    from nova.conflict.strategies.vote import Asker
     from nova.store.core import StoreConfig
     from nova.store.invariants import StoreInvariant
 
@@ -80,7 +79,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     policy         TOML file with the policy for conflicts of keys that no strategy is named for
     invariants     truths about many keys, tables of kind (sum_le, unique, reference), prefix, path, by, limit, to, name
     voters         nodes that the strategy `consensus_vote` asks; a majority of them all decides (policies name theirs)
-    vote_timeout_ms  after as long without a majority the last writer wins; 0: they are waited for
+    vote_timeout_ms  after as long without a majority vote_otherwise decides; 0: they are waited for
+    vote_otherwise   a strategy, by default lww; with manual a tie or a time-out waits for somebody
     escalate       who is told, one after the other, of a conflict that waits for somebody; each after one more
     escalate_ms    of these, counted from when the conflict was found
     link_delay_ms  region -> one-way delay that is added to what is sent there (emulation, for demonstrations)
@@ -109,6 +109,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     invariants: list[dict[str, Any]] = []
     voters: list[str] = []
     vote_timeout_ms: int = 10_000
+    vote_otherwise: str = "lww"
     escalate: list[str] = []
     escalate_ms: int = 3_600_000
     link_delay_ms: dict[str, float] = {}
@@ -380,15 +381,15 @@ def _check_strategies(strategies: dict[str, str]) -> None:
 def store_config(config: NodeConfig) -> StoreConfig:
     """What the store of a node is told. Raises ConfigError."""
     from nova.store.core import StoreConfig
-    from nova.store.votes import ASKING
 
     return StoreConfig(
         kinds=config.kinds,
         strategies=config.strategies,
-        policies={"": read_policy(config.policy, ASKING)} if config.policy else {},
+        policies={"": read_policy(config.policy)} if config.policy else {},
         invariants=invariants_of(config.invariants),
         voters=tuple(config.voters),
         vote_timeout_ms=config.vote_timeout_ms,
+        vote_otherwise=config.vote_otherwise,
         escalate=tuple(config.escalate),
         escalate_ms=config.escalate_ms,
         audit_key=(config.audit_key or "").encode(),
@@ -425,6 +426,13 @@ def _check_voters(voters: list[str]) -> None:
         raise ValueError("names a voter twice; each has one vote")
 
 
+def _check_otherwise(strategy: str) -> None:
+    from nova.conflict.strategies import known_strategies
+
+    if strategy not in (known := known_strategies()):
+        raise ValueError(f'is "{strategy}"; {_choice(strategy, known)}')
+
+
 def _check_escalate(levels: list[str]) -> None:
     if len(levels) > 16 or any(not 1 <= len(level) <= 256 for level in levels):
         raise ValueError("names over 16 levels, or one of 0 or over 256 characters; shorten it")
@@ -437,11 +445,11 @@ def _check_policy(policy: str) -> None:
         raise ValueError(f"is no policy: {error}") from None
 
 
-def read_policy(file: str, asker: Asker | None = None) -> Policy:
-    """The policy of a TOML file; `asker` asks its voters. Raises ConfigError with file, line and mend."""
+def read_policy(file: str) -> Policy:
+    """The policy of a TOML file. Raises ConfigError with file, line and mend."""
     from nova.conflict.policy import policy_from_toml
 
-    return policy_from_toml(read_text(file), file, asker=asker)
+    return policy_from_toml(read_text(file), file)
 
 
 def read_text(file: str | os.PathLike[str]) -> str:
@@ -492,6 +500,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "invariants": _check_invariants,
     "voters": _check_voters,
     "vote_timeout_ms": _between(0, 86_400_000),
+    "vote_otherwise": _check_otherwise,
     "escalate": _check_escalate,
     "escalate_ms": _between(1_000, 30 * 86_400_000),
     "link_delay_ms": _check_delays,

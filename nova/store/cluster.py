@@ -10,7 +10,7 @@ import msgspec
 from nova.crdt.keyspace import batch_head
 from nova.errors import PeerError
 from nova.store.core import Durable, Replica, StoreConfig
-from nova.store.decisions import escalate
+from nova.store.decisions import ESCALATION_MESSAGES, escalate, escalated, levels
 from nova.store.votes import VOTE_MESSAGES, Votes
 from nova.store.witness import WITNESS_MESSAGES, Witness
 from nova.sync.antientropy import ANTIENTROPY_MESSAGES, AntiEntropy, AntiEntropyConfig, Diverged, Joined
@@ -30,8 +30,18 @@ from nova.sync.retire import RetireConfig, Retirement
 from nova.types import NodeId, Outputs, Random
 from nova.wire import Codec
 
-CODEC = Codec(*MEMBERSHIP_MESSAGES, *GOSSIP_MESSAGES, *ANTIENTROPY_MESSAGES, *VOTE_MESSAGES, *WITNESS_MESSAGES)
+CODEC = Codec(
+    *MEMBERSHIP_MESSAGES,
+    *GOSSIP_MESSAGES,
+    *ANTIENTROPY_MESSAGES,
+    *VOTE_MESSAGES,
+    *WITNESS_MESSAGES,
+    *ESCALATION_MESSAGES,
+)
 """Every message that members of a cluster send each other."""
+
+ALONE_TICKS = 50
+"""A node that just started hears first whom others have told of what waits."""
 
 MemberEvent = MemberUp | MemberSuspected | MemberDown | MemberLeft | MemberUpdated
 
@@ -100,13 +110,16 @@ class ClusterCore:
         out.extend(self._digested(self.antientropy.tick()))
         out.extend(self._digested(self.retirement.tick()))
         live = self.membership.peers()
-        told = self._ticks % 10 == 0 and self.replica.node <= min(live, default=self.replica.node)
+        told = self._ticks % 10 == 9 and self._ticks >= ALONE_TICKS
+        told = told and self.replica.node <= min(live, default=self.replica.node)
         self._ticks += 1
-        notices = [Notice(text, bad=True) for text in escalate(self.replica)] if told else []
+        due = escalate(self.replica) if told else []
+        escalations = [(peer, message) for _, message in due for peer in sorted(live)]
+        notices = [Notice(text, bad=True) for text, _ in due]
         if self.witness is not None:
             out.extend(self.witness.tick(live))
             notices += [Notice(text, bad=True) for text in self.witness.news()]
-        return self._voted(out, Outputs(apply=[*notices]), self.votes.tick(live))
+        return self._voted(out, Outputs(send=escalations, apply=[*notices]), self.votes.tick(live))
 
     def step(self, sender: NodeId, message: Any) -> Outputs:
         """Take a message of an authenticated peer. Raises PeerError."""
@@ -118,6 +131,9 @@ class ClusterCore:
             return self._digested(self.antientropy.step(sender, message))
         if isinstance(message, VOTE_MESSAGES):
             return self._voted(Outputs(), self.votes.step(sender, message))
+        if isinstance(message, ESCALATION_MESSAGES):
+            escalated(self.replica, message)
+            return self._voted(Outputs())
         if isinstance(message, WITNESS_MESSAGES):
             return self.witness.step(sender, message) if self.witness is not None else Outputs()
         raise PeerError(f"{sender} sent a {type(message).__name__}, which no part of this node takes")
@@ -127,6 +143,7 @@ class ClusterCore:
         self._connected.add(member.node)
         out = self._digested(self.membership.met(member))
         out.extend(self.gossip.peer_up(member.node))
+        out.send += [(member.node, each) for each in levels(self.replica)]
         if self.witness is not None:
             out.extend(self.witness.met(member.node))
         return out

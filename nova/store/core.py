@@ -43,7 +43,8 @@ class StoreConfig(msgspec.Struct, frozen=True):
     strategies  prefix -> strategy for their conflicts; else the kind's: `semantic` for vm, `lww` for the others
     policies    prefix -> policy, beside `strategies`: of both the longest prefix decides, of equal ones the strategy
     voters      whom the strategy `consensus_vote` asks (a policy names its own); a majority of all of them decides
-    vote_timeout_ms  after as long without a majority the last writer wins; 0: they are waited for
+    vote_timeout_ms  after as long without a majority `vote_otherwise` decides; 0: they are waited for
+    vote_otherwise  the strategy for a tie or a time-out; what it gives is shown meanwhile. `manual`: somebody decides
     escalate    who is told of a conflict that waits for somebody: one after the other, each `escalate_ms` later
     invariants  truths about many keys, checked as they change; see nova.store.invariants
     audit_key   up to 64 bytes that the hashes of the audit chain depend on; b"" for none
@@ -63,6 +64,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
     invariants: tuple[StoreInvariant, ...] = ()
     voters: tuple[str, ...] = ()
     vote_timeout_ms: int = 10_000
+    vote_otherwise: str = "lww"
     escalate: tuple[str, ...] = ()
     escalate_ms: int = 3_600_000
 
@@ -236,6 +238,10 @@ class Replica:
         """Put an event into the audit chain; the token with which it is durable."""
         self._open_audit += self.conflicts.note(type, conflict_id, key, body, time_ms)
         return self._token + 1
+
+    def examine_again(self, key: str) -> None:
+        """Record what is contended about a key now, if that is not on record."""
+        self._open_audit += self.conflicts.examine_keys([(key, True, False)])
 
     def turn(self) -> Outputs:
         """Everything written since the last turn, as one batch: persist it, then send it, then answer the writers."""
