@@ -192,12 +192,14 @@ class Ballots:
     # -- how it ended --
 
     def waits(self, record: Mapping[str, Any]) -> bool:
-        """Whether voters are still to decide it: not if they did not agree, and the fallback is a person."""
+        """Whether voters are still to decide it: not if they are done, and it is somebody's turn now."""
         return "vote" in record["resolution"] and not self._left_to_somebody(record)
 
     def _left_to_somebody(self, record: Mapping[str, Any]) -> bool:
         if record["id"] not in self._ended or not record["resolution"].get("vote_then_waits"):
             return False
+        if record["resolution"].get("vote_waits_too"):
+            return True
         _, (_, winners) = self._ended[record["id"]]
         return any(question["path"] not in winners for question in record["resolution"]["vote"])
 

@@ -130,7 +130,10 @@ class ClusterCore:
         if isinstance(message, ANTIENTROPY_MESSAGES):
             return self._digested(self.antientropy.step(sender, message))
         if isinstance(message, VOTE_MESSAGES):
-            return self._voted(Outputs(), self.votes.step(sender, message))
+            try:
+                return self._voted(Outputs(), self.votes.step(sender, message))
+            except PeerError as error:  # while voters are being renamed node by node: no reason to hang up
+                return Outputs(apply=[Notice(str(error), bad=True)])
         if isinstance(message, ESCALATION_MESSAGES):
             escalated(self.replica, message)
             return self._voted(Outputs())

@@ -35,7 +35,7 @@ from nova.store.ballots import Ballots, asked, node_of, question_of, version_of
 from nova.store.decisions import APART
 from nova.store.invariants import Broken, InvariantIndex
 from nova.store.kinds import BY_CODE, KINDS
-from nova.store.strategies import asks, bound, named, noting
+from nova.store.strategies import asks, bound, named, noting, winning
 from nova.types import Dot
 
 if TYPE_CHECKING:
@@ -231,8 +231,13 @@ class Conflicts:
 
     def _settled(
         self, rows: Rows, contended: Mapping[str, Sequence[Row]], found: bool = False
-    ) -> tuple[Conflict, Resolution, list[dict[str, Any]], bool]:
-        """The same, what voters are to be asked, and whether, if they do not agree, somebody has to be."""
+    ) -> tuple[Conflict, Resolution, dict[str, Any]]:
+        """The same, and if voters are to be asked what a record says of that.
+
+        vote             the questions
+        vote_then_waits  whether somebody has to decide if voters do not agree
+        vote_waits_too   whether somebody has to even if they do: about another path, or to approve
+        """
         leaves = self._uncontended(rows, contended)
         siblings = {path: [version_of(row) for row in items] for path, items in contended.items()}
         conflict = self._detector.examine(rows.key, BY_CODE[rows.kind].name, siblings, leaves=leaves)
@@ -241,21 +246,24 @@ class Conflicts:
         strategy = self.strategy_for(rows.key, rows.kind)
         context = ResolveContext(leaves=leaves)
         if not isinstance(strategy, PolicyStrategy) and not self.asks(rows.key):
-            return conflict, strategy.resolve(conflict, context), [], False
+            return conflict, strategy.resolve(conflict, context), {}
         with noting() as questions:
             if found and isinstance(strategy, PolicyStrategy):
                 resolution = strategy.settle(conflict, context)
             else:
                 resolution = strategy.resolve(conflict, context)
-        waits = resolution.pending
         first = {question.path: question for question in reversed(questions)}  # of a chain of votes the first is held
         if inside := sorted(first.keys() - contended.keys()):
             words = f"{', '.join(inside)}: votes are about whole values, not about parts of one; the fallback stands"
             resolution = resolution.replace(explanation=(*resolution.explanation, words))
         about = [asked(first[path]) for path in sorted(first.keys() & contended.keys())]
-        if about:
-            resolution = resolution.replace(pending=True, confidence=min(resolution.confidence, 0.3))
-        return conflict, resolution, about, waits
+        if not about:
+            return conflict, resolution, {}
+        vote = {"vote": about, "vote_then_waits": resolution.pending, "vote_waits_too": False}
+        if resolution.pending:
+            with winning(first.keys() & contended.keys()):
+                vote["vote_waits_too"] = strategy.resolve(conflict, context).pending
+        return conflict, resolution.replace(pending=True, confidence=min(resolution.confidence, 0.3)), vote
 
     def strategy_for(self, key: str, kind: int) -> Strategy:
         """The strategy configured for the longest prefix of a key, else the one of its kind."""
@@ -311,16 +319,15 @@ class Conflicts:
         ballot: dict[str, str] = {}
         if contended:
             started = perf_counter_ns()
-            _, resolution, questions, waits = self._settled(rows, contended, found=True)
+            _, resolution, vote = self._settled(rows, contended, found=True)
             took_ms = (perf_counter_ns() - started) / 1e6
             settlement = resolve_body(resolution)
             if resolution.actions:
                 settlement["actions"] = [msgspec.structs.asdict(action) for action in resolution.actions]
-            if questions:
-                settlement["vote"] = questions
-                settlement["vote_then_waits"] = waits
+            if vote:
+                settlement |= vote
                 ids = conflict.id, self._of_key.get(rows.key, "")
-                ballot = self.ballots.chosen(ids, contended, questions, arrived)
+                ballot = self.ballots.chosen(ids, contended, vote["vote"], arrived)
         else:
             settlement = {
                 "strategy": "observed_remove", "values": {}, "explanation": [], "discarded": [], "confidence": 1.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
@@ -99,6 +99,8 @@ class Asking:
     """The `Asker` of a store: it notes what is to be asked, and leaves the conflict pending until a vote has ended."""
 
     def ask(self, question: Question) -> Iterable[Ballot]:
+        if question.path in _won.get():
+            return [Ballot(voter, question.candidates[0].id) for voter in question.voters]
         noted = _noted.get()
         if noted is not None and question not in noted:
             noted.append(question)
@@ -120,4 +122,17 @@ def noting() -> Iterator[list[Question]]:
         _noted.reset(token)
 
 
-__all__ = ["ASKING", "asks", "bound", "named", "noting"]
+_won: ContextVar[Collection[str]] = ContextVar("nova.store.strategies.won", default=())
+
+
+@contextmanager
+def winning(paths: Collection[str]) -> Iterator[None]:
+    """While this is open the votes about these paths are won: what is pending then waits for others than voters."""
+    token = _won.set(paths)
+    try:
+        yield
+    finally:
+        _won.reset(token)
+
+
+__all__ = ["ASKING", "asks", "bound", "named", "noting", "winning"]

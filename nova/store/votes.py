@@ -98,7 +98,7 @@ class Votes:
         self._left: set[NodeId] = set()
 
     def step(self, sender: NodeId, message: Any) -> Outputs:
-        """Take a message. Raises PeerError for an end that no vote can have."""
+        """Take a message. Raises PeerError for an end that no vote can have, as one of other voters."""
         ballots = self._replica.conflicts.ballots
         match message:
             case VoteAsk(conflict, key):
@@ -115,7 +115,7 @@ class Votes:
                 if not ballots.end(conflict, key, cast, winners):
                     raise PeerError(
                         f"{sender} says that {dict(winners)} won the vote {conflict} about {key!r} by {cast}, which "
-                        "is no majority of its voters for one of its candidates; upgrade the older one of both nodes"
+                        "is no majority of its voters for one of its candidates; configure the same voters on both"
                     )
         return Outputs()
 
@@ -221,7 +221,7 @@ class Votes:
         ended = VoteEnded(conflict, key, poll.ballots, winners)
         told = Outputs(send=[(peer, ended) for peer in sorted(self._live)])
         if not conflicts.ballots.waits(record):
-            return told  # they did not agree, and the fallback is a person
+            return told  # somebody has to decide: they did not agree, or not about all of it
         values = dict(record["resolution"]["values"])
         for question in asked:
             if (winner := winners.get(question["path"])) is not None:

@@ -38,7 +38,7 @@ def write(world, node, key, value, **options):
 
 def two_fields(kind, *crashed, **changes):
     """Both sides write two fields of one key, each in a write of its own."""
-    cluster = Cluster(21, configured(strategies={"m/": "consensus_vote"}, kinds={"m/": kind}, **changes))
+    cluster = Cluster(21, configured(**{"strategies": {"m/": "consensus_vote"}, "kinds": {"m/": kind}, **changes}))
     world = start(cluster)
     write(world, "n0", "m/1", {"id": "m", "cpu": 1, "memory_mb": 1})
     world.run(50)
@@ -348,9 +348,12 @@ def test_an_end_that_no_vote_can_have_is_refused():
         ({"n0": "ff", "n1": "ff", "n2": "ff"}, "ff"),
     ):
         with pytest.raises(PeerError, match="no majority"):
-            core.step("n0", VoteEnded(conflict, "x/0", {"": ballots}, {"": winner}))
+            core.votes.step("n0", VoteEnded(conflict, "x/0", {"": ballots}, {"": winner}))
     with pytest.raises(PeerError, match="no majority"):
-        core.step("n0", VoteEnded(conflict, "x/0", {"/y": {}}, {}))
+        core.votes.step("n0", VoteEnded(conflict, "x/0", {"/y": {}}, {}))
+    (notice,) = core.step("n0", VoteEnded(conflict, "x/0", {"/y": {}}, {})).apply  # told, and the link stays
+    assert "configure the same voters" in notice.text
+    assert world["n1"].replica.conflicts.ballots.ended(conflict) is None
     core.step("n0", VoteEnded("00" * 16, "x/0", {"": {}}, {}))  # of one that was forgotten here, or never known
 
 
@@ -487,3 +490,19 @@ def test_fields_removals_and_whole_values_are_voted_on_whatever_happens(seed):
             assert not entry.siblings
             for field in ("cpu", "memory_mb"):
                 assert entry.value.get(field, 1) in range(1, 40), entry
+
+
+def test_what_waits_for_a_person_is_not_decided_by_a_vote_about_another_field():
+    policy = (
+        PolicyBuilder("p").default("lww").fallback("consensus_vote", "lww")
+        .field("/cpu", "consensus_vote").field("/memory_mb", "manual").build()
+    )  # fmt: skip
+    cluster = two_fields("map", strategies={}, policies={"m/": policy})
+    world = cluster.world
+    (conflict, *_) = asking(world, "n0")
+    ended = lambda: any(message.winners for _, message in cluster.ended)  # noqa: E731
+    assert world.run(until=ended, ticks_max=600)
+    world.run(100)
+    for member in world:
+        (case,) = waiting(member.replica)
+        assert {each.value for each in case.candidates if each.path == "/memory_mb"} == {20, 200}, member.node
