@@ -18,7 +18,7 @@ import socket
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from nova.conflict.policy import Policy
     from nova.conflict.strategies.vote import Asker
     from nova.store.core import StoreConfig
-    from nova.store.invariants import StoreInvariant
 
 KEY_CHARS_MIN = 32
 
@@ -79,6 +78,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     strategies     key prefix -> name of the strategy that settles conflicts below it
     policy         TOML file with the policy for conflicts of keys that no strategy is named for
     invariants     truths about many keys, tables of kind (sum_le, unique, reference), prefix, path, by, limit, to, name
+    semantics      rules about parts of one key, tables of name, path, values, requires or excludes, one_of, prefix
     voters         nodes that the strategy `consensus_vote` asks; a majority of them all decides (policies name theirs)
     vote_timeout_ms  after as long without a majority the last writer wins; 0: they are waited for
     escalate       who is told, one after the other, of a conflict that waits for somebody; each after one more
@@ -107,6 +107,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     strategies: dict[str, str] = {}
     policy: str | None = None
     invariants: list[dict[str, Any]] = []
+    semantics: list[dict[str, Any]] = []
     voters: list[str] = []
     vote_timeout_ms: int = 10_000
     escalate: list[str] = []
@@ -379,14 +380,17 @@ def _check_strategies(strategies: dict[str, str]) -> None:
 
 def store_config(config: NodeConfig) -> StoreConfig:
     """What the store of a node is told. Raises ConfigError."""
+    from nova.conflict.semantics import SemanticRule
     from nova.store.core import StoreConfig
+    from nova.store.invariants import StoreInvariant
     from nova.store.votes import ASKING
 
     return StoreConfig(
         kinds=config.kinds,
         strategies=config.strategies,
         policies={"": read_policy(config.policy, ASKING)} if config.policy else {},
-        invariants=invariants_of(config.invariants),
+        invariants=declared(config.invariants, StoreInvariant),
+        semantics=declared(config.semantics, SemanticRule),
         voters=tuple(config.voters),
         vote_timeout_ms=config.vote_timeout_ms,
         escalate=tuple(config.escalate),
@@ -398,24 +402,36 @@ def store_config(config: NodeConfig) -> StoreConfig:
     )
 
 
-def invariants_of(tables: list[dict[str, Any]]) -> tuple[StoreInvariant, ...]:
-    """The declared truths of a configuration. Raises ConfigError."""
-    from nova.store.invariants import StoreInvariant
+_Declared = TypeVar("_Declared")
 
+
+def declared(tables: list[dict[str, Any]], type_: type[_Declared]) -> tuple[_Declared, ...]:
+    """The tables of a configuration as declarations of a type. Raises ConfigError."""
     out = []
     for number, table in enumerate(tables, 1):
         try:
-            out.append(msgspec.convert(table, StoreInvariant))
+            out.append(msgspec.convert(table, type_))
         except (msgspec.ValidationError, ConfigError) as error:
             raise ConfigError(f"number {number}: {error}") from None
     return tuple(out)
 
 
 def _check_invariants(tables: list[dict[str, Any]]) -> None:
+    from nova.store.invariants import StoreInvariant
+
     try:
-        invariants_of(tables)
+        declared(tables, StoreInvariant)
     except ConfigError as error:
         raise ValueError(f"does not declare a truth about keys: {error}") from None
+
+
+def _check_semantics(tables: list[dict[str, Any]]) -> None:
+    from nova.conflict.semantics import SemanticRule
+
+    try:
+        declared(tables, SemanticRule)
+    except ConfigError as error:
+        raise ValueError(f"does not declare a rule: {error}") from None
 
 
 def _check_voters(voters: list[str]) -> None:
@@ -490,6 +506,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "strategies": _check_strategies,
     "policy": _check_policy,
     "invariants": _check_invariants,
+    "semantics": _check_semantics,
     "voters": _check_voters,
     "vote_timeout_ms": _between(0, 86_400_000),
     "escalate": _check_escalate,
