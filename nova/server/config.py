@@ -18,7 +18,7 @@ import socket
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -27,7 +27,6 @@ from nova.errors import ConfigError
 if TYPE_CHECKING:
     from nova.conflict.policy import Policy
     from nova.store.core import StoreConfig
-    from nova.store.invariants import StoreInvariant
 
 KEY_CHARS_MIN = 32
 
@@ -78,6 +77,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     strategies     key prefix -> name of the strategy that settles conflicts below it
     policy         TOML file with the policy for conflicts of keys that no strategy is named for
     invariants     truths about many keys, tables of kind (sum_le, unique, reference), prefix, path, by, limit, to, name
+    semantics      rules about parts of one key, tables of name, path, values, requires or excludes, one_of, prefix
     voters         nodes that the strategy `consensus_vote` asks; a majority of them all decides (policies name theirs)
     vote_timeout_ms  after as long without a majority vote_otherwise decides; 0: they are waited for
     vote_otherwise   a strategy, by default lww; with manual a tie or a time-out waits for somebody
@@ -107,6 +107,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     strategies: dict[str, str] = {}
     policy: str | None = None
     invariants: list[dict[str, Any]] = []
+    semantics: list[dict[str, Any]] = []
     voters: list[str] = []
     vote_timeout_ms: int = 10_000
     vote_otherwise: str = "lww"
@@ -380,13 +381,16 @@ def _check_strategies(strategies: dict[str, str]) -> None:
 
 def store_config(config: NodeConfig) -> StoreConfig:
     """What the store of a node is told. Raises ConfigError."""
+    from nova.conflict.semantics import SemanticRule
     from nova.store.core import StoreConfig
+    from nova.store.invariants import StoreInvariant
 
     return StoreConfig(
         kinds=config.kinds,
         strategies=config.strategies,
         policies={"": read_policy(config.policy)} if config.policy else {},
-        invariants=invariants_of(config.invariants),
+        invariants=declared(config.invariants, StoreInvariant),
+        semantics=declared(config.semantics, SemanticRule),
         voters=tuple(config.voters),
         vote_timeout_ms=config.vote_timeout_ms,
         vote_otherwise=config.vote_otherwise,
@@ -399,24 +403,36 @@ def store_config(config: NodeConfig) -> StoreConfig:
     )
 
 
-def invariants_of(tables: list[dict[str, Any]]) -> tuple[StoreInvariant, ...]:
-    """The declared truths of a configuration. Raises ConfigError."""
-    from nova.store.invariants import StoreInvariant
+_Declared = TypeVar("_Declared")
 
+
+def declared(tables: list[dict[str, Any]], type_: type[_Declared]) -> tuple[_Declared, ...]:
+    """The tables of a configuration as declarations of a type. Raises ConfigError."""
     out = []
     for number, table in enumerate(tables, 1):
         try:
-            out.append(msgspec.convert(table, StoreInvariant))
+            out.append(msgspec.convert(table, type_))
         except (msgspec.ValidationError, ConfigError) as error:
             raise ConfigError(f"number {number}: {error}") from None
     return tuple(out)
 
 
 def _check_invariants(tables: list[dict[str, Any]]) -> None:
+    from nova.store.invariants import StoreInvariant
+
     try:
-        invariants_of(tables)
+        declared(tables, StoreInvariant)
     except ConfigError as error:
         raise ValueError(f"does not declare a truth about keys: {error}") from None
+
+
+def _check_semantics(tables: list[dict[str, Any]]) -> None:
+    from nova.conflict.semantics import SemanticRule
+
+    try:
+        declared(tables, SemanticRule)
+    except ConfigError as error:
+        raise ValueError(f"does not declare a rule: {error}") from None
 
 
 def _check_voters(voters: list[str]) -> None:
@@ -498,6 +514,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "strategies": _check_strategies,
     "policy": _check_policy,
     "invariants": _check_invariants,
+    "semantics": _check_semantics,
     "voters": _check_voters,
     "vote_timeout_ms": _between(0, 86_400_000),
     "vote_otherwise": _check_otherwise,

@@ -22,19 +22,20 @@ from nova.conflict.detect import (
     ConflictType,
     Contention,
     ResourceIndex,
-    Severity,
     Version,
 )
 from nova.conflict.metrics import ConflictMetrics, Hooks
 from nova.conflict.policy import PolicyManager, PolicyStrategy
+from nova.conflict.semantics import semantic
 from nova.conflict.strategies import Resolution, ResolveContext, Strategy, strategy_named
 from nova.crdt.keyspace import Entry as Rows
 from nova.crdt.keyspace import Row, Write
 from nova.metrics import Registry
 from nova.store.ballots import Ballots, asked, node_of, question_of, version_of
 from nova.store.decisions import APART
-from nova.store.invariants import Broken, InvariantIndex
+from nova.store.invariants import InvariantIndex
 from nova.store.kinds import BY_CODE, KINDS
+from nova.store.semantics import SEMANTIC, Rules
 from nova.store.strategies import asks, bound, named, noting, winning
 from nova.types import Dot
 
@@ -48,8 +49,9 @@ Effect = tuple[str, Write, list[str] | None, list[tuple[str, Write]] | None, boo
 
 VM = KINDS["vm"].code
 OWNERS_MAX = 16
-INVARIANT, FENCING = "invariant", "fencing"
-PLACED = ("/power_state", "/host")
+INVARIANT = "invariant"
+BESIDE = ("/power_state", "/fencing_token")
+"""Leaves of a VM that say, with their writers, whether two hosts of it are two places where it runs."""
 CLAIMS = "/networks/"
 """Paths of a VM whose leaves claim something exclusive."""
 
@@ -66,6 +68,9 @@ class Conflicts:
         self._detector = ConflictDetector()
         self._resources = ResourceIndex()
         self.invariants = InvariantIndex(replica.config.invariants, lambda key: replica.space.get(key) is not None)
+        self.rules = Rules(replica.config.semantics, self._detector, version_of)
+        if self.rules:
+            self._detector.add(SEMANTIC, semantic(*replica.config.semantics))
         self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._of_key: dict[str, str] = {}
         self._of_subject: dict[str, str] = {}
@@ -100,7 +105,6 @@ class Conflicts:
         clashes: dict[str, dict[str, list[Write]]] = {}
         arrived: dict[Dot, int] = {}
         claims: list[tuple[str, list[Contention]]] = []
-        started: dict[str, None] = {}
         for key, write, contended, deletions, alive, puts in effects:
             if contended or deletions:
                 clash = clashes.setdefault(key, {})
@@ -113,8 +117,6 @@ class Conflicts:
                     for put, _ in puts:
                         if path in ("", put):
                             clash.setdefault(put, []).append(deletion)
-            if write.kind == VM and any(path in PLACED for path, _ in puts):
-                started[key] = None
             if write.kind == VM and (not alive or not puts or any(path.startswith(CLAIMS) for path, _ in puts)):
                 found = self._claimed(key, self._replica.space.get(key))
                 if found:
@@ -124,39 +126,13 @@ class Conflicts:
             rows = self._replica.space.get(key)
             if rows is not None:
                 out += self._found(rows, clash, arrived)
-        for key in started:
-            out += self._placed(key)
         for key, contentions in claims:
             out += self._contended(key, contentions)
-        if self.invariants:
+        if self.invariants or self.rules:
             for key in dict.fromkeys(effect[0] for effect in effects):
                 out += self._checked(key)
+                out += self._disagreeing(key)
         return out
-
-    def _split_brain(self, key: str) -> Conflict | None:
-        """The conflict between writers who all started a VM, of whom some had not seen where others had put it.
-
-        No path is contended: all wrote `running`, and one alone wrote the host.
-        """
-        rows = self._replica.space.get(key)
-        if rows is None or rows.kind != VM:
-            return None
-        powers, hosts = rows.at("/power_state"), rows.at("/host")
-        if len(powers) < 2 or len(hosts) != 1 or any(row.value != powers[0].value for row in powers):
-            return None
-        siblings = {"/power_state": [version_of(row) for row in powers], "/host": [version_of(hosts[0])]}
-        conflict = self._detector.examine(key, "vm", siblings)
-        return conflict if conflict.severity is Severity.CRITICAL else None
-
-    def _placed(self, key: str) -> list[bytes]:
-        conflict = self._split_brain(key)
-        if conflict is None or conflict.id in self._records:
-            return []
-        settlement = {
-            "strategy": FENCING, "values": {}, "discarded": [], "confidence": 0.0, "pending": True,
-            "explanation": [f"{conflict.reason}; nothing is merged until one of them has given way"],
-        }  # fmt: skip
-        return self._record(conflict, settlement)
 
     def _checked(self, key: str) -> list[bytes]:
         """Audit records for the declared truths that a change of this key broke."""
@@ -172,7 +148,31 @@ class Conflicts:
                 broken=((broken.name, broken.wrong),),
             )
             if conflict.id not in self._records:
-                out += self._record(conflict, _left_as_it_is(broken), key)
+                out += self._record(conflict, _left_as_it_is(f"{broken.name}: {broken.wrong}"), key)
+        return out
+
+    def declares(self, key: str) -> bool:
+        """Whether a truth or a rule is declared about this key."""
+        return self.invariants.concerns(key) or self.rules.concerns(key)
+
+    def _disagreements(self, key: str) -> list[Conflict]:
+        rows = self._replica.space.get(key)
+        if rows is None or not self.rules.concerns(key):
+            return []
+        return list(self.rules.disagreements(rows, self._replica.view(rows).value))
+
+    def _disagreeing(self, key: str) -> list[bytes]:
+        """Audit records for the declared rules that writers of this key broke without knowing of each other.
+
+        Nothing if what is contended about the key waits already, for that reason.
+        """
+        out: list[bytes] = []
+        waits = self._undecided.get(self._of_key.get(key, ""))
+        if waits is not None and SEMANTIC in waits["types"] and self.status(waits) == "pending":
+            return out
+        for conflict in self._disagreements(key):
+            if conflict.id not in self._records:
+                out += self._record(conflict, _left_as_it_is(conflict.reason))
         return out
 
     def _value(self, key: str) -> Any:
@@ -190,13 +190,12 @@ class Conflicts:
                 continue
             live: dict[str, list[Write]] = {path: [] for path, items in rows.live() if contended and len(items) > 1}
             found = self._found(rows, live) if live else []
-            if rows.kind == VM and not found:
-                found = self._placed(key)
             merges[rows.kind, bool(found)] += 1
             out += found
-        if self.invariants:
+        if self.invariants or self.rules:
             for key, *_ in changed:
                 out += self._checked(key)
+                out += self._disagreeing(key)
         for (code, clashed), count in merges.items():
             self.metrics.merged(BY_CODE[code].name, "conflict" if clashed else "clean", count)
         self.metrics.searched((perf_counter_ns() - started) / 1e6)
@@ -240,7 +239,7 @@ class Conflicts:
         """
         leaves = self._uncontended(rows, contended)
         siblings = {path: [version_of(row) for row in items] for path, items in contended.items()}
-        conflict = self._detector.examine(rows.key, BY_CODE[rows.kind].name, siblings, leaves=leaves)
+        conflict = self._described(rows, siblings, leaves)
         if self.asks(rows.key):
             conflict = question_of(conflict)
         strategy = self.strategy_for(rows.key, rows.kind)
@@ -265,6 +264,12 @@ class Conflicts:
                 vote["vote_waits_too"] = strategy.resolve(conflict, context).pending
         return conflict, resolution.replace(pending=True, confidence=min(resolution.confidence, 0.3)), vote
 
+    def _described(self, rows: Rows, siblings: Mapping[str, Sequence[Version]], leaves: Mapping[str, Any]) -> Conflict:
+        beside = self.rules.beside(rows) if self.rules else {}
+        if rows.kind == VM and ("/host" in siblings or "/region" in siblings):
+            beside |= {path: [version_of(row) for row in rows.at(path)] for path in BESIDE}
+        return self._detector.examine(rows.key, BY_CODE[rows.kind].name, siblings, leaves=leaves, beside=beside)
+
     def strategy_for(self, key: str, kind: int) -> Strategy:
         """The strategy configured for the longest prefix of a key, else the one of its kind."""
         for prefix, strategy in self._strategies:
@@ -273,7 +278,7 @@ class Conflicts:
         return strategy_named("semantic" if kind == VM else "lww")
 
     def _uncontended(self, rows: Rows, contended: Mapping[str, object]) -> dict[str, Any]:
-        if rows.kind != VM:
+        if rows.kind != VM and not (self.rules and self.rules.concerns(rows.key)):
             return {}
         return {path: _unpack(items[-1].value) for path, items in rows.live() if path not in contended}
 
@@ -308,7 +313,7 @@ class Conflicts:
         if not siblings:
             return []
         leaves = self._uncontended(rows, siblings)
-        conflict = self._detector.examine(rows.key, BY_CODE[rows.kind].name, siblings, leaves=leaves)
+        conflict = self._described(rows, siblings, leaves)
         if contended and self.asks(rows.key):
             conflict = question_of(conflict)
         if (known := self.held(conflict.id)) is not None:
@@ -596,17 +601,20 @@ class Conflicts:
             newest = self._of_subject.get(record["resource"]) == record["id"]
             if not newest or not self.invariants.broken(record["resource"]):
                 return "superseded"
-        elif record["resolution"]["strategy"] == FENCING:
-            conflict = self._split_brain(record["key"])
-            return "superseded" if conflict is None or conflict.id != record["id"] else "pending"
+        elif record["kind"] == SEMANTIC:
+            if not any(each.id == record["id"] for each in self._disagreements(record["key"])):
+                return "superseded"
         elif self._of_key.get(record["key"]) != record["id"] or self._superseded(record):
             return "superseded"
         if not record["resolution"]["pending"]:
             return "resolved"
         if record["kind"] not in APART:
             rows = self._replica.space.get(record["key"])
-            if rows is None or not self._replica.parts(rows)[1]:
+            contended = self._replica.parts(rows)[1] if rows is not None else {}
+            if rows is None or not contended:
                 return "superseded"  # what is left of it says the same: there is nothing to decide
+            if record["severity"] == "critical" and not self.settle(rows, contended)[1].pending:
+                return "superseded"  # one side has stopped: what is contended still is nobody's emergency
         return "pending"
 
     def _superseded(self, record: Mapping[str, Any]) -> bool:
@@ -617,10 +625,10 @@ class Conflicts:
         return not any(row.write.stamp in stamps for _, items in rows.live() for row in items)
 
 
-def _left_as_it_is(broken: Broken) -> dict[str, Any]:
+def _left_as_it_is(wrong: str) -> dict[str, Any]:
     return {
         "strategy": "manual", "values": {}, "discarded": [], "confidence": 0.0, "pending": True,
-        "explanation": [f"{broken.name}: {broken.wrong}; what was written stays until somebody changes one of them"],
+        "explanation": [f"{wrong}; what was written stays until somebody changes one of them"],
     }  # fmt: skip
 
 

@@ -6,15 +6,17 @@ The same object runs on the network (`nova.runtime`), alone in a process (`Repli
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from nova.clock import HybridLogicalClock
+from nova.conflict import vm
 from nova.conflict.audit import AuditEvent
 from nova.conflict.detect import MISSING
 from nova.conflict.policy import Policy
+from nova.conflict.semantics import SemanticRule
 from nova.crdt.keyspace import Entry as Rows
 from nova.crdt.keyspace import Keyspace, Row, Write, batch_head
 from nova.errors import CorruptionError, KeyNotFoundError, LimitError, StaleContextError, UnavailableError, UsageError
@@ -47,6 +49,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
     vote_otherwise  the strategy for a tie or a time-out; what it gives is shown meanwhile. `manual`: somebody decides
     escalate    who is told of a conflict that waits for somebody: one after the other, each `escalate_ms` later
     invariants  truths about many keys, checked as they change; see nova.store.invariants
+    semantics   rules about parts of one key; see nova.store.semantics
     audit_key   up to 64 bytes that the hashes of the audit chain depend on; b"" for none
     """
 
@@ -62,6 +65,7 @@ class StoreConfig(msgspec.Struct, frozen=True):
     drift_ms_max: int = 60_000
     audit_key: bytes = b""
     invariants: tuple[StoreInvariant, ...] = ()
+    semantics: tuple[SemanticRule, ...] = ()
     voters: tuple[str, ...] = ()
     vote_timeout_ms: int = 10_000
     vote_otherwise: str = "lww"
@@ -105,7 +109,7 @@ class Replica:
         self._history = History(self.config.history_bytes)
         self.feed = Feed(self.config.feed_count)
         self.conflicts = Conflicts(self, metrics or Registry())
-        self._declared = bool(self.config.invariants)
+        self._declared = bool(self.config.invariants or self.config.semantics)
         self._durable: dict[Actor, int] = {}
         self._durable_cache: dict[Actor, int] | None = None
         self._token = 0
@@ -151,6 +155,10 @@ class Replica:
                 drops = [path for path in rows.paths() if path not in leaves]
                 if request.context is None and len(leaves) > 1:
                     leaves = self._changed(rows, leaves)
+        if kind.code == VM and rows is not None and leaves.get("/power_state") == "running":
+            leaves |= vm.placed(leaves, drops, self._seen(rows, request.context))
+        if self._declared and self.conflicts.rules.concerns(key):
+            self._check_rules(key, kind, rows, request.context, leaves, drops)
         if not leaves:
             if not drops and rows is not None:
                 return self.token_of(key), rows.newest()  # a change of nothing
@@ -224,7 +232,7 @@ class Replica:
             self._unsorted = True
         self._open_changes.append((self.space.revision, key))
         self._dirty[key] = self._token + 1
-        if effect[2] or effect[3] or kind == VM or (self._declared and self.conflicts.invariants.concerns(key)):
+        if effect[2] or effect[3] or kind == VM or (self._declared and self.conflicts.declares(key)):
             self._open_audit += self.conflicts.examine([effect])
         return self._token + 1, effect[1]
 
@@ -421,6 +429,33 @@ class Replica:
         _, resolution = self.conflicts.settle(rows, contended)
         current |= {path: leaf for path, leaf in resolution.settled.items() if leaf is not MISSING}
         return kind.patch(value, current, self.space.actor)
+
+    def _check_rules(
+        self,
+        key: str,
+        kind: Kind,
+        rows: Rows | None,
+        context: Mapping[str, int] | None,
+        leaves: Mapping[str, Any],
+        drops: Collection[str],
+    ) -> None:
+        seen = {} if rows is None else self._seen(rows, context)
+        if rows is not None and (contended := self.parts(rows)[1]):
+            _, resolution = self.conflicts.settle(rows, contended)
+            seen |= {path: leaf for path, leaf in resolution.settled.items() if leaf is not MISSING}
+        after = {path: leaf for path, leaf in (seen | dict(leaves)).items() if path not in drops}
+        self.conflicts.rules.check(key, kind.join(seen), kind.join(after))
+
+    def _seen(self, rows: Rows, context: Mapping[str, int] | None) -> dict[str, Any]:
+        """The uncontended leaves that a writer with this context knows."""
+        leaves, _ = self.parts(rows)
+        if context is None:
+            return leaves
+        return {
+            path: leaf
+            for path, leaf in leaves.items()
+            if all(context.get(row.write.dot.actor, 0) >= row.write.dot.count for row in rows.at(path))
+        }
 
     def _changed(self, rows: Rows, leaves: dict[str, Any]) -> dict[str, Any]:
         """The leaves of a whole write that say something new: one who repeats what stands there is no writer of it."""

@@ -16,8 +16,8 @@ from nova.conflict.detect import MISSING, same
 from nova.errors import KeyNotFoundError, LimitError, StaleContextError, UsageError
 from nova.store.kinds import BY_CODE
 
-APART = ("resource", "invariant")
-"""Kinds of conflicts between keys: no value of one of them is contended."""
+APART = ("resource", "invariant", "semantic")
+"""Kinds of conflicts between keys or between parts of one: no value is contended."""
 
 if TYPE_CHECKING:
     from nova.store.core import Replica

@@ -499,10 +499,26 @@ def test_what_waits_for_a_person_is_not_decided_by_a_vote_about_another_field():
     )  # fmt: skip
     cluster = two_fields("map", strategies={}, policies={"m/": policy})
     world = cluster.world
-    (conflict, *_) = asking(world, "n0")
+    asking(world, "n0")
     ended = lambda: any(message.winners for _, message in cluster.ended)  # noqa: E731
     assert world.run(until=ended, ticks_max=600)
     world.run(100)
     for member in world:
         (case,) = waiting(member.replica)
         assert {each.value for each in case.candidates if each.path == "/memory_mb"} == {20, 200}, member.node
+
+
+def test_a_vm_that_runs_at_two_hosts_stays_at_that_which_most_voters_had_first():
+    cluster = Cluster(37, configured(strategies={"v/": "consensus_vote"}, kinds={"v/": "vm"}))
+    world = start(cluster)
+    write(world, "n0", "v/1", {"id": "v", "power_state": "stopped", "host": "h0"})
+    world.run(50)
+    world.partition({"n0", "n1", "n2"}, {"n3", "n4"})
+    write(world, "n0", "v/1", {"power_state": "running", "host": "h1"}, merge=True)
+    write(world, "n4", "v/1", {"power_state": "running", "host": "h2"}, merge=True)
+    world.heal()
+    assert world.run(until=cluster.settled, ticks_max=600)
+    (record,) = world["n0"].replica.conflicts.page(key="v/1")["conflicts"]
+    assert "split brain" in record["reason"]
+    assert [value["host"] for value in values(world, "v/1")] == ["h1"] * 5
+    assert cluster.check()

@@ -16,7 +16,7 @@ inside a NIC, disk, snapshot or migration are refused, because there a typing er
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from ipaddress import ip_address
 from typing import Annotated, Any, Final, Literal
 
@@ -110,6 +110,7 @@ class _Shape(msgspec.Struct, frozen=True):
     metrics: dict[Key, float] | UnsetType = UNSET
     owner: str | UnsetType | None = UNSET
     updated_ms: Count | UnsetType = UNSET
+    fencing_token: Count | UnsetType = UNSET
 
 
 class VMState(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +118,7 @@ class VMState(msgspec.Struct, frozen=True, kw_only=True):
 
     metrics     name -> last measured value, for instance `cpu_mhz`
     updated_ms  when the source of the data measured or changed it, Unix time
+    fencing_token  under which it was started; a newer one keeps an older one out. 0: none
     extra       fields that this class does not know, kept as they are
     """
 
@@ -136,6 +138,7 @@ class VMState(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float] = {}
     owner: str | None = None
     updated_ms: int = 0
+    fencing_token: int = 0
     extra: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -184,6 +187,7 @@ _MEND: Final = {
     "labels": "give an object of texts",
     "metrics": "give an object of numbers",
     "updated_ms": "give Unix milliseconds",
+    "fencing_token": "give a whole number, greater than every one given before",
 }
 _WHERE: Final = re.compile(r" - at `\$\.?([^`]*)`$")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
@@ -309,6 +313,22 @@ def split_patch(patch: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[d
             drops += [other for other in present if other not in leaves]
     validate({name: value for name, value in patch.items() if name not in COLLECTIONS and value is not None})
     return puts, [path for path in drops if path in current and path not in puts]
+
+
+def placed(puts: Mapping[str, Any], drops: Collection[str], seen: Mapping[str, Any]) -> dict[str, Any]:
+    """Where one who starts a VM saw it, as leaves to write with the start: else nobody can tell that two who did not
+    know of each other started it at two places.
+
+    puts, drops  what he writes
+    seen         the uncontended leaves that he saw
+    """
+    if puts.get("/power_state") != "running" or seen.get("/power_state") == "running":
+        return {}
+    return {
+        path: seen[path]
+        for path in ("/host", "/region")
+        if path not in puts and path not in drops and seen.get(path) is not None
+    }
 
 
 def _patch_items(
