@@ -50,7 +50,7 @@ Effect = tuple[str, Write, list[str] | None, list[tuple[str, Write]] | None, boo
 VM = KINDS["vm"].code
 OWNERS_MAX = 16
 INVARIANT = "invariant"
-BESIDE = ("/power_state", "/fencing_token")
+BESIDE = ("/power_state", "/fencing_token", "/id")
 """Leaves of a VM that say, with their writers, whether two hosts of it are two places where it runs."""
 CLAIMS = "/networks/"
 """Paths of a VM whose leaves claim something exclusive."""
@@ -288,6 +288,10 @@ class Conflicts:
         self, rows: Rows, clash: Mapping[str, list[Write]], arrived: Mapping[Dot, int] = MappingProxyType({})
     ) -> list[bytes]:
         if not self.asks(rows.key):
+            waits = self._undecided.get(self._of_key.get(rows.key, ""))
+            if waits is not None and self.status(waits) == "pending":
+                # The newest record of a key stands for it: so it is about what waits as well.
+                clash = {**{path: [] for path in self._replica.parts(rows)[1]}, **clash}
             return self._noted(rows, clash, arrived)
         # Those who vote have to be asked the same. What met here and when differs from node to node; what is contended
         # in the end, all of it together, does not.

@@ -38,6 +38,9 @@ _pack = msgspec.msgpack.Encoder(order="deterministic").encode
 _unpack = msgspec.msgpack.Decoder().decode
 
 
+_PLACING = frozenset(("/power_state", *vm.PLACES))
+
+
 class StoreConfig(msgspec.Struct, frozen=True):
     """What a store is told about its keys and its limits.
 
@@ -155,7 +158,7 @@ class Replica:
                 drops = [path for path in rows.paths() if path not in leaves]
                 if request.context is None and len(leaves) > 1:
                     leaves = self._changed(rows, leaves)
-        if kind.code == VM and rows is not None and leaves.get("/power_state") == "running":
+        if kind.code == VM and rows is not None and not _PLACING.isdisjoint(leaves):
             leaves |= vm.placed(leaves, drops, self._seen(rows, request.context))
         if self._declared and self.conflicts.rules.concerns(key):
             self._check_rules(key, kind, rows, request.context, leaves, drops)

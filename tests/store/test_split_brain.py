@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from nova.store import ReplicatedStore, heal
@@ -176,3 +178,80 @@ def test_two_migrations_at_once_are_seen_though_a_third_says_meanwhile_that_it_r
     b.put("vm/1", RUNS, merge=True)
     c.put("vm/1", {"host": "h3"}, merge=True)
     assert met(three) == 1
+
+
+@pytest.mark.parametrize("meet", [heal, ReplicatedStore.sync_with])
+@pytest.mark.parametrize("seed", range(8))
+def test_it_is_told_when_it_is_one_and_only_then(seed, meet):
+    """Against the definition: two places, of which each was taken by a start or by the move of a VM that ran, and of
+    which none who knew it took another one, or stopped it."""
+    random = Random(seed)
+    for _ in range(25):
+        history(random, meet)
+
+
+def history(random, meet):
+    stores = {name: opened(name) for name in "abc"}
+    power = random.choice(["stopped", "running"])
+    stores["a"].put("vm/1", {**STOPPED, "power_state": power})
+    for other in "bc":
+        meet(stores["a"], stores[other])
+    known = {name: frozenset([0]) for name in stores}
+    events = {0: ("h1" if power == "running" else None, frozenset())}  # where it runs by that, and what was known
+    log = []
+    for _ in range(random.randrange(2, 9)):
+        if random.random() < 0.25:
+            one, other = random.sample("abc", 2)
+            meet(stores[one], stores[other])
+            known[one] = known[other] = known[one] | known[other]
+            log.append((one, other))
+            continue
+        name, host = random.choice("abc"), f"h{random.randrange(1, 4)}"
+        present = stores[name].get("vm/1")
+        if present.siblings:
+            continue
+        runs, here = present.value["power_state"] == "running", present.value["host"]
+        wanted = random.choice(["start", "start at", "stop", "move", "move, all of it", "label"])
+        if (wanted == "start" and runs) or (wanted == "move, all of it" and host == here):
+            continue
+        change, event = {
+            "start": (RUNS, here),
+            "start at": ({**RUNS, "host": host}, host),
+            "stop": ({"power_state": "stopped"}, None),
+            "move": ({"host": host}, host if runs else None),
+            "move, all of it": ({**present.value, "host": host}, host if runs else None),
+            "label": ({"labels": {"x": host}}, ""),
+        }[wanted]
+        stores[name].put("vm/1", change, merge=wanted != "move, all of it")
+        log.append((name, wanted, host))
+        if event != "":
+            events[len(events)] = event, known[name]
+            known[name] |= {len(events) - 1}
+    for other in "bcbc":
+        meet(stores["a"], stores[other])
+    last = [each for each in events if not any(each in seen for _, seen in events.values())]
+    places = {events[each][0] for each in last} - {None}
+    for store in stores.values():
+        assert bool(split_brains(store)) == (len(places) > 1), (power, log)
+        store.close()
+
+
+def test_where_a_vm_has_no_id_a_move_at_the_same_time_is_one_alarm_too_many(pair):
+    a, b = pair
+    for store in pair:
+        store.put("vm/2", {"power_state": "running", "host": "h1"}, merge=True)
+    heal(a, b)
+    a.put("vm/2", {"host": "h2"}, merge=True)
+    b.put("vm/2", {"power_state": "stopped"}, merge=True)
+    b.put("vm/2", RUNS, merge=True)
+    heal(a, b)
+    assert [record["key"] for record in split_brains(a)] == ["vm/2"]
+
+
+def test_a_move_of_a_vm_that_runs_does_not_hinder_who_stops_it(pair):
+    a, b = pair
+    a.put("vm/1", RUNS, merge=True)
+    heal(a, b)
+    assert not both(pair, {"host": "h2"}, {"power_state": "stopped"})
+    assert a.get("vm/1").value == {"id": "1", "power_state": "stopped", "host": "h2"}
+    assert not a.conflicts(10)

@@ -174,22 +174,20 @@ def _observed(case: Case, field: str) -> Iterator[Observation]:
     for place in places:
         if not place.value or place.value is MISSING:
             continue
-        if _runs(place, places, powers) if powers else case.leaves.get("/power_state") == "running":
+        if _runs(place, powers, known.get("/id", ())) if powers else case.leaves.get("/power_state") == "running":
             token = next((each.value for each in tokens if _one_write(each, place)), None)
             yield _observation(place, place.value, token)
 
 
-def _runs(place: Version, places: Sequence[Version], powers: Sequence[Version]) -> bool:
-    """Whether who put the VM to this place started it there, or saw it running."""
-    for power in powers:
-        if _one_write(power, place):
-            return bool(power.value == "running")
-    seen = [power for power in powers if power.clock.compare(place.clock) is Order.BEFORE]
-    if seen:
-        return any(power.value == "running" for power in seen)
-    # What he saw is overwritten by now, by others who had not seen him. A start names its place; who said `running`
-    # without one had found it running.
-    return any(power.value == "running" and not any(_one_write(power, each) for each in places) for power in powers)
+def _runs(place: Version, powers: Sequence[Version], ids: Sequence[Version]) -> bool:
+    """Whether it runs at this place, for those who know of it, or else for who put it there."""
+    aware = [power for power in powers if power.clock.compare(place.clock) in (Order.AFTER, Order.EQUAL)]
+    if aware:
+        return any(power.value == "running" for power in aware)
+    # What he saw may be overwritten by others who had not seen him. But who moves a VM that runs names it with the place,
+    # and where none has a name, better one alarm too many.
+    seen = any(power.value == "running" for power in powers if power.clock.compare(place.clock) is Order.BEFORE)
+    return seen or not ids or any(_one_write(id, place) for id in ids)
 
 
 def _one_write(a: Version, b: Version) -> bool:

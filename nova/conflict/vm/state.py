@@ -170,6 +170,7 @@ class VMState(msgspec.Struct, frozen=True, kw_only=True):
 FIELDS: Final = frozenset(_Shape.__struct_fields__)
 ITEM_KEYS: Final = {"networks": "mac", "disks": "id", "snapshots": "id"}
 """Collections of objects, and the field that names an object in its path."""
+PLACES: Final = ("/host", "/region")
 COLLECTIONS: Final = frozenset((*ITEM_KEYS, "tags", "labels", "metrics"))
 
 # ------------------------------------------------------------------------------------------------ validation
@@ -316,19 +317,22 @@ def split_patch(patch: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[d
 
 
 def placed(puts: Mapping[str, Any], drops: Collection[str], seen: Mapping[str, Any]) -> dict[str, Any]:
-    """Where one who starts a VM saw it, as leaves to write with the start: else nobody can tell that two who did not
-    know of each other started it at two places.
+    """What to write with the start or the move of a VM, so that two who did not know of each other and ran it at two
+    places can be told from one who only moved it: leaves that the writer saw, as he saw them.
 
     puts, drops  what he writes
     seen         the uncontended leaves that he saw
+
+    Who starts it names the place where it is. Who moves one that runs names it, by its id, with the new place: its
+    power state he must not, or a concurrent stop would be a conflict with him.
     """
-    if puts.get("/power_state") != "running" or seen.get("/power_state") == "running":
+    ran = seen.get("/power_state") == "running"
+    if "/power_state" not in puts:
+        moves = ran and any(path in puts for path in PLACES)
+        return {"/id": seen["/id"]} if moves and "/id" in seen and "/id" not in puts else {}
+    if ran or puts["/power_state"] != "running":
         return {}
-    return {
-        path: seen[path]
-        for path in ("/host", "/region")
-        if path not in puts and path not in drops and seen.get(path) is not None
-    }
+    return {path: seen[path] for path in PLACES if path not in puts and path not in drops and seen.get(path)}
 
 
 def _patch_items(
