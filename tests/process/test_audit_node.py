@@ -104,7 +104,7 @@ def test_why_tells_of_partition_and_rollback_and_the_trail_verifies_after_kill_a
 
 
 def test_a_node_keeps_no_more_of_its_trail_than_it_is_told(nodes: Nodes) -> None:
-    hurry = with_change(nodes._folder, "import nova.server.node; nova.server.node.RETAIN_SECONDS = 1")
+    hurry = with_change(nodes._folder, "import nova.server.upkeep; nova.server.upkeep.RETAIN_SECONDS = 1")
     (a,) = nodes.start("a", limits={"audit_events": 10}, environment=hurry)
     a.put("k", 1)
     for _ in range(40):

@@ -184,8 +184,8 @@ def _runs(place: Version, powers: Sequence[Version], ids: Sequence[Version]) -> 
     aware = [power for power in powers if power.clock.compare(place.clock) in (Order.AFTER, Order.EQUAL)]
     if aware:
         return any(power.value == "running" for power in aware)
-    # What he saw may be overwritten by others who had not seen him. But who moves a VM that runs names it with the place,
-    # and where none has a name, better one alarm too many.
+    # What he saw may be overwritten by others who had not seen him. But who moves a VM that runs names it with the
+    # place; and where none has a name, better one alarm too many.
     seen = any(power.value == "running" for power in powers if power.clock.compare(place.clock) is Order.BEFORE)
     return seen or not ids or any(_one_write(id, place) for id in ids)
 
