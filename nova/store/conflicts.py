@@ -18,25 +18,22 @@ from nova.conflict.audit import AuditChain, AuditEvent, decode_event, detect_bod
 from nova.conflict.detect import (
     MISSING,
     Conflict,
-    ConflictDetector,
     ConflictType,
     Contention,
     ResourceIndex,
     Version,
 )
 from nova.conflict.metrics import ConflictMetrics, Hooks
-from nova.conflict.policy import PolicyManager, PolicyStrategy
-from nova.conflict.semantics import semantic
-from nova.conflict.strategies import Resolution, ResolveContext, Strategy, strategy_named
+from nova.conflict.strategies import Resolution
 from nova.crdt.keyspace import Entry as Rows
 from nova.crdt.keyspace import Row, Write
 from nova.metrics import Registry
-from nova.store.ballots import Ballots, asked, node_of, question_of, version_of
+from nova.store.ballots import Ballots, node_of, question_of, version_of
 from nova.store.decisions import APART
 from nova.store.invariants import InvariantIndex
 from nova.store.kinds import BY_CODE, KINDS
-from nova.store.semantics import SEMANTIC, Rules
-from nova.store.strategies import asks, bound, named, noting, winning
+from nova.store.semantics import SEMANTIC
+from nova.store.settling import Settling
 from nova.types import Dot
 
 if TYPE_CHECKING:
@@ -50,8 +47,6 @@ Effect = tuple[str, Write, list[str] | None, list[tuple[str, Write]] | None, boo
 VM = KINDS["vm"].code
 OWNERS_MAX = 16
 INVARIANT = "invariant"
-BESIDE = ("/power_state", "/fencing_token", "/id")
-"""Leaves of a VM that say, with their writers, whether two hosts of it are two places where it runs."""
 CLAIMS = "/networks/"
 """Paths of a VM whose leaves claim something exclusive."""
 
@@ -65,27 +60,16 @@ class Conflicts:
 
     def __init__(self, replica: Replica, metrics: Registry) -> None:
         self._replica = replica
-        self._detector = ConflictDetector()
         self._resources = ResourceIndex()
         self.invariants = InvariantIndex(replica.config.invariants, lambda key: replica.space.get(key) is not None)
-        self.rules = Rules(replica.config.semantics, self._detector, version_of)
-        if self.rules:
-            self._detector.add(SEMANTIC, semantic(*replica.config.semantics))
         self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._of_key: dict[str, str] = {}
         self._of_subject: dict[str, str] = {}
         self._undecided: dict[str, dict[str, Any]] = {}  # of the records, those that wait, or did, for somebody
         self.ballots = Ballots(self, replica)
         self.metrics = ConflictMetrics(metrics, Hooks(replica.now_ms, self.pending, lambda: self.of_resource))
-        config = replica.config
-        policies = [bound(prefix, policy, config) for prefix, policy in config.policies.items()]
-        manager = PolicyManager(policies, metrics=self.metrics, watch_ns=replica.wall_ns)
-        chosen: dict[str, Strategy] = {
-            prefix: manager.applied(policy.name) for prefix, policy in zip(config.policies, policies, strict=True)
-        }
-        chosen |= {prefix: named(prefix, name, config) for prefix, name in config.strategies.items()}
-        self._strategies = sorted(chosen.items(), key=lambda item: -len(item[0]))
-        self._asking = {prefix for prefix, strategy in chosen.items() if asks(strategy)}
+        self.settling = Settling(replica.config, self.metrics, replica.wall_ns)
+        self.rules, self._detector = self.settling.rules, self.settling.detector
         self.chain = AuditChain(key=replica.config.audit_key)
         self.by_type: Tally[str] = Tally()
         self.by_strategy: Tally[str] = Tally()
@@ -216,78 +200,17 @@ class Conflicts:
         leaves = {path: _unpack(items[-1].value) for path, items in rows.live() if path.startswith(CLAIMS)}
         return self._resources.update(key, vm.resources(leaves)) if leaves else []
 
-    # -- settling --
-
-    def settle(
-        self, rows: Rows, contended: Mapping[str, Sequence[Row]], *, found: bool = False
-    ) -> tuple[Conflict, Resolution]:
-        """The conflict between live rows, and what the key's strategy makes of it. A pure function of the rows.
-
-        found  it was just found, so a policy counts it
-        """
-        conflict, resolution, *_ = self._settled(rows, contended, found)
+    def settle(self, rows: Rows, contended: Mapping[str, Sequence[Row]]) -> tuple[Conflict, Resolution]:
+        """The conflict between live rows, and what the key's strategy makes of it. A pure function of the rows."""
+        conflict, resolution, _ = self.settling.settled(rows, contended)
         return conflict, resolution
-
-    def _settled(
-        self, rows: Rows, contended: Mapping[str, Sequence[Row]], found: bool = False
-    ) -> tuple[Conflict, Resolution, dict[str, Any]]:
-        """The same, and if voters are to be asked what a record says of that.
-
-        vote             the questions
-        vote_then_waits  whether somebody has to decide if voters do not agree
-        vote_waits_too   whether somebody has to even if they do: about another path, or to approve
-        """
-        leaves = self._uncontended(rows, contended)
-        siblings = {path: [version_of(row) for row in items] for path, items in contended.items()}
-        conflict = self._described(rows, siblings, leaves)
-        if self.asks(rows.key):
-            conflict = question_of(conflict)
-        strategy = self.strategy_for(rows.key, rows.kind)
-        context = ResolveContext(leaves=leaves)
-        if not isinstance(strategy, PolicyStrategy) and not self.asks(rows.key):
-            return conflict, strategy.resolve(conflict, context), {}
-        with noting() as questions:
-            if found and isinstance(strategy, PolicyStrategy):
-                resolution = strategy.settle(conflict, context)
-            else:
-                resolution = strategy.resolve(conflict, context)
-        first = {question.path: question for question in reversed(questions)}  # of a chain of votes the first is held
-        if inside := sorted(first.keys() - contended.keys()):
-            words = f"{', '.join(inside)}: votes are about whole values, not about parts of one; the fallback stands"
-            resolution = resolution.replace(explanation=(*resolution.explanation, words))
-        about = [asked(first[path]) for path in sorted(first.keys() & contended.keys())]
-        if not about:
-            return conflict, resolution, {}
-        vote = {"vote": about, "vote_then_waits": resolution.pending, "vote_waits_too": False}
-        if resolution.pending:
-            with winning(first.keys() & contended.keys()):
-                vote["vote_waits_too"] = strategy.resolve(conflict, context).pending
-        return conflict, resolution.replace(pending=True, confidence=min(resolution.confidence, 0.3)), vote
-
-    def _described(self, rows: Rows, siblings: Mapping[str, Sequence[Version]], leaves: Mapping[str, Any]) -> Conflict:
-        beside = self.rules.beside(rows) if self.rules else {}
-        if rows.kind == VM and ("/host" in siblings or "/region" in siblings):
-            beside |= {path: [version_of(row) for row in rows.at(path)] for path in BESIDE}
-        return self._detector.examine(rows.key, BY_CODE[rows.kind].name, siblings, leaves=leaves, beside=beside)
-
-    def strategy_for(self, key: str, kind: int) -> Strategy:
-        """The strategy configured for the longest prefix of a key, else the one of its kind."""
-        for prefix, strategy in self._strategies:
-            if key.startswith(prefix):
-                return strategy
-        return strategy_named("semantic" if kind == VM else "lww")
-
-    def _uncontended(self, rows: Rows, contended: Mapping[str, object]) -> dict[str, Any]:
-        if rows.kind != VM and not (self.rules and self.rules.concerns(rows.key)):
-            return {}
-        return {path: _unpack(items[-1].value) for path, items in rows.live() if path not in contended}
 
     # -- recording --
 
     def _found(
         self, rows: Rows, clash: Mapping[str, list[Write]], arrived: Mapping[Dot, int] = MappingProxyType({})
     ) -> list[bytes]:
-        if not self.asks(rows.key):
+        if not self.settling.asks(rows.key):
             waits = self._undecided.get(self._of_key.get(rows.key, ""))
             if waits is not None and self.status(waits) == "pending":
                 # The newest record of a key stands for it: so it is about what waits as well.
@@ -316,9 +239,9 @@ class Conflicts:
             removed += [(path, write) for write in deletions]
         if not siblings:
             return []
-        leaves = self._uncontended(rows, siblings)
-        conflict = self._described(rows, siblings, leaves)
-        if contended and self.asks(rows.key):
+        leaves = self.settling.uncontended(rows, siblings)
+        conflict = self.settling.described(rows, siblings, leaves)
+        if contended and self.settling.asks(rows.key):
             conflict = question_of(conflict)
         if (known := self.held(conflict.id)) is not None:
             # Found again: a crash took operations, and left the record of their conflict.
@@ -328,7 +251,7 @@ class Conflicts:
         ballot: dict[str, str] = {}
         if contended:
             started = perf_counter_ns()
-            _, resolution, vote = self._settled(rows, contended, found=True)
+            _, resolution, vote = self.settling.settled(rows, contended, found=True)
             took_ms = (perf_counter_ns() - started) / 1e6
             settlement = resolve_body(resolution)
             if resolution.actions:
@@ -367,15 +290,11 @@ class Conflicts:
         contended = self.contended(key)
         return self.settle(rows, contended)[0].id if rows is not None and contended else ""
 
-    def asks(self, key: str) -> bool:
-        """Whether voters may be asked about a conflict of this key."""
-        return next((prefix in self._asking for prefix, _ in self._strategies if key.startswith(prefix)), False)
-
     def unrecorded(self) -> list[str]:
         """Keys that are contended and that voters may be asked about, though no record says that they are. O(n)."""
-        if not self._asking:
+        if not self.settling.asking:
             return []
-        asked = (key for key in list(self._replica.keys()) if self.asks(key) and self.contended(key))
+        asked = (key for key in list(self._replica.keys()) if self.settling.asks(key) and self.contended(key))
         return [key for key in asked if not self.ballots.among(self._of_key.get(key, ""))]
 
     def _contended(self, key: str, contentions: list[Contention]) -> list[bytes]:

@@ -137,3 +137,19 @@ def test_what_is_contended_and_waits_for_that_reason_is_told_once(pair, meet):
     meet(a, b)
     for store in pair:
         assert not store.waiting()
+
+
+def test_another_field_that_is_contended_and_waits_for_that_reason_stands_for_it(pair):
+    a, b = pair
+    a.put("map/1", {"locked": True, "n": 5}, merge=True)
+    b.put("map/1", {"move": "planned"}, merge=True)
+    b.put("map/1", {"n": 6}, merge=True)
+    heal(a, b)
+    for store in pair:
+        (waiting,) = store.waiting()
+        assert {each.path for each in waiting.candidates} == {"/n"}
+        assert "locked" in waiting.reason
+    a.decide("map/1", a.waiting()[0].shown, {"/n": 6}, by="ann")
+    heal(a, b)
+    for store in pair:  # now it stands for itself
+        assert len(disagreements(store)) == 1
