@@ -243,6 +243,11 @@ class Replica:
         self, key: str, kind: int, puts: list[tuple[str, bytes]], drops: list[str], context: Mapping[str, int]
     ) -> None:
         """Write leaves as they were once (see nova.store.points): they keep the limits that they were written under."""
+        rows = self.space.get(key)
+        if kind == VM and rows is not None and any(path in _PLACING for path, _ in puts):
+            leaves = {path: _unpack(leaf) for path, leaf in puts}
+            told = vm.placed(leaves, drops, self._seen(rows, context))
+            puts = [*puts, *((path, _pack(leaf)) for path, leaf in told.items())]
         self._write(key, kind, puts, drops, False, context)
 
     def note(self, type: str, conflict_id: str, key: str, body: Mapping[str, Any], time_ms: int) -> int:

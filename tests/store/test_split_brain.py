@@ -13,8 +13,8 @@ RUNS = {"power_state": "running"}
 STOPPED = {"id": "1", "power_state": "stopped", "host": "h1"}
 
 
-def opened(node, **more):
-    return ReplicatedStore(node=node, config=StoreConfig(kinds={"vm/": "vm"}, **more))
+def opened(node, data=None, **more):
+    return ReplicatedStore(data, node=node, config=StoreConfig(kinds={"vm/": "vm"}, **more))
 
 
 @pytest.fixture
@@ -255,3 +255,18 @@ def test_a_move_of_a_vm_that_runs_does_not_hinder_who_stops_it(pair):
     assert not both(pair, {"host": "h2"}, {"power_state": "stopped"})
     assert a.get("vm/1").value == {"id": "1", "power_state": "stopped", "host": "h2"}
     assert not a.conflicts(10)
+
+
+def test_a_rollback_to_another_host_moves_it_like_any_write(tmp_path):
+    with opened("a", tmp_path / "a") as a, opened("b") as b:
+        a.put("vm/1", {**STOPPED, **RUNS})
+        point = a.point("vm/1")
+        a.put("vm/1", {"host": "h2"}, merge=True)
+        heal(a, b)
+        a.rollback("vm/1", to=point)
+        b.put("vm/1", {"power_state": "stopped"}, merge=True)
+        b.put("vm/1", RUNS, merge=True)
+        heal(a, b)
+        for store in (a, b):
+            (record,) = split_brains(store)
+            assert 'running at host "h1" and "h2"' in record["reason"]
