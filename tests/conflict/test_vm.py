@@ -13,6 +13,7 @@ from nova.conflict import vm
 from nova.conflict.detect import ConflictDetector, ConflictType, ResourceIndex, Severity, Version, at_most, canonical
 from nova.conflict.strategies import ResolveContext, SemanticMerge
 from nova.conflict.vm import VMState, join, resources, snapshot_links, split, split_patch
+from nova.conflict.vm.state import canonical_state
 from nova.errors import UsageError
 
 MAC, MAC2 = "52:54:00:00:00:01", "52:54:00:00:00:02"
@@ -63,6 +64,7 @@ def plain_model(value):
 @given(vms)
 def test_join_of_split_is_the_canonical_vm(value):
     assert canonical(join(split(value))) == canonical(plain_model(value))
+    assert canonical(canonical_state(value)) == canonical(plain_model(value))
     assert split(join(split(value))) == split(value)
 
 

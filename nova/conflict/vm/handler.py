@@ -54,7 +54,17 @@ from nova.conflict.strategies import (
     show,
 )
 from nova.conflict.vm.rules import RULES, SNAPSHOT_LINKS, excludes, migration_rank
-from nova.conflict.vm.state import COLLECTIONS, ENDED_RANK, ITEM_KEYS, POWER_RANK, VMState, join, resources, split
+from nova.conflict.vm.state import (
+    COLLECTIONS,
+    ENDED_RANK,
+    ITEM_KEYS,
+    POWER_RANK,
+    VMState,
+    canonical_state,
+    join,
+    resources,
+    split,
+)
 from nova.errors import LimitError, UsageError
 
 Side = str
@@ -120,8 +130,8 @@ class VMStateHandler:
         conflicts += [place] if place else [c for c in found.conflicts if c.path in ("/host", "/region")]
         conflicts += _twice(found.proposal, before)
         found.conflicts = tuple(conflicts)
-        found.proposal = join(split(_as_named(found.proposal, given)))
-        found.value = found.proposal if found.committed else join(split(_plain(base))) if known else MISSING
+        found.proposal = canonical_state(_as_named(found.proposal, given))
+        found.value = found.proposal if found.committed else canonical_state(_plain(base)) if known else MISSING
         if isinstance(local, VMState):
             found.value = found.value if found.value is MISSING else VMState.of(found.value)
             found.proposal = VMState.of(found.proposal)
@@ -207,7 +217,7 @@ def _whole(state: Any) -> dict[str, Any]:
     And with the size of each disk, so that to leave it out is no way to shrink one.
     """
     empty: dict[str, Any] = {name: [] if name in ITEM_KEYS or name == "tags" else {} for name in sorted(COLLECTIONS)}
-    whole = {**empty, **join(split(_plain(state)))}
+    whole = {**empty, **canonical_state(_plain(state))}
     return {**whole, "disks": [{"size_gb": 0, **disk} for disk in whole["disks"]]}
 
 

@@ -171,7 +171,8 @@ FIELDS: Final = frozenset(_Shape.__struct_fields__)
 ITEM_KEYS: Final = {"networks": "mac", "disks": "id", "snapshots": "id"}
 """Collections of objects, and the field that names an object in its path."""
 PLACES: Final = ("/host", "/region")
-COLLECTIONS: Final = frozenset((*ITEM_KEYS, "tags", "labels", "metrics"))
+_MAPS: Final = ("labels", "metrics")
+COLLECTIONS: Final = frozenset((*ITEM_KEYS, "tags", *_MAPS))
 
 # ------------------------------------------------------------------------------------------------ validation
 
@@ -254,14 +255,29 @@ def split(vm: Mapping[str, Any]) -> dict[str, Any]:
     left out when empty, tags once each, MAC and IP addresses in their one form.
     """
     validate(vm)
+    leaves = _leaves(vm)
+    if not leaves:
+        raise UsageError("vm has 0 fields; give at least its id")
+    return leaves
+
+
+def canonical_state(vm: Mapping[str, Any]) -> dict[str, Any]:
+    """`join(split(vm))`, without a leaf for each label and metric, of which there may be many. Raises UsageError."""
+    validate(vm)
+    maps = {name: {key: vm[name][key] for key in sorted(vm[name])} for name in _MAPS if vm.get(name)}
+    out = {**join(_leaves({name: value for name, value in vm.items() if name not in _MAPS})), **maps}
+    if not out:
+        raise UsageError("vm has 0 fields; give at least its id")
+    return {name: out[name] for name in sorted(out)}
+
+
+def _leaves(vm: Mapping[str, Any]) -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for name, value in vm.items():
         if name in COLLECTIONS:
             _split_collection(name, value, leaves)
         else:
             leaves["/" + escape(name)] = value
-    if not leaves:
-        raise UsageError("vm has 0 fields; give at least its id")
     return leaves
 
 
