@@ -218,7 +218,8 @@ def test_two_who_count_in_a_partition_find_no_two_winners(seed):
     cluster = Cluster(seed, configured(vote_timeout_ms=2_000))
     world = cluster.world
     partitioned(cluster)
-    asking(world, "n0", "n1")
+    ballots = [world[name].replica.conflicts.ballots for name in ("n0", "n1")]
+    assert world.run(until=lambda: any(each.open() for each in ballots), ticks_max=300)
     world.run(seed)
     world.partition({"n0", "n2"}, {"n1", "n3", "n4"})
     world.run(80)
