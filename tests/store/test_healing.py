@@ -180,3 +180,10 @@ def test_only_who_asks_is_answered_though_all_is_equal(two):
     mine = core.antientropy.comparison()
     assert not core.step("a", mine).send
     assert len(core.step("a", Compare(mine.clock, mine.digest, True)).send) == 1
+
+
+def test_the_peer_takes_what_it_lacks_at_once_and_not_when_it_is_asked_again(two):
+    two.put("a", "k", 1)
+    two.heal()
+    two.run(1)
+    assert two.cores["b"].replica.get("k").value == 1
