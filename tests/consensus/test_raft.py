@@ -334,6 +334,23 @@ def test_18_a_leader_that_removes_itself_does_not_count_itself():
     assert leader.core.role != "leader"
 
 
+def test_18_its_last_word_commits_nothing_that_a_follower_was_not_known_to_hold():
+    net = Net(4)
+    with_log(net, 3, [1] * 5, term=1)  # a tail that nobody else has
+    net.cut(3)
+    leader = net.elect(1)
+    leader.propose(b"x", b"y", b"z", b"w")
+    net.deliver()
+    net.cuts.clear()
+    leader.take(leader.core.change(("2", "3", "4")))
+    words = []
+    net.deliver(lambda source, target, message: words.append(message) if target == "3" else source != "3")
+    assert leader.core.role != "leader"
+    assert isinstance(words[-1], Heartbeat)
+    net[3].step("1", words[-1])
+    assert net[3].committed == []
+
+
 def test_19_one_who_never_heard_of_its_removal_disturbs_nobody():
     net = Net(3)
     leader = net.elect(1)

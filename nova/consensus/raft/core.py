@@ -471,8 +471,9 @@ class Raft:
             self._lead_append([(Kind.MEMBERS, pack_members(members.left()))], out)
         elif self.node not in members.voters:
             # Told once more that the change is committed, the others go on without us.
-            for peer in self._progress:
-                out.early.append((peer, Heartbeat(self.term, self._rounds.number, self.committed)))
+            for peer, progress in self._progress.items():
+                committed = min(self.committed, progress.matched)  # beyond it the peer may hold something else
+                out.early.append((peer, Heartbeat(self.term, self._rounds.number, committed)))
             self._become_follower(self.term, None, out)
 
     def _tick_leader(self, out: Outputs) -> None:
