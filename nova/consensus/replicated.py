@@ -203,6 +203,10 @@ class ReplicatedMachine:
                 self._queue.append(pending.command)
         return self._framed(self.core.tick())
 
+    def operate(self, what: Callable[[Any], Outputs]) -> Outputs:
+        """Do what only this protocol's core knows: `what` is called with it (changes of members, transfers)."""
+        return self._framed(what(self.core))
+
     def turn(self) -> Outputs:
         """Propose, or forward to the leader, what was submitted since the last turn."""
         out = Outputs()

@@ -237,7 +237,7 @@ def test_a_bug_put_in_on_purpose_is_caught(mutant, monkeypatch):
     mutant(monkeypatch)
     for seed in range(60):
         try:
-            if History(seed, nodes=3, faults=12).run():
+            if History(seed, nodes=3, faults=24).run():
                 return
         except AssertionError:
             return
