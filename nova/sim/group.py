@@ -7,13 +7,14 @@ every event; what is a protocol's own comes with its `Subject`.
 
 from __future__ import annotations
 
+import random
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from nova.consensus.core import Command, Committed, Epoch, Installed, Make, NotLeaderError, OverloadedError
+from nova.consensus.core import Command, Committed, Epoch, Installed, Make, NotLeaderError, OverloadedError, Status
 from nova.consensus.replicated import (
     MESSAGES,
     Answered,
@@ -24,9 +25,9 @@ from nova.consensus.replicated import (
     ReplicatedMachine,
 )
 from nova.consensus.sessions import OPEN, Code
-from nova.errors import NovaError
+from nova.errors import NovaError, UnavailableError, UsageError
 from nova.sim import machine
-from nova.sim.faults import SECOND, Fault, random_plan
+from nova.sim.faults import SECOND, Change, Fault, Operation, Transfer, random_plan
 from nova.sim.machine import KeyValue
 from nova.sim.network import Link
 from nova.sim.world import InvariantError, World
@@ -40,6 +41,7 @@ LINK: Final = Link(
 )
 FAULT_SECONDS: Final = 4
 SETTLE_TICKS: Final = 1_500
+QUIET_TICKS: Final = 60
 CLIENT_PATIENCE_TICKS: Final = 60
 CHECKPOINT_ENTRIES: Final = 40
 
@@ -49,9 +51,12 @@ class Subject(msgspec.Struct, frozen=True):
 
     make        makes a core
     messages    its wire messages
-    invariants  makes, for a run, what is asked after every event, of the group; an AssertionError is a violation
+    invariants  makes, for a run, what is asked after every event, of the group; an AssertionError is a violation. If it
+                has `sent`, that is called with (sender, target, message) for every message that leaves
     nodes       members of a run
-    options     of the epoch
+    options     of the epoch; each run draws one of `variants` to be added: small limits show what large ones hide
+    operations  kinds of what operators can do with it: a core has `change` and `transfer`
+    calm        who comes back after a while deposes no leader
     """
 
     name: str
@@ -60,6 +65,9 @@ class Subject(msgspec.Struct, frozen=True):
     invariants: Callable[[], Callable[[Group], None]] | None = None
     nodes: int = 3
     options: dict[str, Any] = {}
+    variants: tuple[dict[str, Any], ...] = ({},)
+    operations: tuple[str, ...] = ()
+    calm: bool = False
 
 
 class FrameCodec:
@@ -112,6 +120,13 @@ class GroupMember:
     def tick(self) -> Outputs:
         return self.replica.tick()
 
+    def operate(self, operation: Operation) -> Outputs:
+        match operation:
+            case Change(voters=voters, learners=learners):
+                return self.replica.operate(lambda core: core.change(voters, learners))
+            case Transfer(target=target):
+                return self.replica.operate(lambda core: core.transfer(target))
+
     def turn(self) -> Outputs:
         out, self._first = self._first or Outputs(), None
         out.extend(self.replica.turn())
@@ -163,7 +178,10 @@ class Read(msgspec.Struct):
 class Group:
     """One seed: members, clients, faults, and what was promised to whom.
 
+    nodes    members at the beginning; `spares` more run beside them, and may be made members
     faults   how many, or a plan
+    operations  how many changes of members and transfers are drawn besides, with `faults` a number; None: half as many.
+             Without spares nobody changes members
     clients  callers at once
     """
 
@@ -173,7 +191,9 @@ class Group:
         seed: int,
         *,
         nodes: int | None = None,
+        spares: int = 0,
         faults: int | Sequence[Fault] = 10,
+        operations: int | None = None,
         clients: int = 5,
         seconds: int = FAULT_SECONDS,
         link: Link = LINK,
@@ -181,18 +201,23 @@ class Group:
         invariants: Iterable[Callable[[Group], None]] = (),
     ) -> None:
         self.subject, self.seed = subject, seed
-        names = tuple(f"n{number}" for number in range(nodes or subject.nodes))
-        self.epoch = Epoch(0, subject.name, names, options=subject.options)
+        members = tuple(f"n{number}" for number in range(nodes or subject.nodes))
+        names = (*members, *(f"s{number}" for number in range(spares)))
+        variant = subject.variants[random.Random(f"{seed} options").randrange(len(subject.variants))]
+        self.epoch = Epoch(0, subject.name, members, options={**subject.options, **variant})
         self.decided: dict[int, tuple[int, bytes, NodeId]] = {}
         self.terms: dict[int, int] = {}
         self.appends: dict[int, Append] = {}
         self.reads: list[Read] = []
         self.refused: list[str] = []
         self.acknowledged = 0
+        self.operated = 0
+        """Operations that were not refused."""
         self._keys = keys
         self._end_ns = seconds * SECOND
         self._serial = 0
         self._own = [*([subject.invariants()] if subject.invariants else []), *invariants]
+        watching = [check.sent for check in self._own if hasattr(check, "sent")]
         self.world = World(
             seed,
             names,
@@ -204,17 +229,29 @@ class Group:
             codec=FrameCodec(*subject.messages),
             invariants=[self._invariants] if self._own else [],
             on_event=self._event,
+            sent=(lambda *it: [sent(it[0], it[1], it[2][1]) for sent in watching]) if watching else None,
             dropped=self._dropped,
+            operate=self._operate,
         )
         self._random = self.world.stream("clients")
         self.clients = [Client(number) for number in range(clients)]
         self._by_command: dict[tuple[int, int, bytes], Client] = {}
         self._by_read: dict[int, Client] = {}
-        if isinstance(faults, int):
-            faults = random_plan(self.world.stream("faults"), names, self._end_ns, faults=faults, skew_ns_max=0)
-        self.world.plan(faults)
-        self._stopping = False
+        self.plan = self._drawn(faults, operations, spares) if isinstance(faults, int) else list(faults)
+        self.world.plan(self.plan)
+        self._mended = self._stopping = False
         self._clients_tick()
+
+    def _drawn(self, faults: int, operations: int | None, spares: int) -> list[Fault]:
+        names, end = self.world.names, self._end_ns
+        plan = random_plan(self.world.stream("faults"), names, end, faults=faults, skew_ns_max=0)
+        kinds = [kind for kind in self.subject.operations if spares or kind != "change"]
+        count = faults // 2 if operations is None else operations
+        if kinds and count:
+            members = self.epoch.members
+            stream = self.world.stream("operations")
+            plan += random_plan(stream, names, end, faults=count, kinds=kinds, members=members)
+        return sorted(plan, key=lambda fault: fault.at_ns)
 
     # -- running --
 
@@ -222,15 +259,16 @@ class Group:
         """What was violated; empty if nothing was."""
         try:
             self.world.run(self._end_ns // TICK_NS)
-            for name in self.world.names:
-                self.world.restart(name)
-            self.world.heal()
+            self.world.mend()
+            self._mended = True
             self.before_healing = self.acknowledged
             if not self.world.run(until=self._serves, ticks_max=SETTLE_TICKS):
                 return [f"seed {self.seed}: healed for {SETTLE_TICKS} ticks, and {self._why_not()}"]
             self._stopping = True
             if not self.world.run(until=self._settled, ticks_max=SETTLE_TICKS):
                 return [f"seed {self.seed}: nobody writes any more, and {self._why_not()}"]
+            if disturbed := self._disturbed():
+                return [f"seed {self.seed}: {disturbed}"]
         except InvariantError as error:
             return [str(error)]
         except Exception as error:
@@ -243,6 +281,48 @@ class Group:
         """Those that run."""
         return list(self.world)
 
+    def serving(self) -> list[GroupMember]:
+        """Those who get the log, as the newest leader knows it; where nobody leads, who voted at the beginning."""
+        leader = self._newest_leader()
+        names = {*leader.peers, *leader.members, leader.node} if leader is not None else {*self.epoch.members}
+        return [member for member in self.world if member.replica.node in names]
+
+    def _newest_leader(self) -> Status | None:
+        leaders = [status for member in self.world if (status := member.core.status).role == "leader"]
+        return max(leaders, key=lambda status: status.term, default=None)
+
+    def _disturbed(self) -> str:
+        """Nobody loses leadership for one that comes back, or for one that was removed and never heard of it."""
+        before = self._newest_leader()
+        if before is None or not self.subject.calm:
+            return ""
+        others = [node for node in before.members if node != before.node]
+        spare = len(before.members) > 2  # without one of them there still is a majority
+        cut = others[self._random.randrange(len(others))] if spare else None
+        if cut is not None:
+            self.world.partition({cut}, {*self.world.names} - {cut})
+        self.world.run(QUIET_TICKS // 2)
+        self.world.heal()
+        self.world.run(QUIET_TICKS // 2)
+        after = self._newest_leader()
+        if after is not None and (after.node, after.term) == (before.node, before.term):
+            return ""
+        now = f"{after.node} in term {after.term}" if after is not None else "nobody"
+        return (
+            f"{before.node} led in term {before.term}; {cut or 'nobody'} was cut off for a while, and now {now} leads"
+        )
+
+    def _operate(self, operation: Operation) -> None:
+        for node in self.world.up:
+            if self.world[node].core.status.role != "leader":
+                continue
+            try:
+                out = self.world[node].operate(operation)
+            except (UsageError, UnavailableError):
+                continue
+            self.operated += 1
+            self.world.submit(node, out)
+
     def _serves(self) -> bool:
         return self.acknowledged - self.before_healing >= 3 * len(self.clients) and len(self.world.up) == len(
             self.world.names
@@ -251,7 +331,7 @@ class Group:
     def _settled(self) -> bool:
         if any(client.command is not None or client.reading is not None for client in self.clients):
             return False
-        return len({(member.replica.applied_position, member.values.digest) for member in self.world}) == 1
+        return len({(member.replica.applied_position, member.values.digest) for member in self.serving()}) == 1
 
     def _why_not(self) -> str:
         states = ", ".join(
@@ -272,7 +352,7 @@ class Group:
 
     def _clients_tick(self) -> None:
         self.world.at(1 + self._random.randrange(2 * TICK_NS), self._clients_tick)
-        up = self.world.up
+        up = self.world.up if not self._mended else [member.replica.node for member in self.serving()]
         if not up:
             return
         touched: set[NodeId] = set()
@@ -285,11 +365,13 @@ class Group:
             elif not self._stopping and self._random.random() < 0.7:
                 self._begin(client, up, touched)
         for node in sorted(touched):
-            if node in self.world.up:
+            if node in up:
                 self.world.submit(node, Outputs())
 
     def _begin(self, client: Client, up: list[NodeId], touched: set[NodeId]) -> None:
         node = up[self._random.randrange(len(up))]
+        if self.world[node].core.leader is None and self._random.random() < 0.8:
+            return  # it would have to wait there: most look elsewhere
         client.node, client.waited, client.began = node, 0, self.world.now
         client.key = f"k{self._random.randrange(self._keys)}"
         self._serial += 1
@@ -389,7 +471,7 @@ class Group:
         of the appends, each read is a beginning of it, and real time must agree with both.
         """
         found: list[str] = []
-        final = next(iter(self.world)).values.values
+        final = self.serving()[0].values.values
         for key in sorted({append.key for append in self.appends.values()}):
             found += self._key_violations(key, final.get(key) or [])
         return found

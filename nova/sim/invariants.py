@@ -5,10 +5,13 @@ The numbers are those of the invariants in docs/explanation/consensus.md. I3, I8
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nova.consensus.core import Entry
+from nova.consensus.raft.members import Members
+from nova.consensus.raft.messages import Vote, VoteReply
 from nova.types import NodeId
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ class LogInvariants:
     def __init__(self) -> None:
         self._leaders: dict[int, NodeId] = {}
         self._terms: dict[NodeId, int] = {}
+        self._votes: dict[tuple[int, NodeId], NodeId] = {}
         self._led: set[tuple[int, NodeId]] = set()
         self._lives: dict[NodeId, _Life] = {}
         self._chains: dict[tuple[int, int], bytes] = {}
@@ -39,6 +43,15 @@ class LogInvariants:
         self._durable: dict[NodeId, tuple[int, int]] = {}  # node -> (position, term) of the end of what is on its disk
         self._digests: dict[int, tuple[int, NodeId]] = {}
         self._reported = 0
+
+    def sent(self, node: NodeId, target: NodeId, message: Any) -> None:
+        """I1: a vote that leaves is a promise; one a term, restarts included."""
+        if isinstance(message, Vote) and not message.pre:
+            target = node  # who campaigns voted for itself
+        elif not (isinstance(message, VoteReply) and message.granted and not message.pre):
+            return
+        first = self._votes.setdefault((message.term, node), target)
+        assert first == target, f"I1: {node} voted for {first} and for {target} in term {message.term}"
 
     def __call__(self, group: Group) -> None:
         touched = group.world.touched
@@ -76,7 +89,8 @@ class LogInvariants:
         self._durable[node] = durable, core.log.term(durable) or 0
 
     def _complete(self, group: Group, core: Any, node: NodeId) -> None:
-        """I5: who begins to lead holds everything that was decided in earlier terms."""
+        """I5: who begins to lead holds everything that was decided in earlier terms, and so is a voter."""
+        assert core.members.votes(node), f"{node} leads in term {core.term}, and is no voter of {core.members}"
         for position, (kind, data, other) in group.decided.items():
             if position <= core.log.offset or group.terms[position] >= core.term:
                 continue
@@ -105,11 +119,25 @@ class LogInvariants:
         self._seen[node] = core, log.offset, seen
 
     def _stored(self, group: Group) -> None:
-        """I4: what is reported committed for the first time is on the disks of a majority."""
+        """I4: what is reported committed for the first time is on the disks of a quorum of a configuration that may
+        have decided it: the one in force at its position, or one behind it in the log of who reports it or leads."""
         newest = max(group.decided)
-        term = group.terms[newest]
+        term, reporter = group.terms[newest], group.decided[newest][2]
         have = [node for node, (position, at) in self._durable.items() if (at, position) >= (term, newest)]
-        names = group.world.names
-        assert len(have) > len(names) // 2, (
-            f"I4: position {newest} of term {term} was reported committed and is durable at {have} of {len(names)}"
+        members = [m for m in group.world if m.core.role == "leader" or m.replica.node == reporter]
+        assert any(_quorum(config, have) for member in members for config in _in_force(member.core, newest)), (
+            f"I4: position {newest} of term {term} was reported committed by {reporter} and is durable at {have}; that "
+            f"is no quorum of {[_in_force(member.core, newest) for member in members]}"
         )
+
+
+def _in_force(core: Any, position: int) -> list[Members]:
+    """The configuration under which an entry of this position stands in a log, and those behind it."""
+    known = core._configurations
+    first = max((number for number, (at, _) in enumerate(known) if at <= position), default=0)
+    return [members for _, members in known[first:]]
+
+
+def _quorum(members: Members, have: Collection[NodeId]) -> bool:
+    """Counted here, and not by what is under test: more than half of the voters, and of those who go."""
+    return all(2 * len(set(have) & set(side)) > len(side) for side in (members.voters, members.outgoing) if side)
