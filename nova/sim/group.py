@@ -27,7 +27,7 @@ from nova.consensus.replicated import (
 from nova.consensus.sessions import OPEN, Code
 from nova.errors import NovaError, UnavailableError, UsageError
 from nova.sim import machine
-from nova.sim.faults import SECOND, Change, Fault, Operation, Transfer, random_plan
+from nova.sim.faults import KINDS, SECOND, Change, Fault, Operation, Transfer, random_plan
 from nova.sim.machine import KeyValue
 from nova.sim.network import Link
 from nova.sim.world import InvariantError, World
@@ -39,7 +39,7 @@ TICK_NS: Final = 10_000_000
 LINK: Final = Link(
     delay_ns_min=500_000, jitter_ns_mean=1_000_000, loss_ratio=0.01, duplicate_ratio=0.01, reorder_ratio=0.03
 )
-FAULT_SECONDS: Final = 4
+FAULT_SECONDS: Final = 3
 SETTLE_TICKS: Final = 1_500
 QUIET_TICKS: Final = 60
 CLIENT_PATIENCE_TICKS: Final = 60
@@ -52,7 +52,7 @@ class Subject(msgspec.Struct, frozen=True):
     make        makes a core
     messages    its wire messages
     invariants  makes, for a run, what is asked after every event, of the group; an AssertionError is a violation. If it
-                has `sent`, that is called with (sender, target, message) for every message that leaves
+                has `sent`, that is called with (group, sender, target, message) for all that leaves
     nodes       members of a run
     options     of the epoch; each run draws one of `variants` to be added: small limits show what large ones hide
     operations  kinds of what operators can do with it: a core has `change` and `transfer`
@@ -128,8 +128,10 @@ class GroupMember:
                 return self.replica.operate(lambda core: core.transfer(target))
 
     def turn(self) -> Outputs:
-        out, self._first = self._first or Outputs(), None
-        out.extend(self.replica.turn())
+        out = self.replica.turn()
+        if self._first is not None:
+            self._first.extend(out)
+            out, self._first = self._first, None
         self.replica.checkpoint(out, CHECKPOINT_ENTRIES)
         return out
 
@@ -179,7 +181,7 @@ class Group:
     """One seed: members, clients, faults, and what was promised to whom.
 
     nodes    members at the beginning; `spares` more run beside them, and may be made members
-    faults   how many, or a plan
+    faults   how many, drawn of these `kinds`; or a plan
     operations  how many changes of members and transfers are drawn besides, with `faults` a number; None: half as many.
              Without spares nobody changes members
     clients  callers at once
@@ -194,6 +196,7 @@ class Group:
         spares: int = 0,
         faults: int | Sequence[Fault] = 10,
         operations: int | None = None,
+        kinds: Sequence[str] = KINDS,
         clients: int = 5,
         seconds: int = FAULT_SECONDS,
         link: Link = LINK,
@@ -229,7 +232,7 @@ class Group:
             codec=FrameCodec(*subject.messages),
             invariants=[self._invariants] if self._own else [],
             on_event=self._event,
-            sent=(lambda *it: [sent(it[0], it[1], it[2][1]) for sent in watching]) if watching else None,
+            sent=(lambda *it: [sent(self, it[0], it[1], it[2][1]) for sent in watching]) if watching else None,
             dropped=self._dropped,
             operate=self._operate,
         )
@@ -237,14 +240,14 @@ class Group:
         self.clients = [Client(number) for number in range(clients)]
         self._by_command: dict[tuple[int, int, bytes], Client] = {}
         self._by_read: dict[int, Client] = {}
-        self.plan = self._drawn(faults, operations, spares) if isinstance(faults, int) else list(faults)
+        self.plan = self._drawn(faults, kinds, operations, spares) if isinstance(faults, int) else list(faults)
         self.world.plan(self.plan)
         self._mended = self._stopping = False
         self._clients_tick()
 
-    def _drawn(self, faults: int, operations: int | None, spares: int) -> list[Fault]:
+    def _drawn(self, faults: int, kinds: Sequence[str], operations: int | None, spares: int) -> list[Fault]:
         names, end = self.world.names, self._end_ns
-        plan = random_plan(self.world.stream("faults"), names, end, faults=faults, skew_ns_max=0)
+        plan = random_plan(self.world.stream("faults"), names, end, faults=faults, kinds=kinds, skew_ns_max=0)
         kinds = [kind for kind in self.subject.operations if spares or kind != "change"]
         count = faults // 2 if operations is None else operations
         if kinds and count:

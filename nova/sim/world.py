@@ -166,6 +166,11 @@ class World:
     def __iter__(self) -> Iterator[Any]:
         return (host.node for host in self._hosts.values() if host.node is not None)
 
+    def running(self, node: NodeId) -> tuple[Any, ...]:
+        """That node, if it runs (or is paused)."""
+        running = self._hosts[node].node
+        return () if running is None else (running,)
+
     @property
     def up(self) -> list[NodeId]:
         """Names of the nodes that run and are not paused: those that can be called."""
