@@ -7,6 +7,7 @@ import pytest
 from nova.consensus.core import Entry, Fatal, Installed, Kind, NotLeaderError, ReadReady
 from nova.consensus.quorum import Majority
 from nova.consensus.raft.core import ENTRIES, SNAPSHOT, _pack
+from nova.consensus.raft.members import Members
 from nova.consensus.raft.messages import Append, AppendReply, Heartbeat, SnapshotChunk, TimeoutNow, Vote, VoteReply
 from nova.consensus.raft.options import RaftOptions
 from nova.errors import CorruptionError, UsageError
@@ -315,6 +316,28 @@ def test_17_a_change_is_completed_by_the_next_leader(survivor):
     assert len(net.leaders) == 1
     members = net[net.leaders[0]].core.members
     assert (members.voters, members.joint) == (("3", "4", "5"), False)
+
+
+def test_17_one_whose_removal_is_not_committed_stands_once_more_if_nobody_else_can_win():
+    net = Net(2)
+    leader = net.elect(1)
+    net.run(2)
+    leader.take(leader.core.change(("2",)))
+    final = leader.core.log.last + 1
+    for _ in range(10):  # until it has committed the joint configuration; of the last one the other hears nothing
+        net.deliver(lambda s, t, m: not (isinstance(m, Append) and any(e.position >= final for e in m.entries)))
+        leader.tick()
+    assert leader.core.members.voters == ("2",)
+    assert leader.core.committed == final - 1
+    assert net[2].core.members.joint
+    leader.crash()
+    leader.start()
+    net.run(12 * T)
+    assert net.leaders == ["2"]
+    assert net[2].core.members == Members(("2",))
+    assert net[2].core.committed > final
+    leader.tick(3 * T)
+    assert leader.core.role == "follower", "now it is committed, and it stands no more"
 
 
 def test_18_a_leader_that_removes_itself_does_not_count_itself():

@@ -167,7 +167,7 @@ class Raft:
             case SnapshotChunk():
                 self._chunk(sender, message, out)
             case TimeoutNow():
-                if self.members.votes(self.node) and self.role != LEADER:
+                if self._stands() and self.role != LEADER:
                     self._campaign(out, forced=True)
             case ReadIndex(_, ids):
                 if self.role == LEADER:
@@ -185,7 +185,7 @@ class Raft:
         self._heard += 1
         if self.role == LEADER:
             self._tick_leader(out)
-        elif self._elapsed >= self._timeout and self.members.votes(self.node):
+        elif self._elapsed >= self._timeout and self._stands():
             self._campaign(out, pre=True)
         return self._done(out)
 
@@ -270,6 +270,19 @@ class Raft:
     def _drawn(self) -> int:
         ticks = self.options.election_ticks
         return ticks + self._random.randrange(ticks)
+
+    def _stands(self) -> bool:
+        """It votes by the newest configuration, or by one before it that is in force until the newest is committed.
+
+        One that has its own removal in its log, not committed yet, may be the only one whose log can win: it has to
+        stand for election, and counts itself nowhere (dissertation, 4.2.2).
+        """
+        for position, members in reversed(self._configurations):
+            if members.votes(self.node):
+                return True
+            if position <= self.committed:
+                break
+        return False
 
     def _hears(self, sender: NodeId, message: Message, out: Outputs) -> bool:
         """A higher term; whether the message counts."""
