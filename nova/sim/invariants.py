@@ -129,7 +129,7 @@ class LogInvariants:
         assert _quorum(core.members, {*votes, node}), (
             f"I1: {node} leads in term {core.term} by the votes of {sorted(votes)}; that is no quorum of {core.members}"
         )
-        assert core.members.votes(node), f"I1: {node} leads in term {core.term}, and is no voter of {core.members}"
+        assert _stands(core), f"I1: {node} leads in term {core.term}, and has no vote"
         for position, (kind, data, other) in group.decided.items():
             if position <= core.log.offset or group.terms[position] >= core.term:
                 continue
@@ -183,7 +183,7 @@ class LogInvariants:
     def _cannot_be_elected_without(self, position: int, term: int, core: Any) -> None:
         """I5, ahead of time: who lacks what is decided finds no quorum whose logs let it vote for that one."""
         log, members = core.log, core.members
-        if position <= log.offset or log.term(position) == term or not members.votes(core.node):
+        if position <= log.offset or log.term(position) == term or not _stands(core):
             return
         end = (log.last_term, log.last)
         votes = [node for node in members.everybody if self._durable.get(node, (0, 0))[::-1] <= end]
@@ -198,6 +198,11 @@ def _in_force(core: Any, position: int) -> list[Members]:
     known = core._configurations
     first = max((number for number, (at, _) in enumerate(known) if at <= position), default=0)
     return [members for _, members in known[first:]]
+
+
+def _stands(core: Any) -> bool:
+    """It votes by a configuration that is in force, or may yet be needed."""
+    return any(members.votes(core.node) for members in _in_force(core, core.committed))
 
 
 def _quorum(members: Members, have: Collection[NodeId]) -> bool:
