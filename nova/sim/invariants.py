@@ -38,7 +38,7 @@ class LogInvariants:
         self._digests: dict[int, tuple[int, NodeId]] = {}
         self._members: list[tuple[int, Members]] = []  # decided configurations, by position
         self._known = 0  # what is decided up to here is known without a gap
-        self._reported = 0
+        self._reported = self._newest = 0
 
     def sent(self, group: Group, node: NodeId, target: NodeId, message: Any) -> None:
         """What leaves is a promise. I1: one vote a term, restarts included. I2: who acknowledges has the same there."""
@@ -170,6 +170,9 @@ class LogInvariants:
         """I4: what is reported committed for the first time is on the disks of a quorum of a configuration that may
         have decided it: the one in force at its position, or one behind it in the log of who reports it or leads."""
         newest = max(group.decided)
+        if newest == self._newest:
+            return  # only a gap was filled: one that reported late, behind its own sync
+        self._newest = newest
         term, reporter = group.terms[newest], group.decided[newest][2]
         have = [node for node, (position, at) in self._durable.items() if (at, position) >= (term, newest)]
         members = [m for m in group.world if m.core.role == "leader" or m.replica.node == reporter]
