@@ -130,7 +130,7 @@ def simulate(
     ] = 0,
     faults: Annotated[
         str, typer.Option(metavar="N|FILE", help="Faults in each history; or a JSON file that lists them.")
-    ] = "12",
+    ] = "20",
     shrink_plan: Annotated[
         bool, typer.Option("--shrink", help="Print the smallest list of faults under which --seed still fails.")
     ] = False,
