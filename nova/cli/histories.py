@@ -10,7 +10,7 @@ explain every conflict.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -207,7 +207,7 @@ def _region(node: NodeId) -> str:
 class History:
     """One seed: a cluster, its clients, its faults, and what was promised to whom."""
 
-    def __init__(self, seed: int, nodes: int, faults: int) -> None:
+    def __init__(self, seed: int, nodes: int, faults: int | Sequence[Fault]) -> None:
         self.sessions = Histories()
         self.added = 0
         self.maybe_added = 0
@@ -234,14 +234,15 @@ class History:
         self._clients = self.world.stream("clients")
         self._fault_random = self.world.stream("faults")
         self._end_ns = FAULT_SECONDS * SECOND
-        self.world.plan(random_plan(self._fault_random, self.world.names, self._end_ns, faults=faults))
-        self.world.plan(self._reboots(faults // 4))
+        self.plan = self._drawn(faults) if isinstance(faults, int) else list(faults)
+        self.world.plan(self.plan)
         self.world.at(self._pause(), self._client)
 
     def run(self) -> list[str]:
         """What was violated; empty if nothing was."""
         try:
             self.world.run(self._end_ns // TICK_NS)
+            self.world.mend()
             self.world.run(until=self._settled, ticks_max=SETTLE_TICKS)
         except InvariantError as error:
             return [str(error)]
@@ -251,6 +252,11 @@ class History:
                 f"{type(error).__name__}: {error} (at {self.world.now / 1e9:.6f} s, in {where.name}:{where.lineno})"
             ]
         return self._violations()
+
+    def _drawn(self, faults: int) -> list[Fault]:
+        plan = random_plan(self._fault_random, self.world.names, self._end_ns, faults=faults)
+        plan += self._reboots(faults // 4)
+        return sorted(plan, key=lambda fault: fault.at_ns)
 
     def _reboots(self, count: int) -> list[Fault]:
         """Power cuts after which a node is back at once: it restarts in the middle of the traffic."""

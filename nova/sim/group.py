@@ -15,7 +15,16 @@ from typing import Any, Final
 import msgspec
 
 from nova.consensus.chain import Frame, Switched
-from nova.consensus.core import Command, Committed, Epoch, Installed, Kind, Make, OverloadedError
+from nova.consensus.core import (
+    Command,
+    Committed,
+    Epoch,
+    Installed,
+    Kind,
+    Make,
+    OverloadedError,
+    Status,
+)
 from nova.consensus.frames import FrameCodec
 from nova.consensus.replicated import (
     Answered,
@@ -27,7 +36,7 @@ from nova.consensus.replicated import (
 from nova.consensus.sessions import OPEN, Code
 from nova.errors import NovaError, UnavailableError, UsageError
 from nova.sim import machine
-from nova.sim.faults import SECOND, Fault, random_plan
+from nova.sim.faults import KINDS, SECOND, Change, Fault, Operation, Transfer, random_plan
 from nova.sim.machine import KeyValue
 from nova.sim.network import Link
 from nova.sim.world import InvariantError, World
@@ -38,8 +47,9 @@ TICK_NS: Final = 10_000_000
 LINK: Final = Link(
     delay_ns_min=500_000, jitter_ns_mean=1_000_000, loss_ratio=0.01, duplicate_ratio=0.01, reorder_ratio=0.03
 )
-FAULT_SECONDS: Final = 4
+FAULT_SECONDS: Final = 3
 SETTLE_TICKS: Final = 1_500
+QUIET_TICKS: Final = 60
 CLIENT_PATIENCE_TICKS: Final = 60
 CHECKPOINT_ENTRIES: Final = 40
 
@@ -49,9 +59,12 @@ class Subject(msgspec.Struct, frozen=True):
 
     make        makes a core
     messages    its wire messages
-    invariants  makes, for a run, what is asked after every event, of the group; an AssertionError is a violation
+    invariants  makes, for a run, what is asked after every event, of the group; an AssertionError is a violation. If it
+                has `sent`, that is called with (group, sender, target, message) for all that leaves
     nodes       members of a run
-    options     of the epoch
+    options     of the epoch; each run draws one of `variants` to be added: small limits show what large ones hide
+    operations  kinds of what operators can do with it: a core has `change` and `transfer`
+    calm        who comes back after a while deposes no leader
     liars       (random, names) -> members that lie, as for `Group`, if that is not told
     successors  other protocols that an operator switches to meanwhile, at random: name -> (maker, options)
     """
@@ -62,6 +75,9 @@ class Subject(msgspec.Struct, frozen=True):
     invariants: Callable[[], Callable[[Group], None]] | None = None
     nodes: int = 3
     options: dict[str, Any] = {}
+    variants: tuple[dict[str, Any], ...] = ({},)
+    operations: tuple[str, ...] = ()
+    calm: bool = False
     liars: Callable[[Random, Sequence[NodeId]], Mapping[NodeId, Callable[[Any, Random], Any]]] | None = None
     successors: dict[str, tuple[Make, dict[str, Any]]] = {}
 
@@ -103,9 +119,18 @@ class GroupMember:
     def tick(self) -> Outputs:
         return self.replica.tick()
 
+    def operate(self, operation: Operation) -> Outputs:
+        match operation:
+            case Change(voters=voters, learners=learners):
+                return self.replica.change(voters, learners)
+            case Transfer(target=target):
+                return self.replica.transfer(target)
+
     def turn(self) -> Outputs:
-        out, self._first = self._first or Outputs(), None
-        out.extend(self.replica.turn())
+        out = self.replica.turn()
+        if self._first is not None:
+            self._first.extend(out)
+            out, self._first = self._first, None
         self.replica.checkpoint(out, CHECKPOINT_ENTRIES)
         return out
 
@@ -153,7 +178,10 @@ class Read(msgspec.Struct):
 class Group:
     """One seed: members, clients, faults, and what was promised to whom.
 
-    faults   how many, or a plan
+    nodes    members at the beginning; `spares` more run beside them, and may be made members
+    faults   how many, drawn of these `kinds`; or a plan
+    operations  how many changes of members and transfers are drawn besides, with `faults` a number; None: half as many.
+             Without spares nobody changes members
     clients  callers at once
     liars    members that need not keep to the protocol, and what makes such a core of a sound one; nothing is asked of
              them, and no client asks them
@@ -165,7 +193,10 @@ class Group:
         seed: int,
         *,
         nodes: int | None = None,
+        spares: int = 0,
         faults: int | Sequence[Fault] = 10,
+        operations: int | None = None,
+        kinds: Sequence[str] = KINDS,
         clients: int = 5,
         seconds: int = FAULT_SECONDS,
         link: Link = LINK,
@@ -174,11 +205,13 @@ class Group:
         invariants: Iterable[Callable[[Group], None]] = (),
     ) -> None:
         self.subject, self.seed = subject, seed
-        names = tuple(f"n{number}" for number in range(nodes or subject.nodes))
+        members = tuple(f"n{number}" for number in range(nodes or subject.nodes))
+        names = (*members, *(f"s{number}" for number in range(spares)))
         if liars is None and subject.liars is not None:
-            liars = subject.liars(chance.Random(f"{seed} liars"), names)
+            liars = subject.liars(chance.Random(f"{seed} liars"), members)
         self.liars = dict(liars or {})
-        self.epoch = Epoch(0, subject.name, names, options=subject.options)
+        variant = subject.variants[chance.Random(f"{seed} options").randrange(len(subject.variants))]
+        self.epoch = Epoch(0, subject.name, members, options={**subject.options, **variant})
         self.protocols = {
             subject.name: subject.make,
             **{name: make for name, (make, _) in subject.successors.items()},
@@ -193,10 +226,13 @@ class Group:
         self.reads: list[Read] = []
         self.refused: list[str] = []
         self.acknowledged = 0
+        self.operated = 0
+        """Operations that were not refused."""
         self._keys = keys
         self._end_ns = seconds * SECOND
         self._serial = 0
         self._own = [*([subject.invariants()] if subject.invariants else []), *invariants]
+        watching = [check.sent for check in self._own if hasattr(check, "sent")]
         self.world = World(
             seed,
             names,
@@ -208,20 +244,32 @@ class Group:
             codec=FrameCodec(*subject.messages),
             invariants=[self._invariants] if self._own else [],
             on_event=self._event,
+            sent=(lambda *it: [sent(self, it[0], it[1], it[2][1]) for sent in watching]) if watching else None,
             dropped=self._dropped,
+            operate=self._operate,
         )
         self._random = self.world.stream("clients")
         self.clients = [Client(number) for number in range(clients)]
         self._by_command: dict[tuple[int, int, bytes], Client] = {}
         self._by_read: dict[int, Client] = {}
-        if isinstance(faults, int):
-            faults = random_plan(self.world.stream("faults"), names, self._end_ns, faults=faults, skew_ns_max=0)
-        self.world.plan(faults)
-        self._stopping = False
+        self.plan = self._drawn(faults, kinds, operations, spares) if isinstance(faults, int) else list(faults)
+        self.world.plan(self.plan)
+        self._mended = self._stopping = False
         self._operator = self.world.stream("operator")
         self._clients_tick()
         if subject.successors:
             self._operator_tick()
+
+    def _drawn(self, faults: int, kinds: Sequence[str], operations: int | None, spares: int) -> list[Fault]:
+        names, end = self.world.names, self._end_ns
+        plan = random_plan(self.world.stream("faults"), names, end, faults=faults, kinds=kinds, skew_ns_max=0)
+        kinds = [kind for kind in self.subject.operations if spares or kind != "change"]
+        count = faults // 2 if operations is None else operations
+        if kinds and count:
+            members = self.epoch.members
+            stream = self.world.stream("operations")
+            plan += random_plan(stream, names, end, faults=count, kinds=kinds, members=members)
+        return sorted(plan, key=lambda fault: fault.at_ns)
 
     # -- running --
 
@@ -229,15 +277,16 @@ class Group:
         """What was violated; empty if nothing was."""
         try:
             self.world.run(self._end_ns // TICK_NS)
-            for name in self.world.names:
-                self.world.restart(name)
-            self.world.heal()
+            self.world.mend()
+            self._mended = True
             self.before_healing = self.acknowledged
             if not self.world.run(until=self._serves, ticks_max=SETTLE_TICKS):
                 return [f"seed {self.seed}: healed for {SETTLE_TICKS} ticks, and {self._why_not()}"]
             self._stopping = True
             if not self.world.run(until=self._settled, ticks_max=SETTLE_TICKS):
                 return [f"seed {self.seed}: nobody writes any more, and {self._why_not()}"]
+            if disturbed := self._disturbed():
+                return [f"seed {self.seed}: {disturbed}"]
         except InvariantError as error:
             return [str(error)]
         except Exception as error:
@@ -261,6 +310,51 @@ class Group:
         """Whom clients ask."""
         return [node for node in self.world.up if node not in self.liars]
 
+    def serving(self) -> list[GroupMember]:
+        """Those who get the log: members of the newest epoch, as its newest leader knows them."""
+        newest = self.epochs[max(self.epochs)]
+        leader = self._newest_leader()
+        names = {*newest.members}
+        if not newest.number and leader is not None:
+            names = {*leader.peers, *leader.members, leader.node}
+        return [member for member in self.members() if member.replica.node in names]
+
+    def _newest_leader(self) -> Status | None:
+        leaders = [status for member in self.members() if (status := member.core.status).role == "leader"]
+        return max(leaders, key=lambda status: status.term, default=None)
+
+    def _disturbed(self) -> str:
+        """Nobody loses leadership for one that comes back, or for one that was removed and never heard of it."""
+        before = self._newest_leader()
+        if before is None or not self.subject.calm:
+            return ""
+        others = [node for node in before.members if node != before.node]
+        spare = len(before.members) > 2  # without one of them there still is a majority
+        cut = others[self._random.randrange(len(others))] if spare else None
+        if cut is not None:
+            self.world.partition({cut}, {*self.world.names} - {cut})
+        self.world.run(QUIET_TICKS // 2)
+        self.world.heal()
+        self.world.run(QUIET_TICKS // 2)
+        after = self._newest_leader()
+        if after is not None and (after.node, after.term) == (before.node, before.term):
+            return ""
+        now = f"{after.node} in term {after.term}" if after is not None else "nobody"
+        return (
+            f"{before.node} led in term {before.term}; {cut or 'nobody'} was cut off for a while, and now {now} leads"
+        )
+
+    def _operate(self, operation: Operation) -> None:
+        for node in self.world.up:
+            if self.world[node].core.status.role != "leader":
+                continue
+            try:
+                out = self.world[node].operate(operation)
+            except (UsageError, UnavailableError):
+                continue
+            self.operated += 1
+            self.world.submit(node, out)
+
     def _serves(self) -> bool:
         return self.acknowledged - self.before_healing >= 3 * len(self.clients) and len(self.world.up) == len(
             self.world.names
@@ -269,8 +363,8 @@ class Group:
     def _settled(self) -> bool:
         if any(client.command is not None or client.reading is not None for client in self.clients):
             return False
+        members = self.serving()
         newest = self.epochs[max(self.epochs)]
-        members = [member for member in self.members() if member.replica.node in newest.members]
         replicas = [member.replica for member in members]
         return (
             all(replica.epoch == newest and replica.chain.whole and replica.chain.settled for replica in replicas)
@@ -315,7 +409,7 @@ class Group:
 
     def _clients_tick(self) -> None:
         self.world.at(1 + self._random.randrange(2 * TICK_NS), self._clients_tick)
-        up = self._asked()
+        up = self._asked() if not self._mended else [member.replica.node for member in self.serving()]
         if not up:
             return
         touched: set[NodeId] = set()
@@ -328,11 +422,13 @@ class Group:
             elif not self._stopping and self._random.random() < 0.7:
                 self._begin(client, up, touched)
         for node in sorted(touched):
-            if node in self.world.up:
+            if node in up:
                 self.world.submit(node, Outputs())
 
     def _begin(self, client: Client, up: list[NodeId], touched: set[NodeId]) -> None:
         node = up[self._random.randrange(len(up))]
+        if self.world[node].core.leader is None and self._random.random() < 0.8:
+            return  # it would have to wait there: most look elsewhere
         client.node, client.waited, client.began = node, 0, self.world.now
         client.key = f"k{self._random.randrange(self._keys)}"
         self._serial += 1
@@ -444,8 +540,7 @@ class Group:
         of the appends, each read is a beginning of it, and real time must agree with both.
         """
         found: list[str] = []
-        newest = self.epochs[max(self.epochs)]
-        final = next(member.values.values for member in self.members() if member.replica.node in newest.members)
+        final = self.serving()[0].values.values
         for key in sorted({append.key for append in self.appends.values()}):
             found += self._key_violations(key, final.get(key) or [])
         return found

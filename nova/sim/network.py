@@ -47,7 +47,9 @@ class Network:
         self.link = link
         self.links = dict(links or {})
         self.loss_ratio = 0.0
-        """Loss on every link, besides the link's own."""
+        """Loss on every link, besides the link's own; so are the next two."""
+        self.duplicate_ratio = 0.0
+        self.reorder_ratio = 0.0
         self.cuts: set[tuple[NodeId, NodeId]] = set()
         self.slow_ns: dict[NodeId, int] = {}
         """Nodes that take this long to read what arrives."""
@@ -66,10 +68,12 @@ class Network:
         at = now + link.delay_ns_min - int(log(1.0 - chance()) * link.jitter_ns_mean)
         if self.slow_ns:
             at += self.slow_ns.get(target, 0)
-        if not (link.reorder_ratio and chance() < link.reorder_ratio):
+        reorder = link.reorder_ratio + self.reorder_ratio
+        if not (reorder and chance() < reorder):
             at = max(at, self._last.get(pair, 0))
             self._last[pair] = at
-        if link.duplicate_ratio and chance() < link.duplicate_ratio:
+        duplicate = link.duplicate_ratio + self.duplicate_ratio
+        if duplicate and chance() < duplicate:
             return at, at - int(log(1.0 - chance()) * link.jitter_ns_mean)
         return (at,)
 
@@ -89,7 +93,7 @@ class Network:
                     self.cuts |= {(x, y) for x in a for y in b}
 
     def heal(self) -> None:
-        """Undo all cuts, extra loss and slowness."""
+        """Undo all cuts and slowness, and what bursts added to the links' own faults."""
         self.cuts.clear()
         self.slow_ns.clear()
-        self.loss_ratio = 0.0
+        self.loss_ratio = self.duplicate_ratio = self.reorder_ratio = 0.0

@@ -14,6 +14,7 @@ from nova.consensus.raft import Raft
 from nova.consensus.raft.messages import MESSAGES as RAFT_MESSAGES
 from nova.errors import UsageError
 from nova.sim.byzantine import dealt, liars_mostly
+from nova.sim.faults import OPERATIONS
 from nova.sim.group import Subject
 from nova.sim.invariants import ChainInvariants, LogInvariants
 from nova.sim.invariants_epaxos import EPaxosInvariants
@@ -31,8 +32,17 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "pbft": {"checkpoint_interval": 20, "window": 60},
 }
 
+RAFT_VARIANTS: Final[tuple[dict[str, Any], ...]] = (
+    {},
+    {"lease_reads": True, "trailing": 10},
+    {"append_entries_max": 3, "flying_count_max": 4, "trailing": 5, "chunk_bytes": 200},
+    {"append_entries_max": 1, "flying_count_max": 2, "trailing": 0, "chunk_bytes": 1_000},
+)
+
 SUBJECTS: Final = {
-    "raft": Subject("raft", Raft, RAFT_MESSAGES, LogInvariants),
+    "raft": Subject(
+        "raft", Raft, RAFT_MESSAGES, LogInvariants, variants=RAFT_VARIANTS, operations=OPERATIONS, calm=True
+    ),
     "paxos": Subject("paxos", Paxos, PAXOS_MESSAGES, PaxosInvariants, options=_OPTIONS["paxos"]),
     "epaxos": Subject("epaxos", EPaxos, EPAXOS_MESSAGES, EPaxosInvariants, options=_OPTIONS["epaxos"]),
     "pbft": Subject(

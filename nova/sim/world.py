@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random as chance
 from collections.abc import Callable, Iterable, Iterator
+from errno import ENOSPC
 from hashlib import blake2b
 from heapq import heappop, heappush
 from struct import Struct
@@ -20,7 +21,27 @@ from typing import Any, Protocol, assert_never
 
 from nova.errors import NovaError, UsageError
 from nova.sim.disk import SimDisk
-from nova.sim.faults import ClockSkew, Crash, Cut, Fault, Heal, Loss, Partition, Restart, SlowDisk, SlowNode
+from nova.sim.faults import (
+    Change,
+    ClockSkew,
+    Crash,
+    Cut,
+    Duplicate,
+    Fault,
+    FullDisk,
+    Heal,
+    Loss,
+    Operation,
+    Partition,
+    Pause,
+    Reorder,
+    Restart,
+    Resume,
+    SlowDisk,
+    SlowNode,
+    Transfer,
+    check_plan,
+)
 from nova.sim.network import LAN, Link, Network
 from nova.storage.base import Log, Snapshots
 from nova.storage.pipeline import Pipeline
@@ -61,7 +82,7 @@ class _Host:
     """A machine: what survives a crash, and what runs on it now."""
 
     __slots__ = (
-        "applied", "clock_skew_ns", "disk", "index", "life", "name", "next_tick", "node", "pipeline", "random",
+        "applied", "clock_skew_ns", "disk", "held", "index", "life", "name", "node", "paused", "pipeline", "random",
         "slow_disk_ns", "turn",
     )  # fmt: skip
 
@@ -73,6 +94,8 @@ class _Host:
         self.turn: Callable[[], Outputs] | None = None
         self.applied: Callable[[Any], Outputs | None] | None = None
         self.life = 0
+        self.paused = False
+        self.held: list[tuple[int, _Host | None, Any]] = []  # (kind, sender, what) that wait until it goes on
         self.clock_skew_ns = 0
         self.slow_disk_ns = 0
 
@@ -85,6 +108,7 @@ class World:
     network     the link between any two; `links` for pairs with another
     codec       every message goes through it if given
     on_event    called with (node, event) for each applied event
+    operate     does what operators do in a plan: changes of members, transfers of leadership
     """
 
     def __init__(
@@ -99,8 +123,9 @@ class World:
         codec: Codec | None = None,
         invariants: Iterable[Callable[[World], None]] = (),
         on_event: Callable[[NodeId, Any], None] | None = None,
-        sent: Callable[[NodeId, NodeId, Any], None] | None = None,
+        sent: Callable[[NodeId, NodeId, Any], Any] | None = None,
         dropped: Callable[[NodeId, NovaError], None] | None = None,
+        operate: Callable[[Operation], None] | None = None,
     ) -> None:
         self.seed = seed
         self.now = 0
@@ -112,7 +137,7 @@ class World:
         """The one node that the present event is about; None if it may be any."""
         self._make = make
         self._codec = codec
-        self._on_event, self._sent, self._dropped = on_event, sent, dropped
+        self._on_event, self._sent, self._dropped, self._operate = on_event, sent, dropped, operate
         self._heap: list[tuple[int, int, int, Any, Any, Any]] = []
         self._number = 0
         self._trace = blake2b(digest_size=16)
@@ -141,10 +166,15 @@ class World:
     def __iter__(self) -> Iterator[Any]:
         return (host.node for host in self._hosts.values() if host.node is not None)
 
+    def running(self, node: NodeId) -> tuple[Any, ...]:
+        """That node, if it runs (or is paused)."""
+        running = self._hosts[node].node
+        return () if running is None else (running,)
+
     @property
     def up(self) -> list[NodeId]:
-        """Names of the running nodes."""
-        return [name for name, host in self._hosts.items() if host.node is not None]
+        """Names of the nodes that run and are not paused: those that can be called."""
+        return [name for name, host in self._hosts.items() if host.node is not None and not host.paused]
 
     @property
     def names(self) -> list[NodeId]:
@@ -177,6 +207,8 @@ class World:
         if host.node is not None:
             host.life += 1
             host.node = host.pipeline = host.turn = host.applied = None
+            host.paused = False
+            host.held.clear()
             host.disk.crash()
 
     def restart(self, node: NodeId) -> None:
@@ -184,6 +216,23 @@ class World:
         host = self._hosts[node]
         if host.node is None:
             self._start(host)
+
+    def pause(self, node: NodeId) -> None:
+        """Let a running node stand still: its ticks, what is sent to it and what its disk has done wait."""
+        host = self._hosts[node]
+        host.paused = host.node is not None
+
+    def resume(self, node: NodeId) -> None:
+        """Let a paused node go on: what waited arrives now, in its order. Missed ticks are not made up for."""
+        host = self._hosts[node]
+        host.paused = False
+        for kind, sender, what in host.held:
+            self._push(self.now, kind, host, sender, what)
+        host.held.clear()
+
+    def fill_disk(self, node: NodeId, full: bool = True) -> None:
+        """Let every sync of a node fail from now on, and with it the node; or give it room again."""
+        self._hosts[node].disk.fail(OSError(ENOSPC, "No space left on device") if full else None)
 
     def cut(self, source: NodeId, target: NodeId) -> None:
         """Cut one direction."""
@@ -197,8 +246,24 @@ class World:
         """Mend the network."""
         self.network.heal()
 
+    def mend(self) -> None:
+        """Mend everything: network and disks work, whoever stopped or is paused runs. Clocks stay as they are."""
+        self.heal()
+        for name, host in self._hosts.items():
+            self.fill_disk(name, False)
+            host.slow_disk_ns = 0
+            self.resume(name)
+            self.restart(name)
+
     def plan(self, faults: Iterable[Fault]) -> None:
-        """Let these faults happen, at their times from now."""
+        """Let these faults happen, at their times from now.
+
+        Raises UsageError for one that names a node that is not here, or an operation that this world doesn't know.
+        """
+        faults = list(faults)
+        check_plan(faults, self._hosts)
+        if self._operate is None and (refused := [fault for fault in faults if isinstance(fault, Operation)]):
+            raise UsageError(f"nobody here can {type(refused[0]).__name__.lower()}; leave it out of the plan")
         for fault in faults:
             self._push(self.now + fault.at_ns, _FAULT, None, None, fault)
 
@@ -219,14 +284,27 @@ class World:
                 self.crash(node)
             case Restart(node=node):
                 self.restart(node)
+            case Pause(node=node):
+                self.pause(node)
+            case Resume(node=node):
+                self.resume(node)
             case Loss(ratio=ratio):
                 self.network.loss_ratio = ratio
+            case Duplicate(ratio=ratio):
+                self.network.duplicate_ratio = ratio
+            case Reorder(ratio=ratio):
+                self.network.reorder_ratio = ratio
             case SlowNode(node=node, delay_ns=delay_ns):
                 self.network.slow_ns[node] = delay_ns
             case SlowDisk(node=node, delay_ns=delay_ns):
                 self._hosts[node].slow_disk_ns = delay_ns
+            case FullDisk(node=node, full=full):
+                self.fill_disk(node, full)
             case ClockSkew(node=node, skew_ns=skew_ns):
                 self._hosts[node].clock_skew_ns = skew_ns
+            case Change() | Transfer():
+                if self._operate is not None:
+                    self._operate(fault)
             case _:
                 assert_never(fault)
 
@@ -259,6 +337,9 @@ class World:
         self.touched = host.name if host is not None else None
         source = sender.index if sender is not None else -1
         self._pending_trace.append(_EVENT.pack(at, kind, source, host.index if host is not None else -1))
+        if host is not None and host.paused:
+            host.held.append((kind, sender, what))
+            return
         if kind == _DELIVER:
             if host.node is not None:
                 self._deliver(host, sender, what)

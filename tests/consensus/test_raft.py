@@ -10,6 +10,7 @@ from nova.consensus.core import Entry, Fatal, Installed, Kind, NotLeaderError, R
 from nova.consensus.quorum import Majority
 from nova.consensus.raft import Raft
 from nova.consensus.raft.core import ENTRIES, SNAPSHOT, _pack
+from nova.consensus.raft.members import Members
 from nova.consensus.raft.messages import Append, AppendReply, Heartbeat, SnapshotChunk, TimeoutNow, Vote, VoteReply
 from nova.consensus.raft.options import RaftOptions
 from nova.errors import CorruptionError, UsageError
@@ -320,6 +321,28 @@ def test_17_a_change_is_completed_by_the_next_leader(survivor):
     assert (members.voters, members.joint) == (("3", "4", "5"), False)
 
 
+def test_17_one_whose_removal_is_not_committed_stands_once_more_if_nobody_else_can_win():
+    net = Net(2)
+    leader = net.elect(1)
+    net.run(2)
+    leader.take(leader.core.change(("2",)))
+    final = leader.core.log.last + 1
+    for _ in range(10):  # until it has committed the joint configuration; of the last one the other hears nothing
+        net.deliver(lambda s, t, m: not (isinstance(m, Append) and any(e.position >= final for e in m.entries)))
+        leader.tick()
+    assert leader.core.members.voters == ("2",)
+    assert leader.core.committed == final - 1
+    assert net[2].core.members.joint
+    leader.crash()
+    leader.start()
+    net.run(12 * T)
+    assert net.leaders == ["2"]
+    assert net[2].core.members == Members(("2",))
+    assert net[2].core.committed > final
+    leader.tick(3 * T)
+    assert leader.core.role == "follower", "now it is committed, and it stands no more"
+
+
 def test_18_a_leader_that_removes_itself_does_not_count_itself():
     net = Net(3)
     leader = net.elect(1)
@@ -335,6 +358,23 @@ def test_18_a_leader_that_removes_itself_does_not_count_itself():
     leader.step("3", AppendReply(leader.core.term, final))
     assert leader.core.committed == final
     assert leader.core.role != "leader"
+
+
+def test_18_its_last_word_commits_nothing_that_a_follower_was_not_known_to_hold():
+    net = Net(4)
+    with_log(net, 3, [1] * 5, term=1)  # a tail that nobody else has
+    net.cut(3)
+    leader = net.elect(1)
+    leader.propose(b"x", b"y", b"z", b"w")
+    net.deliver()
+    net.cuts.clear()
+    leader.take(leader.core.change(("2", "3", "4")))
+    words = []
+    net.deliver(lambda source, target, message: words.append(message) if target == "3" else source != "3")
+    assert leader.core.role != "leader"
+    assert isinstance(words[-1], Heartbeat)
+    net[3].step("1", words[-1])
+    assert net[3].committed == []
 
 
 def test_19_one_who_never_heard_of_its_removal_disturbs_nobody():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from nova.cli.histories import History
 from nova.conflict.audit import AuditChain
 from nova.crdt.keyspace import Keyspace
 from nova.sim.disk import SimSnapshots
+from nova.sim.faults import load_plan
 from nova.storage.pipeline import Pipeline
 from nova.store.conflicts import Conflicts
 from nova.store.core import Replica
@@ -19,14 +21,21 @@ from nova.sync.retire import Retirement, count_of
 from nova.types import Outputs
 from tests.models.keyspace import Op, live
 
+PLANS = Path(__file__).parent / "plans"
+"""Faults under which a bug was found that is mended since; plans are drawn in another way now."""
+
+
+@pytest.mark.parametrize("seed", range(1_000, 1_030))
+def test_every_promise_holds_under_faults(seed):
+    assert History(seed, nodes=3, faults=20).run() == []
+
+
 # 162: a state is joined over what had arrived meanwhile; see `base` in Keyspace.join
 # 797, 1779: one batch removes a key and creates another, and a listing goes by the keys of before
-SEEDS = [162, 797, 1_779, *range(1_000, 1_030)]
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_every_promise_holds_under_faults(seed):
-    assert History(seed, nodes=3, faults=12).run() == []
+@pytest.mark.parametrize("seed", [162, 797, 1_779])
+def test_a_history_that_once_broke_a_promise_keeps_it(seed):
+    plan = load_plan((PLANS / f"store-{seed}.json").read_bytes())
+    assert History(seed, nodes=3, faults=plan).run() == []
 
 
 @pytest.mark.parametrize("seed", range(1_100, 1_106))
@@ -237,7 +246,7 @@ def test_a_bug_put_in_on_purpose_is_caught(mutant, monkeypatch):
     mutant(monkeypatch)
     for seed in range(60):
         try:
-            if History(seed, nodes=3, faults=12).run():
+            if History(seed, nodes=3, faults=24).run():
                 return
         except AssertionError:
             return

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from nova.sim.checkers import Histories, converged, differences, lost
-from nova.sim.faults import Crash, Fault, Heal, Restart, random_plan
+from nova.sim.faults import KINDS, Crash, Fault, Heal, Restart, random_plan
 from nova.sim.network import Link
 from nova.sim.world import InvariantError, World
 from nova.types import Dot, Outputs
@@ -112,8 +112,9 @@ def test_a_broken_invariant_names_the_seed() -> None:
 
 
 def test_a_plan_mends_everything_at_its_end() -> None:
+    kinds = [kind for kind in KINDS if kind != "duplicate"]  # two balls would be two for ever, and soon a thousand
     for seed in range(50):
-        plan: list[Fault] = random_plan(random.Random(seed), ["n0", "n1"], SECOND, faults=10)
+        plan: list[Fault] = random_plan(random.Random(seed), ["n0", "n1"], SECOND, faults=10, kinds=kinds)
         world = playing(seed)
         world.plan(plan)
         world.run(ticks=12)

@@ -175,7 +175,7 @@ class Raft:
             case SnapshotChunk():
                 self._chunk(sender, message, out)
             case TimeoutNow():
-                if self.members.votes(self.node) and self.role != LEADER:
+                if self._stands() and self.role != LEADER:
                     self._campaign(out, forced=True)
             case ReadIndex(_, ids):
                 if self.role == LEADER:
@@ -193,7 +193,7 @@ class Raft:
         self._heard += 1
         if self.role == LEADER:
             self._tick_leader(out)
-        elif self._elapsed >= self._timeout and self.members.votes(self.node):
+        elif self._elapsed >= self._timeout and self._stands():
             self._campaign(out, pre=True)
         return self._done(out)
 
@@ -295,6 +295,19 @@ class Raft:
     def _drawn(self) -> int:
         ticks = self.options.election_ticks
         return ticks + self._random.randrange(ticks)
+
+    def _stands(self) -> bool:
+        """It votes by the newest configuration, or by one before it that is in force until the newest is committed.
+
+        One that has its own removal in its log, not committed yet, may be the only one whose log can win: it has to
+        stand for election, and counts itself nowhere (dissertation, 4.2.2).
+        """
+        for position, members in reversed(self._configurations):
+            if members.votes(self.node):
+                return True
+            if position <= self.committed:
+                break
+        return False
 
     def _hears(self, sender: NodeId, message: Message, out: Outputs) -> bool:
         """A higher term; whether the message counts."""
@@ -500,8 +513,9 @@ class Raft:
             self._lead_append([(Kind.MEMBERS, pack_members(members.left()))], out)
         elif self.node not in members.voters:
             # Told once more that the change is committed, the others go on without us.
-            for peer in self._progress:
-                out.early.append((peer, Heartbeat(self.term, self._rounds.number, self.committed)))
+            for peer, progress in self._progress.items():
+                committed = min(self.committed, progress.matched)  # beyond it the peer may hold something else
+                out.early.append((peer, Heartbeat(self.term, self._rounds.number, committed)))
             self._become_follower(self.term, None, out)
 
     def _tick_leader(self, out: Outputs) -> None:
