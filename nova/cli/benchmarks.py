@@ -36,6 +36,7 @@ from nova.crdt import ORSet
 from nova.digest import Reconciler, SetDigest, digest128
 from nova.errors import UsageError
 from nova.metrics import Registry
+from nova.runtime import new_loop
 from nova.storage.log import RECORD_OVERHEAD_BYTES, FileLog
 from nova.store import ReplicatedStore
 from nova.store.model import Put
@@ -294,7 +295,7 @@ def future_rounds(clients: int, each: int) -> Work:
         await asyncio.gather(*(client() for _ in range(clients)))
         return clients * each
 
-    loop = consensus.new_loop()
+    loop = new_loop()
     return lambda: loop.run_until_complete(rounds())
 
 

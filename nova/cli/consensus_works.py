@@ -22,6 +22,7 @@ from typing import Any, Final
 from nova.consensus.core import Command, Committed, Epoch, Kind, Persisted, pack
 from nova.consensus.engine import ConsensusEngine, EngineOptions
 from nova.consensus.raft import Raft
+from nova.runtime import new_loop
 from nova.types import Outputs
 
 COMMAND: Final = bytes(range(128))
@@ -59,15 +60,6 @@ def free_addresses(count: int) -> list[str]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
-
-
-def new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's, where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 def engine_of(config: dict[str, Any]) -> ConsensusEngine:

@@ -20,7 +20,7 @@ from nova.conflict.audit import AuditStatistics, Retention
 from nova.conflict.healing.checkpoints import Checkpoint, Schedule
 from nova.errors import CompactedError, LimitError, NovaError, StaleContextError, UnavailableError, UsageError
 from nova.metrics import Registry
-from nova.runtime import Runtime, seeded, wall_ns
+from nova.runtime import Runtime, new_loop, seeded, wall_ns
 from nova.server.api import make_app
 from nova.server.config import NodeConfig, store_config
 from nova.server.serving import bind, make_server
@@ -630,12 +630,8 @@ def run(config: NodeConfig) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(_serve(config))
-        return
-    uvloop.run(_serve(config))
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(_serve(config))
 
 
 __all__ = ["Node", "run"]
