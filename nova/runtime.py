@@ -49,6 +49,15 @@ def seeded() -> random.Random:
     return random.Random(random.SystemRandom().getrandbits(64))
 
 
+def new_loop() -> asyncio.AbstractEventLoop:
+    """A loop for a node: uvloop's where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
 class Runtime:
     """Runs one core on one asyncio loop.
 
