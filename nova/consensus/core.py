@@ -211,6 +211,8 @@ class Core(Protocol):
     """One member of one protocol. No method blocks; each returns what to do about it.
 
     ordered   positions form one total order, told in order by `Committed`
+
+    A core may have a flag `snapshot_wanted`: a peer needs a newer snapshot than the last one, so make one soon.
     """
 
     ordered: ClassVar[bool]

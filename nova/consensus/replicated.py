@@ -298,7 +298,8 @@ class ReplicatedMachine:
         return out
 
     def _install(self, snapshot: Snapshot) -> None:
-        if snapshot.position <= self.applied_position:
+        # Without a total order a position says nothing about what a state holds; the core knows.
+        if self.core.ordered and snapshot.position <= self.applied_position:
             return
         self.sessions.restore(snapshot.state)
         self.applied_position, self._term = snapshot.position, snapshot.term
@@ -318,7 +319,8 @@ class ReplicatedMachine:
     def checkpoint(self, out: Outputs, least: int = 1) -> None:
         """Let the log begin anew, behind what `out` (of this turn) persists, with a snapshot of what is applied: if it
         is `least` entries more than in the last one."""
-        if self._since_checkpoint < least:
+        wanted = self._since_checkpoint and getattr(self.core, "snapshot_wanted", False)
+        if self._since_checkpoint < least and not wanted:
             return
         self._since_checkpoint = 0
         position = self._log_last() + len(out.persist)

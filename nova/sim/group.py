@@ -185,6 +185,8 @@ class Group:
         self.epoch = Epoch(0, subject.name, names, options=subject.options)
         self.decided: dict[int, tuple[int, bytes, NodeId]] = {}
         self.terms: dict[int, int] = {}
+        self.news: list[tuple[NodeId, Any]] = []
+        """What happened at whom since the last event: for invariants that heed the order in which things were told."""
         self.appends: dict[int, Append] = {}
         self.reads: list[Read] = []
         self.refused: list[str] = []
@@ -267,6 +269,7 @@ class Group:
     def _invariants(self, world: World) -> None:
         for check in self._own:
             check(self)
+        self.news.clear()
 
     # -- clients --
 
@@ -341,6 +344,8 @@ class Group:
     # -- what happened --
 
     def _event(self, node: NodeId, event: Any) -> None:
+        if self._own:
+            self.news.append((node, event))
         match event:
             case Committed(entries):
                 for entry in entries:
