@@ -36,20 +36,6 @@ def wall_ns() -> int:
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's event loop where that is installed, else asyncio's."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
-
-
-def seeded() -> random.Random:
-    """A generator for one node, seeded by the operating system."""
-    return random.Random(random.SystemRandom().getrandbits(64))
-
-
-def new_loop() -> asyncio.AbstractEventLoop:
     """A loop for a node: uvloop's where it is installed."""
     try:
         import uvloop
