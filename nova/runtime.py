@@ -35,6 +35,11 @@ def wall_ns() -> int:
     return time.time_ns()
 
 
+def seeded() -> random.Random:
+    """A generator for one node, seeded by the operating system."""
+    return random.Random(random.SystemRandom().getrandbits(64))
+
+
 def new_loop() -> asyncio.AbstractEventLoop:
     """A loop for a node: uvloop's where it is installed."""
     try:
