@@ -24,8 +24,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-import msgspec
-
 from nova.consensus.callers import Callers, Many, Waiter
 from nova.consensus.core import (
     Epoch,
@@ -33,11 +31,11 @@ from nova.consensus.core import (
     OverloadedError,
     ReadLost,
     SealedError,
-    Status,
     UnknownOutcomeError,
 )
 from nova.consensus.directory import MemberDirectory
 from nova.consensus.frames import FrameCodec
+from nova.consensus.options import EngineOptions, EngineStatus
 from nova.consensus.protocols import PROTOCOLS, all_messages, protocol_named
 from nova.consensus.replicated import Answered, Checkpoint, ReadsAnswered, ReplicatedConfig, ReplicatedMachine
 from nova.consensus.sessions import Code, Machine, Outcome
@@ -52,61 +50,6 @@ log = logging.getLogger("nova.consensus")
 
 HAND_OVER_S: Final = 1.0
 """How long a leader that closes waits for another one to take over."""
-
-
-class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an operator may set; the same at all members for `tick_ms` and `protocol`.
-
-    tick_ms             length of a tick: an election takes some tens of them
-    timeout_ms          a command or read without an answer for so long fails
-    close_ms            what is under way may take so long when the engine closes
-    calls_max           commands, and as many reads, that wait for an answer in this process
-    entry_bytes_max     of a command, and of a batch
-    retry_ticks         after as many without an answer, a command is sent again: it takes effect once
-    checkpoint_entries  entries after which a snapshot is made and the log before it dropped; or
-    checkpoint_bytes    so many bytes of log
-    segment_bytes       of a file of the log, laid out ahead
-    protocol            options of the protocol (`nova.consensus.raft.RaftOptions`)
-    """
-
-    tick_ms: int = 20
-    timeout_ms: int = 10_000
-    close_ms: int = 5_000
-    calls_max: int = 65_536
-    entry_bytes_max: int = 256 * 1024
-    retry_ticks: int = 20
-    checkpoint_entries: int = 100_000
-    checkpoint_bytes: int = 256 << 20
-    segment_bytes: int = 64 << 20
-    protocol: dict[str, Any] = {}
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise UsageError(f"{name} is {value}; give 1 or more")
-
-
-class EngineStatus(msgspec.Struct, frozen=True):
-    """How a member stands.
-
-    core        as its protocol sees it
-    epoch       number of the present one
-    applied     position up to which the machine has applied
-    checkpoint  record of the log up to which a snapshot covers it
-    calls       commands of this process without an answer; `reads`: reads
-    peers       members with a live stream
-    failure     why it has stopped for good; None: it has not
-    """
-
-    core: Status
-    epoch: int
-    applied: int
-    checkpoint: int
-    calls: int
-    reads: int
-    peers: tuple[NodeId, ...]
-    failure: str | None
 
 
 class _Reads:
@@ -225,7 +168,7 @@ class ConsensusEngine:
             # Unique over restarts: an answer to a read of an earlier life must not answer one of this.
             self._read_id = self._directory.incarnation << 40
             self._callers = Callers(self._replica.submit, lambda: os.urandom(16), calls_max=options.calls_max)
-            self._measures()
+            self._measures = Measures(self)
             await self._connect()
         except BaseException:
             await asyncio.to_thread(self._directory.close)
@@ -365,7 +308,7 @@ class ConsensusEngine:
         try:
             waiter = self._callers.ask(commands, future, time.perf_counter())
         except OverloadedError:
-            self._refused.inc()
+            self._measures.refused.inc()
             raise
         self._due(waiter, timeout_s)
         self._runtime.wake()
@@ -401,7 +344,7 @@ class ConsensusEngine:
         """
         self._must_serve()
         if self._reads >= self.options.calls_max:
-            self._refused.inc()
+            self._measures.refused.inc()
             raise OverloadedError(
                 f"{self._reads} reads wait for an answer; the limit is {self.options.calls_max}: try again when some "
                 "are answered",
@@ -456,7 +399,7 @@ class ConsensusEngine:
                 future.set_result(outcome.data)
             else:
                 future.set_exception(UsageError(f"the machine refused the query: {outcome.data.decode()}"))
-        self._reads_total.inc(len(reads.asked))
+        self._measures.reads.inc(len(reads.asked))
 
     # -- operators --
 
@@ -535,7 +478,7 @@ class ConsensusEngine:
         leader = self._replica.core.leader
         if leader != self._leader:
             self._leader = leader
-            self._leader_changes.inc()
+            self._measures.leader_changes.inc()
             log.info("%s: %s", self.node, f"{leader} leads" if leader else "no leader is known")
             if leader is not None and self._asking and not self._asking_due:
                 self._asking_due = True
@@ -568,7 +511,7 @@ class ConsensusEngine:
         if kind is Answered:
             call = self._callers.answered(event.command, event.outcome)
             if call is not None:
-                self._latency.observe(time.perf_counter() - call.began_s)
+                self._measures.latency.observe(time.perf_counter() - call.began_s)
             self._pump()
         elif kind is ReadsAnswered:
             self._reads_answered(event.id, event.outcomes)
@@ -607,7 +550,7 @@ class ConsensusEngine:
         try:
             await asyncio.to_thread(self._directory.save, checkpoint)
             self._log_bytes_covered = self._directory.log.size_bytes
-            self._checkpoints.inc()
+            self._measures.checkpoints.inc()
         except NovaError as error:  # the log is kept, so nothing is lost: again in a while
             log.error("the snapshot of %s is not saved, the log is kept: %s", self.node, error)
             self._save_not_before = self._loop.time() + 10
@@ -668,29 +611,34 @@ class ConsensusEngine:
             if not future.done():
                 future.set_exception(error)
 
-    def _measures(self) -> None:
-        metrics, replica = self.metrics, self._replica
-        self._latency = metrics.histogram(
-            "nova_consensus_command_seconds", "From the call to the answer of a command, in this process"
-        )
-        self._reads_total = metrics.counter("nova_consensus_reads_total", "Reads answered")
-        self._refused = metrics.counter("nova_consensus_overloaded_total", "Commands and reads refused: too many wait")
-        self._checkpoints = metrics.counter("nova_consensus_checkpoints_total", "Snapshots saved")
-        self._leader_changes = metrics.counter("nova_consensus_leader_changes_total", "Leaders found and lost")
-        gauge = metrics.gauge
-        gauge("nova_consensus_term", "Term, ballot or view", function=lambda: replica.core.status.term)
-        gauge("nova_consensus_leads", "1 if this member leads",
-              function=lambda: float(replica.core.leader == self.node))  # fmt: skip
-        gauge("nova_consensus_committed", "Newest committed position", function=lambda: replica.core.status.committed)
-        gauge("nova_consensus_applied", "Newest applied position", function=lambda: replica.applied_position)
-        gauge("nova_consensus_commands_waiting", "Commands without an answer", function=lambda: len(self._callers))
-        gauge("nova_consensus_queue", "Commands that wait to be proposed", function=lambda: replica.queued)
-        gauge("nova_consensus_log_bytes", "Log since it was last shortened", function=lambda: self._log_bytes)
-        gauge("nova_consensus_peers", "Members with a live stream", function=lambda: len(self._mesh.connected()))
-
 
 class _ReadWaiter(asyncio.Future[bytes]):
     """A future that is known to be a read's."""
+
+
+class Measures:
+    """What the page for Prometheus has of an engine."""
+
+    def __init__(self, engine: ConsensusEngine) -> None:
+        metrics, replica = engine.metrics, engine._replica
+        self.latency = metrics.histogram(
+            "nova_consensus_command_seconds", "From the call to the answer of a command, in this process"
+        )
+        self.reads = metrics.counter("nova_consensus_reads_total", "Reads answered")
+        self.refused = metrics.counter("nova_consensus_overloaded_total", "Commands and reads refused: too many wait")
+        self.checkpoints = metrics.counter("nova_consensus_checkpoints_total", "Snapshots saved")
+        self.leader_changes = metrics.counter("nova_consensus_leader_changes_total", "Leaders found and lost")
+        for name, help, function in (
+            ("term", "Term, ballot or view", lambda: replica.core.status.term),
+            ("leads", "1 if this member leads", lambda: float(replica.core.leader == engine.node)),
+            ("committed", "Newest committed position", lambda: replica.core.status.committed),
+            ("applied", "Newest applied position", lambda: replica.applied_position),
+            ("commands_waiting", "Commands without an answer", lambda: len(engine._callers)),
+            ("queue", "Commands that wait to be proposed", lambda: replica.queued),
+            ("log_bytes", "Log since it was last shortened", lambda: engine._log_bytes),
+            ("peers", "Members with a live stream", lambda: len(engine._mesh.connected())),
+        ):
+            metrics.gauge(f"nova_consensus_{name}", help, function=function)
 
 
 class _Member:
