@@ -113,7 +113,7 @@ class ConsensusEngine:
         PROTOCOLS[protocol](node, self._genesis, seeded(), time.monotonic_ns)  # refuses what cannot be, now
         self._codec = FrameCodec(*all_messages())
         self._failure: BaseException | None = None
-        self._started = self._closing = False
+        self._started = self._serving = self._closing = False
         self._closed: asyncio.Task[None] | None = None
         self._saving: asyncio.Task[None] | None = None
         self._checkpointing = False
@@ -175,6 +175,7 @@ class ConsensusEngine:
             raise
         self._mesh.set_peers(self._addresses)
         self._runtime.start()
+        self._serving = True
         self._do(first)
 
     async def _connect(self) -> None:
@@ -219,7 +220,7 @@ class ConsensusEngine:
 
     async def aclose(self) -> None:
         """Take nothing more, let what is under way end, hand leadership over, sync and close. May be called twice."""
-        if not self._started:
+        if not self._serving:  # it never did, or could not start
             self._started = self._closing = True
             return
         if self._closed is None:
@@ -459,7 +460,7 @@ class ConsensusEngine:
     # -- the driver's side --
 
     def _must_serve(self) -> None:
-        if not self._started or self._closing:
+        if not self._serving or self._closing:
             state = "is closed" if self._closing else "is not started"
             raise UnavailableError(f"the engine of {self.node} {state}; ask another member")
         if self._failure is not None:
