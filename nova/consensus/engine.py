@@ -24,8 +24,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-import msgspec
-
 from nova.consensus.callers import Callers, Many, Waiter
 from nova.consensus.chain import Switched
 from nova.consensus.core import (
@@ -34,11 +32,11 @@ from nova.consensus.core import (
     OverloadedError,
     ReadLost,
     SealedError,
-    Status,
     UnknownOutcomeError,
 )
 from nova.consensus.directory import MemberDirectory
 from nova.consensus.frames import FrameCodec
+from nova.consensus.options import EngineOptions, EngineStatus
 from nova.consensus.pbft.auth import Authenticator
 from nova.consensus.protocols import all_messages, protocol_named, protocols
 from nova.consensus.replicated import Answered, Checkpoint, ReadsAnswered, ReplicatedConfig, ReplicatedMachine
@@ -54,63 +52,6 @@ log = logging.getLogger("nova.consensus")
 
 HAND_OVER_S: Final = 1.0
 """How long a leader that closes waits for another one to take over."""
-
-
-class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an operator may set; the same at all members for `tick_ms` and `protocol`.
-
-    tick_ms             length of a tick: an election takes some tens of them
-    timeout_ms          a command or read without an answer for so long fails
-    close_ms            what is under way may take so long when the engine closes
-    calls_max           commands, and as many reads, that wait for an answer in this process
-    entry_bytes_max     of a command, and of a batch
-    retry_ticks         after as many without an answer, a command is sent again: it takes effect once
-    checkpoint_entries  entries after which a snapshot is made and the log before it dropped; or
-    checkpoint_bytes    so many bytes of log
-    segment_bytes       of a file of the log, laid out ahead
-    protocol            options of the protocol (`nova.consensus.raft.RaftOptions`)
-    """
-
-    tick_ms: int = 20
-    timeout_ms: int = 10_000
-    close_ms: int = 5_000
-    calls_max: int = 65_536
-    entry_bytes_max: int = 256 * 1024
-    retry_ticks: int = 20
-    checkpoint_entries: int = 100_000
-    checkpoint_bytes: int = 256 << 20
-    segment_bytes: int = 64 << 20
-    protocol: dict[str, Any] = {}
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise UsageError(f"{name} is {value}; give 1 or more")
-
-
-class EngineStatus(msgspec.Struct, frozen=True):
-    """How a member stands.
-
-    core        as its protocol sees it
-    epoch       the newest one that began here
-    settled     a quorum holds all before it on disk: it may be sealed
-    applied     position up to which the machine has applied
-    checkpoint  record of the log up to which a snapshot covers it
-    calls       commands of this process without an answer; `reads`: reads
-    peers       members with a live stream
-    failure     why it has stopped for good; None: it has not
-    """
-
-    core: Status
-    epoch: Epoch
-    settled: bool
-    applied: int
-    checkpoint: int
-    calls: int
-    reads: int
-    peers: tuple[NodeId, ...]
-    failure: str | None
 
 
 class _Reads:
@@ -177,7 +118,7 @@ class ConsensusEngine:
         self._protocols[protocol](node, self._genesis, seeded(), time.monotonic_ns)  # refuses what cannot be, now
         self._codec = FrameCodec(*all_messages())
         self._failure: BaseException | None = None
-        self._started = self._closing = False
+        self._started = self._serving = self._closing = False
         self._closed: asyncio.Task[None] | None = None
         self._saving: asyncio.Task[None] | None = None
         self._checkpointing = False
@@ -232,13 +173,14 @@ class ConsensusEngine:
             # Unique over restarts: an answer to a read of an earlier life must not answer one of this.
             self._read_id = self._directory.incarnation << 40
             self._callers = Callers(self._replica.submit, lambda: os.urandom(16), calls_max=options.calls_max)
-            self._measures()
+            self._measures = Measures(self)
             await self._connect()
         except BaseException:
             await asyncio.to_thread(self._directory.close)
             raise
         self._mesh.set_peers(self._addresses)
         self._runtime.start()
+        self._serving = True
         self._do(first)
 
     async def _connect(self) -> None:
@@ -283,7 +225,7 @@ class ConsensusEngine:
 
     async def aclose(self) -> None:
         """Take nothing more, let what is under way end, hand leadership over, sync and close. May be called twice."""
-        if not self._started:
+        if not self._serving:  # it never did, or could not start
             self._started = self._closing = True
             return
         if self._closed is None:
@@ -369,7 +311,7 @@ class ConsensusEngine:
         try:
             waiter = self._callers.ask(commands, future, time.perf_counter())
         except OverloadedError:
-            self._refused.inc()
+            self._measures.refused.inc()
             raise
         self._due(waiter, timeout_s)
         self._runtime.wake()
@@ -405,7 +347,7 @@ class ConsensusEngine:
         """
         self._must_serve()
         if self._reads >= self.options.calls_max:
-            self._refused.inc()
+            self._measures.refused.inc()
             raise OverloadedError(
                 f"{self._reads} reads wait for an answer; the limit is {self.options.calls_max}: try again when some "
                 "are answered",
@@ -460,7 +402,7 @@ class ConsensusEngine:
                 future.set_result(outcome.data)
             else:
                 future.set_exception(UsageError(f"the machine refused the query: {outcome.data.decode()}"))
-        self._reads_total.inc(len(reads.asked))
+        self._measures.reads.inc(len(reads.asked))
 
     # -- operators --
 
@@ -559,7 +501,7 @@ class ConsensusEngine:
     # -- the driver's side --
 
     def _must_serve(self) -> None:
-        if not self._started or self._closing:
+        if not self._serving or self._closing:
             state = "is closed" if self._closing else "is not started"
             raise UnavailableError(f"the engine of {self.node} {state}; ask another member")
         if self._failure is not None:
@@ -578,7 +520,7 @@ class ConsensusEngine:
         leader = self._replica.core.leader
         if leader != self._leader:
             self._leader = leader
-            self._leader_changes.inc()
+            self._measures.leader_changes.inc()
             log.info("%s: %s", self.node, f"{leader} leads" if leader else "no leader is known")
             if leader is not None and self._asking and not self._asking_due:
                 self._asking_due = True
@@ -611,7 +553,7 @@ class ConsensusEngine:
         if kind is Answered:
             call = self._callers.answered(event.command, event.outcome)
             if call is not None:
-                self._latency.observe(time.perf_counter() - call.began_s)
+                self._measures.latency.observe(time.perf_counter() - call.began_s)
             self._pump()
         elif kind is ReadsAnswered:
             self._reads_answered(event.id, event.outcomes)
@@ -641,7 +583,7 @@ class ConsensusEngine:
 
     def _switched(self, epoch: Epoch) -> None:
         log.info("%s: epoch %d begins: %s among %s", self.node, epoch.number, epoch.protocol, list(epoch.members))
-        self._switches.inc()
+        self._measures.switches.inc()
 
     def _due_for_checkpoint(self) -> bool:
         options, replica = self.options, self._replica
@@ -659,7 +601,7 @@ class ConsensusEngine:
         try:
             await asyncio.to_thread(self._directory.save, checkpoint)
             self._log_bytes_covered = self._directory.log.size_bytes
-            self._checkpoints.inc()
+            self._measures.checkpoints.inc()
             if self._failure is None:
                 self._do(self._replica.applied(checkpoint))
         except NovaError as error:  # the log is kept, so nothing is lost: again in a while
@@ -723,31 +665,36 @@ class ConsensusEngine:
             if not future.done():
                 future.set_exception(error)
 
-    def _measures(self) -> None:
-        metrics, replica = self.metrics, self._replica
-        self._latency = metrics.histogram(
-            "nova_consensus_command_seconds", "From the call to the answer of a command, in this process"
-        )
-        self._reads_total = metrics.counter("nova_consensus_reads_total", "Reads answered")
-        self._refused = metrics.counter("nova_consensus_overloaded_total", "Commands and reads refused: too many wait")
-        self._checkpoints = metrics.counter("nova_consensus_checkpoints_total", "Snapshots saved")
-        self._switches = metrics.counter("nova_consensus_switches_total", "Epochs that began here")
-        self._leader_changes = metrics.counter("nova_consensus_leader_changes_total", "Leaders found and lost")
-        gauge = metrics.gauge
-        gauge("nova_consensus_epoch", "Number of the newest epoch", function=lambda: replica.epoch.number)
-        gauge("nova_consensus_term", "Term, ballot or view", function=lambda: replica.core.status.term)
-        gauge("nova_consensus_leads", "1 if this member leads",
-              function=lambda: float(replica.core.leader == self.node))  # fmt: skip
-        gauge("nova_consensus_committed", "Newest committed position", function=lambda: replica.core.status.committed)
-        gauge("nova_consensus_applied", "Newest applied position", function=lambda: replica.applied_position)
-        gauge("nova_consensus_commands_waiting", "Commands without an answer", function=lambda: len(self._callers))
-        gauge("nova_consensus_queue", "Commands that wait to be proposed", function=lambda: replica.queued)
-        gauge("nova_consensus_log_bytes", "Log since it was last shortened", function=lambda: self._log_bytes)
-        gauge("nova_consensus_peers", "Members with a live stream", function=lambda: len(self._mesh.connected()))
-
 
 class _ReadWaiter(asyncio.Future[bytes]):
     """A future that is known to be a read's."""
+
+
+class Measures:
+    """What the page for Prometheus has of an engine."""
+
+    def __init__(self, engine: ConsensusEngine) -> None:
+        metrics, replica = engine.metrics, engine._replica
+        self.latency = metrics.histogram(
+            "nova_consensus_command_seconds", "From the call to the answer of a command, in this process"
+        )
+        self.reads = metrics.counter("nova_consensus_reads_total", "Reads answered")
+        self.refused = metrics.counter("nova_consensus_overloaded_total", "Commands and reads refused: too many wait")
+        self.checkpoints = metrics.counter("nova_consensus_checkpoints_total", "Snapshots saved")
+        self.switches = metrics.counter("nova_consensus_switches_total", "Epochs that began here")
+        self.leader_changes = metrics.counter("nova_consensus_leader_changes_total", "Leaders found and lost")
+        for name, help, function in (
+            ("epoch", "Number of the newest epoch", lambda: replica.epoch.number),
+            ("term", "Term, ballot or view", lambda: replica.core.status.term),
+            ("leads", "1 if this member leads", lambda: float(replica.core.leader == engine.node)),
+            ("committed", "Newest committed position", lambda: replica.core.status.committed),
+            ("applied", "Newest applied position", lambda: replica.applied_position),
+            ("commands_waiting", "Commands without an answer", lambda: len(engine._callers)),
+            ("queue", "Commands that wait to be proposed", lambda: replica.queued),
+            ("log_bytes", "Log since it was last shortened", lambda: engine._log_bytes),
+            ("peers", "Members with a live stream", lambda: len(engine._mesh.connected())),
+        ):
+            metrics.gauge(f"nova_consensus_{name}", help, function=function)
 
 
 class _Member:

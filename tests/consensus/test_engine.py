@@ -500,8 +500,12 @@ def test_a_directory_belongs_to_one_member_of_one_group(tmp_path):
         with pytest.raises(UsageError, match="began with options"):
             await engines.make("a", options=EngineOptions(tick_ms=50)).start()
         (tmp_path / "a" / "catalog.sqlite").unlink()
+        last = engines.make("a")
         with pytest.raises(CorruptionError, match="not how its group began"):
-            await engines.make("a").start()
+            await last.start()
+        with pytest.raises(UnavailableError, match="is not started"):
+            await last.propose(b"")
+        await last.aclose()
 
     run(scenario, tmp_path, "a")
 
