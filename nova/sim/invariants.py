@@ -35,6 +35,7 @@ class LogInvariants:
         self._chains: dict[tuple[int, int], bytes] = {}
         self._seen: dict[NodeId, tuple[Any, int, list[tuple[Entry, bytes]]]] = {}
         self._durable: dict[NodeId, tuple[int, int]] = {}  # node -> (position, term) of the end of what is on its disk
+        self._kept: dict[NodeId, tuple[int, int]] = {}  # the same, but only what must be there after a crash
         self._digests: dict[int, tuple[int, NodeId]] = {}
         self._members: list[tuple[int, Members]] = []  # decided configurations, by position
         self._known = 0  # what is decided up to here is known without a gap
@@ -108,16 +109,17 @@ class LogInvariants:
         for peer, progress in core._progress.items():
             assert len(progress.flying) <= FLYING_MAX, f"I9: {len(progress.flying)} appends fly from {node} to {peer}"
         durable = core.log.durable
+        self._durable[node] = durable, core.log.term(durable) or 0
         # A position that is compacted counts as durable at once, since it is decided; our own disk may be behind.
         if durable > core.log.offset or core._token == core._durable_token:
-            self._durable[node] = durable, core.log.term(durable) or 0
+            self._kept[node] = self._durable[node]
 
     def _restarted(self, core: Any, node: NodeId) -> None:
         """I6: what a node has promised, or said to be on its disk, is there when it starts again."""
         assert core.term >= self._terms.get(node, 0), f"I6: {node} forgot term {self._terms[node]} in a crash"
         promised = self._votes.get((core.term, node), core.voted_for)
         assert core.voted_for == promised, f"I6: {node} forgot its vote for {promised} in term {core.term}"
-        position, term = self._durable.get(node, (0, 0))
+        position, term = self._kept.get(node, (0, 0))
         assert position <= core.log.offset or core.log.term(position) == term, (
             f"I4: position {position} of term {term} was on the disk of {node}, and is {core.log.term(position)} now"
         )

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from typing import Any
 
 import msgspec
 import pytest
 
+import nova.sim
 from nova.sim.checkers import Histories, converged, differences, lost
 from nova.sim.faults import KINDS, Crash, Fault, Heal, Restart, random_plan
 from nova.sim.network import Link
@@ -52,6 +55,15 @@ class Player:
 
 def playing(seed: int, **options: Any) -> World:
     return World(seed, 2, Player, codec=BallCodec(), **options)
+
+
+def test_the_public_names_are_loaded_when_they_are_used() -> None:
+    show = "import nova.sim, sys; print(*(name for name in sys.modules if name.startswith('nova.sim.')))"
+    assert subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True).stdout == "\n"
+    for name in nova.sim.__all__:
+        assert getattr(nova.sim, name) is not None
+    with pytest.raises(AttributeError, match="it has Group"):
+        nova.sim.Wolrd  # noqa: B018
 
 
 def test_one_seed_gives_one_history() -> None:
