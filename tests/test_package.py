@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import nova
+import nova.consensus
 
 PROMISED = {
     "VectorClock",
@@ -52,6 +53,18 @@ def test_every_lazy_name_is_listed_for_type_checkers_and_for_readers():
     assert {"__version__", *nova._HOME_OF} == set(nova.__all__)
     for home, names in nova._HOMES.items():
         assert typed[home] == set(names)
+
+
+@pytest.mark.parametrize("name", nova.consensus.__all__)
+def test_a_public_name_of_consensus_loads_and_is_documented(name):
+    assert inspect.getdoc(getattr(nova.consensus, name)), f"nova.consensus.{name} has no docstring"
+
+
+def test_consensus_costs_nothing_before_it_is_used():
+    loaded = python("import sys, nova.consensus", "print([name for name in sys.modules if 'consensus.' in name])")
+    assert loaded == "[]"
+    with pytest.raises(AttributeError, match="NoSuchThing"):
+        nova.consensus.NoSuchThing  # noqa: B018
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -1,1 +1,59 @@
-"""Agreement on one order of commands: protocols as state machines, and what drives, replays and switches them."""
+"""Agreement on one order of commands: protocols as state machines, and what drives, replays and switches them.
+
+The names below are loaded on first use. A protocol is a core (`nova.consensus.core.Core`); `ConsensusEngine` runs one
+on real time, disk and network.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nova.consensus.adaptive import AdaptiveConsensus, Decision, Observation
+    from nova.consensus.core import Command, Epoch
+    from nova.consensus.engine import ConsensusEngine
+    from nova.consensus.epaxos import EPaxos
+    from nova.consensus.options import EngineOptions, EngineStatus
+    from nova.consensus.paxos import Paxos
+    from nova.consensus.pbft import PBFT
+    from nova.consensus.quorum import All, Flexible, Grid, Majority, One, Weighted
+    from nova.consensus.raft import Raft
+
+_HOMES = {
+    "adaptive": ("AdaptiveConsensus", "Decision", "Observation"),
+    "core": ("Command", "Epoch"),
+    "engine": ("ConsensusEngine",),
+    "epaxos": ("EPaxos",),
+    "options": ("EngineOptions", "EngineStatus"),
+    "paxos": ("Paxos",),
+    "pbft": ("PBFT",),
+    "quorum": ("All", "Flexible", "Grid", "Majority", "One", "Weighted"),
+    "raft": ("Raft",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "PBFT",
+    "AdaptiveConsensus",
+    "All",
+    "Command",
+    "ConsensusEngine",
+    "Decision",
+    "EPaxos",
+    "EngineOptions",
+    "EngineStatus",
+    "Epoch",
+    "Flexible",
+    "Grid",
+    "Majority",
+    "Observation",
+    "One",
+    "Paxos",
+    "Raft",
+    "Weighted",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"nova.consensus.{_HOME_OF[name]}"), name)
