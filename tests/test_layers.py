@@ -168,7 +168,7 @@ def faults_of(imports: list[Import]) -> list[str]:
         same = mine == theirs or each.module.split(".")[:2] == each.target.split(".")[:2] != ["nova"]
         if theirs == "nova.sim" and not same and LAYERS[mine] < SURFACES:
             faults.append(f"{where}; the simulator is for surfaces and tests, {mine} stands on {LAYERS[mine]}")
-        elif LAYERS[theirs] > LAYERS[mine]:
+        elif LAYERS[theirs] > LAYERS[mine] and not each.target.startswith(f"{each.module}."):  # a face names its parts
             faults.append(f"{where}, upward from layer {LAYERS[mine]} to {LAYERS[theirs]}")
         elif LAYERS[theirs] == LAYERS[mine] > 0 and not same and (mine, theirs) not in BESIDE:
             faults.append(f"{where}, beside it on layer {LAYERS[mine]}")
