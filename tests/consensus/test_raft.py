@@ -584,6 +584,42 @@ def test_83_a_lease_is_measured_by_the_clock_and_needs_check_quorum():
     assert len(reads(leader)) == 1
 
 
+def test_83_a_lease_outlives_the_restart_of_those_on_whom_it_rests():
+    net = Net(3, lease_reads=True)
+    leader = net.elect(1)
+    net.run(2)
+    net[2].crash()
+    net[2].start()
+    net.cut(1)
+    for _ in range(T // 2):  # the third has not heard of the leader for long; the second would elect it
+        net[3].core._heard = net[3].core._elapsed = 2 * T
+        net[3].tick()
+        net.deliver()
+    assert net[3].core.role != "leader"
+    leader.take(leader.core.read(1))
+    assert reads(leader) == [((1,), leader.core.committed)]
+    net.run(5 * T)
+    assert net.leaders != []
+
+
+def test_83_who_was_to_hand_over_reads_by_rounds_for_the_rest_of_its_term():
+    net = Net(3, lease_reads=True)
+    leader = net.elect(1)
+    net.run(2)
+    net.cut(2)
+    leader.take(leader.core.transfer("2"))  # the word to go flies, and may arrive at any time
+    net.flying.clear()
+    net.run(3 * T)
+    assert net.leaders == ["1"]
+    net.cuts.clear()
+    net.run(3)
+    net.flying.clear()
+    leader.take(leader.core.read(1))
+    assert reads(leader) == []
+    net.deliver()
+    assert reads(leader) == [((1,), leader.core.committed)]
+
+
 def test_reads_share_rounds_of_heartbeats():
     net = Net(3)
     leader = net.elect(1)

@@ -12,7 +12,9 @@ Where it goes beyond the paper, or another way:
   joint configuration by itself, when it is committed.
 - A rejected append says where the logs may meet, by term, so that each differing term costs one probe at most (5.3).
 - Reads ask a round of heartbeats whether the leader still leads (6.4), many reads a round; or, with `lease_reads`, they
-  trust a clock that the driver reads (6.4.1). Such a lease is given up when leadership is handed over.
+  trust a clock that the driver reads (6.4.1). Who hands leadership over gives up leases for the rest of its term: the
+  word that it sent may arrive whenever, and forces an election past them. A member that restarts gives no vote for an
+  election timeout, since a leader may hold a lease that rests on it.
 """
 
 from __future__ import annotations
@@ -107,6 +109,7 @@ class Raft:
         self._progress: dict[NodeId, Progress] = {}
         self._uncommitted_bytes = 0
         self._transferee: NodeId | None = None
+        self._handed_over = 0  # the term in which it was, or was to be
         self._rounds = Rounds()
         self._snapshot: Snapshot | None = None
         self._snapshot_bytes = b""
@@ -250,6 +253,7 @@ class Raft:
             self._transferee = target
             self._elapsed = 0
             self._rounds.lease_until_ns = 0
+            self._handed_over = self.term
             self._hand_over(out)
         return self._done(out)
 
@@ -571,7 +575,7 @@ class Raft:
         if not self._leads_for_sure():
             return
         confirmed = self._rounds.confirmed(self.node, self.members.quorum)
-        if self.options.lease_reads and self._transferee is None:
+        if self.options.lease_reads and self._handed_over != self.term:
             timeout_ns = self.options.election_ticks * self.options.tick_ns
             self._rounds.lease(confirmed, int(timeout_ns * (1 - self.options.drift_ratio)))
         for _, asker, ids, position in self._rounds.answered(confirmed):
@@ -760,6 +764,8 @@ class Raft:
         """The log is at its end."""
         self.log.syncing(0)
         self.log.synced(0)
+        if self.options.lease_reads and self.term:
+            self._heard = 0  # in our last life we may have heard of a leader a moment ago
         out = Outputs()
         if self._installed is not None:
             out.apply.append(Installed(self._installed))
