@@ -30,6 +30,7 @@ LAYERS = {
     "nova.balancing.proxy": 5,
     "nova.consensus.directory": 5,
     "nova.consensus.engine": 5,
+    "nova.consensus.steering": 5,
     "nova.routing.tunnels": 5,
     "nova.runtime": 5,
     "nova.hardware": 4,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nova.consensus.pbft import PBFT
     from nova.consensus.quorum import All, Flexible, Grid, Majority, One, Weighted
     from nova.consensus.raft import Raft
+    from nova.consensus.steering import steer
 
 _HOMES = {
     "adaptive": ("AdaptiveConsensus", "Decision", "Observation"),
@@ -28,6 +29,7 @@ _HOMES = {
     "pbft": ("PBFT",),
     "quorum": ("All", "Flexible", "Grid", "Majority", "One", "Weighted"),
     "raft": ("Raft",),
+    "steering": ("steer",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -50,6 +52,7 @@ __all__ = [
     "Paxos",
     "Raft",
     "Weighted",
+    "steer",
 ]
 
 

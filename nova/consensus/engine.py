@@ -525,7 +525,9 @@ class ConsensusEngine:
             if leader is not None and self._asking and not self._asking_due:
                 self._asking_due = True
                 self._loop.call_soon(self._ask_reads)
-        if leader is not None and self._replica.queued:
+        if (leader is not None and self._replica.queued) or (
+            self._replica.checkpoint_wanted and not self._checkpointing
+        ):
             self._runtime.wake()
 
     def _send(self, peer: NodeId, frame: Any) -> None:

@@ -9,7 +9,9 @@ from hashlib import blake2b
 import pytest
 from engines import Engines, eventually
 
+from nova.consensus.adaptive import AdaptiveConsensus, Observation
 from nova.consensus.pbft.auth import Ed25519Keys
+from nova.consensus.steering import steer
 from nova.crypto import ed25519
 from nova.errors import UnavailableError, UsageError
 from nova.sim.machine import answer, append, get
@@ -167,5 +169,46 @@ def test_of_two_operators_one_is_told_that_he_lost(tmp_path):
             assert {engine.status().epoch.number for engine in engines} == {1}
             assert len({engine.status().epoch.protocol for engine in engines}) == 1
         await engines["c"].propose(append("k", 0))
+
+    run(scenario, tmp_path, "abc")
+
+
+def test_a_group_follows_its_controllers(tmp_path):
+    async def scenario(engines):
+        await engines.start()
+        await engines.leader()
+        seen = Observation(rtt_ms=5.0, regions=1)
+        reasons = []
+        controllers = {
+            engine.node: AdaptiveConsensus(available=("raft", "paxos", "epaxos"), dwell_ns=0) for engine in engines
+        }
+        tasks = [
+            asyncio.ensure_future(
+                steer(
+                    engine,
+                    controllers[engine.node],
+                    lambda: seen,
+                    every_s=0.02,
+                    decided=lambda decision: reasons.append(decision.reason),
+                )
+            )
+            for engine in engines
+        ]
+        try:
+            await engines["a"].propose(append("k", 0))
+            assert reasons == []
+            seen = Observation(rtt_ms=120.0, regions=5, conflict_rate=0.5)
+            await eventually(lambda: all(engine.status().epoch.protocol == "paxos" for engine in engines))
+            await engines["b"].propose(append("k", 1))
+            seen = Observation(rtt_ms=120.0, regions=5, conflict_rate=0.0)
+            await eventually(lambda: all(engine.status().epoch.protocol == "epaxos" for engine in engines))
+            assert answer(await engines["c"].read(get("k"))) == [0, 1]
+            assert reasons[0].startswith("paxos")
+            assert reasons[-1].startswith("epaxos")
+        finally:
+            for task in tasks:
+                task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes), outcomes
 
     run(scenario, tmp_path, "abc")
