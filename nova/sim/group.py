@@ -136,7 +136,11 @@ class GroupMember:
 
     def applied(self, event: Any) -> Outputs:
         if isinstance(event, Checkpoint):
-            self._snapshots.save(event.position, event.state)
+            try:
+                self._snapshots.save(event.position, event.state)
+            except UnavailableError:  # a full disk: the log is kept, so nothing is lost; again at the next turn
+                self.replica.not_saved()
+                return Outputs()
             self._log.truncate_before(event.position + 1)
         return self.replica.applied(event)
 
