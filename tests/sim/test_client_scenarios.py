@@ -206,7 +206,6 @@ def test_87_pipelined_writes_take_effect_in_order_up_to_some_point(seed):
     done = [command.sequence for _, _, command, o in cell.answers if command.session == session and o.code is Code.OK]
     assert held == list(range(1, len(held) + 1)), "in order, without a gap"
     assert len(held) >= max(done, default=0)
-    assert done == sorted(done)
     if asked != victim or not seed % 2:
         assert len(held) == 100, "who asked lives, and asks again"
 
