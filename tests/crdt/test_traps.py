@@ -565,7 +565,7 @@ def test_large_states_are_worked_on_while_other_threads_run(what):
         return out
 
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(60)  # nobody is made to give up the interpreter: who ran was let
+    sys.setswitchinterval(1)  # nobody is made to give up the interpreter in time: who ran was let
     try:
         # Where all processors are busy it may miss the moment many times.
         end = time.monotonic() + 5
