@@ -458,7 +458,21 @@ def test_a_policys_own_voters_are_asked_though_nobody_gave_it_an_asker():
     assert cluster.check()
 
 
-@pytest.mark.parametrize("seed", [*range(20), 230])
+def test_a_ballot_stays_when_the_record_that_it_is_about_goes():
+    """A crash may take what came after the conflict, and bring it back: another vote would be a second one."""
+    cluster = two_fields("map", vote_timeout_ms=0)
+    (id,) = asking(cluster.world, "n0")
+    ballots = cluster.world["n0"].replica.conflicts.ballots
+    assert cluster.world.run(until=lambda: ballots.ballot(id) is not None, ticks_max=300)
+    record, told = ballots.open()[id], ballots.ballot(id)
+    ballots.forget(id)
+    assert not ballots.open()
+    assert ballots.ballot(id) == told
+    assert ballots.again(record, {}, {}) == []  # it came back: nothing is chosen anew
+    assert ballots.ballot(id) == told
+
+
+@pytest.mark.parametrize("seed", range(20))
 def test_fields_removals_and_whole_values_are_voted_on_whatever_happens(seed):
     """Every value that stands in the end was written: none is made up, and nothing stays contended."""
     changes = {"strategies": {"m/": "consensus_vote", "v/": "consensus_vote"}, "kinds": {"m/": "map", "v/": "vm"}}
