@@ -60,23 +60,13 @@ def put(
     print_json(entry) if as_json else print(f"{key} written at revision {entry['revision']}")
 
 
-def get(
-    key: Key,
-    at: Annotated[
-        str | None, typer.Option(metavar="TIME", help="What it held then: Unix milliseconds, or 2026-01-31T12:00:00Z.")
-    ] = None,
-    node: Node = DEFAULT_NODE,
-    token: Token = None,
-    as_json: Json = False,
-) -> None:
-    """Print what a key holds, or held at a time; --json adds its clock and any concurrent values.
-
-    The past reaches back to the oldest checkpoint. For one key, too, the node builds the whole state of that time.
+def get(key: Key, node: Node = DEFAULT_NODE, token: Token = None, as_json: Json = False) -> None:
+    """Print what a key holds; --json adds its clock and any concurrent values.
 
     Example: nova get vm/7
     """
     with Client(node, token) as client:
-        entry = client.get(key_path("/v1/keys", key), at=at)
+        entry = client.get(key_path("/v1/keys", key))
     if as_json:
         print_json(entry)
         return
