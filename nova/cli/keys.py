@@ -60,13 +60,23 @@ def put(
     print_json(entry) if as_json else print(f"{key} written at revision {entry['revision']}")
 
 
-def get(key: Key, node: Node = DEFAULT_NODE, token: Token = None, as_json: Json = False) -> None:
-    """Print what a key holds; --json adds its clock and any concurrent values.
+def get(
+    key: Key,
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="What it held then: Unix milliseconds, or 2026-01-31T12:00:00Z.")
+    ] = None,
+    node: Node = DEFAULT_NODE,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a key holds, or held at a time; --json adds its clock and any concurrent values.
+
+    The past reaches back to the oldest checkpoint. For one key, too, the node builds the whole state of that time.
 
     Example: nova get vm/7
     """
     with Client(node, token) as client:
-        entry = client.get(key_path("/v1/keys", key))
+        entry = client.get(key_path("/v1/keys", key), at=at)
     if as_json:
         print_json(entry)
         return

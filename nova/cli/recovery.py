@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from nova.cli.client import Client
+from nova.cli.client import SILENCE_SECONDS_MAX, Client
 from nova.cli.output import DEFAULT_NODE, Json, Node, Token, print_facts, print_json, print_table
 from nova.conflict.audit import when
 from nova.errors import UsageError
 from nova.runtime import wall_ns
-
-Data = Annotated[Path, typer.Argument(metavar="DIR", help="Data directory of a node that is stopped.")]
 
 
 def checkpoint(
@@ -77,9 +74,12 @@ def restore(
 
     Example: nova restore ./nova-data ./copy --name copy --cluster past --at 2026-01-31T12:00:00Z
     """
+    from nova.conflict.healing.checkpoints import time_ms
     from nova.store import restore as make
 
-    done = make(source, into, node=name, cluster=cluster, at_ms=_time(at), digest=digest)
+    done = make(
+        source, into, node=name, cluster=cluster, at_ms=None if at is None else time_ms(at, "--at"), digest=digest
+    )
     if as_json:
         print_json(msgspec.to_builtins(done))
         return
@@ -99,21 +99,63 @@ def restore(
 
 
 def heal(
-    one: Data,
-    other: Data,
+    one: Annotated[
+        str, typer.Argument(metavar="DIR|PEER", help="A stopped node's data directory; or a peer of --node.")
+    ],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Data directory of another node that is stopped.")
+    ] = None,
     config: Annotated[
         str | None,
-        typer.Option("--config", metavar="FILE", help="What the nodes run with: kinds, strategies, policy."),
+        typer.Option("--config", metavar="FILE", help="What the stopped nodes run with: kinds, strategies, policy."),
     ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="How long two running nodes may take.")] = 30.0,
+    node: Node = DEFAULT_NODE,
+    token: Token = None,
     as_json: Json = False,
-) -> None:
-    """Bring two stopped nodes together after a partition: what either lacks, both hold then.
+) -> int:
+    """Bring two nodes together after a partition: what either lacks, both hold then.
 
-    Conflicts that come to light are settled and recorded by each, as they would when the nodes meet; so give the
-    configuration that they run with. Nodes that run heal by themselves, as soon as they can reach each other.
+    Two directories: of nodes that are stopped. Conflicts that come to light are settled and recorded by each, as they
+    would when the nodes meet; so give the configuration that they run with.
+
+    One name: a peer of the running node --node. Running nodes heal by themselves as soon as they can reach each other;
+    this begins at once, and ends when equal digests were seen. The exit code is 1 if they were not.
 
     Example: nova heal ./a ./b --config nova.toml
     """
+    if other is None:
+        if config is not None:
+            raise UsageError("--config is for two directories; a node that runs has its own")
+        with Client(node, token, timeout=seconds + SILENCE_SECONDS_MAX) as client:
+            report = client.post("/v1/heal", {"peer": one, "timeout_ms": int(seconds * 1000)})
+        return _healed(report, as_json)
+    _heal_stopped(Path(one), other, config, as_json)
+    return 0
+
+
+def _healed(report: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        print_json(report)
+    else:
+        sent, received = report["sent_bytes"], report["received_bytes"]
+        print_facts(
+            {
+                "peer": report["node"],
+                "differed": report["exchanged"],
+                "equal": "yes" if report["equal"] else f"no: {report['why']}",
+                "exchanged": f"{report['messages']} messages, {sent} bytes sent, {received} received, "
+                f"{report['state_bytes']} of them state",
+                "conflicts": f"{report['conflicts']} recorded here",
+                "before": " and ".join(digest or "-" for digest in report["before"]),
+                "after": " and ".join(digest or "-" for digest in report["after"]),
+                "took": f"{report['took_ms']} ms",
+            }
+        )
+    return 0 if report["equal"] else 1
+
+
+def _heal_stopped(one: Path, other: Path, config: str | None, as_json: bool) -> None:
     from nova.server.config import load, store_config
     from nova.store import ReplicatedStore, owner_of
     from nova.store import heal as bring_together
@@ -142,17 +184,3 @@ def heal(
             "digest": f"{done.digest}, both",
         }
     )
-
-
-def _time(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if text.isdecimal():
-        return int(text)
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        at = None
-    if at is None or at.tzinfo is None:
-        raise UsageError(f"--at is {text!r}; give Unix milliseconds, or a time with its zone: 2026-01-31T12:00:00Z")
-    return round(at.timestamp() * 1000)

@@ -162,7 +162,8 @@ def at_most(path: str, limit: float, name: str = "") -> Invariant:
 
 
 class Case(msgspec.Struct, frozen=True):
-    """What a classifier looks at. `leaves` are the uncontended leaves of the resource, as far as the caller knows."""
+    """What a classifier looks at. `leaves` are the uncontended leaves of the resource, as far as the caller knows, and
+    `beside` those of them whose writers he named."""
 
     resource_id: str
     kind: str
@@ -173,6 +174,7 @@ class Case(msgspec.Struct, frozen=True):
     invariants: Sequence[Invariant | Mapping[str, Any]]
     contentions: tuple[Contention, ...]
     leaves: Mapping[str, Any]
+    beside: Mapping[str, Sequence[Version]] = {}
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -380,11 +382,13 @@ class ConflictDetector:
         contentions: Sequence[Contention] = (),
         invariants: Sequence[Invariant] = (),
         leaves: Mapping[str, Any] = _NOTHING,
+        beside: Mapping[str, Sequence[Version]] = _NOTHING,
     ) -> Conflict:
         """Describe concurrent leaf versions that a store found; that they are concurrent is its word.
 
         siblings     path -> versions; may be empty if there are contentions
         leaves       uncontended leaves that classifiers may want to know, such as a VM's power state
+        beside       uncontended leaves with their writers: path -> versions
         raises       UsageError if there is nothing to describe
         """
         if not siblings and not contentions:
@@ -402,6 +406,7 @@ class ConflictDetector:
                 invariants,
                 tuple(sorted(contentions, key=lambda c: c.resource)),
                 leaves,
+                beside,
             )
         )
 

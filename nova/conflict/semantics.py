@@ -9,7 +9,7 @@ meant. A merge cannot see that; whoever knows the fields declares it:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,19 +22,22 @@ from nova.conflict.detect import (
     ConflictType,
     Finding,
     Severity,
+    Version,
     same,
     unescape,
 )
 from nova.conflict.words import show
 from nova.errors import LimitError, UsageError
+from nova.types import Order
 
 
-class SemanticRule(msgspec.Struct, frozen=True):
+class SemanticRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where `path` holds one of `values`, `requires` has to hold something (of `one_of`, if given), and `excludes`
     nothing (of `one_of`, if given).
 
     path, requires, excludes  JSON pointers; null counts as nothing
     values                    () for any value
+    prefix                    of the resources that it speaks about
     """
 
     name: str
@@ -43,6 +46,7 @@ class SemanticRule(msgspec.Struct, frozen=True):
     requires: str = ""
     excludes: str = ""
     one_of: tuple[Any, ...] = ()
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.requires) == bool(self.excludes):
@@ -74,6 +78,8 @@ def semantic(*rules: SemanticRule) -> Classifier:
     def ask(case: Case) -> Finding | None:
         for together in _together(case):
             for rule in rules:
+                if not case.resource_id.startswith(rule.prefix):
+                    continue
                 wrong = rule.broken(together)
                 if wrong is not None and not any(rule.broken(value) for value in _alone(case, rule)):
                     reason = f"{rule.name}: together {wrong}"
@@ -89,10 +95,16 @@ def _alone(case: Case, rule: SemanticRule) -> Iterator[Any]:
         if "" in case.siblings:
             if version.value is not MISSING:
                 yield version.value
-        elif {rule.path, rule.requires or rule.excludes} <= {**case.leaves, **version.value}.keys():
-            yield _tree({**case.leaves, **version.value})
+        else:
+            seen = {path: leaf for path, leaf in case.leaves.items() if _knew(version, case.beside.get(path, ()))}
+            if {rule.path, rule.requires or rule.excludes} <= {**seen, **version.value}.keys():
+                yield _tree({**seen, **version.value})
     if case.base is not None:
         yield case.base.value
+
+
+def _knew(version: Version, others: Iterable[Version]) -> bool:
+    return all(other.clock.compare(version.clock) in (Order.BEFORE, Order.EQUAL) for other in others)
 
 
 def _together(case: Case) -> Iterator[Any]:

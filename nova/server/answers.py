@@ -202,3 +202,12 @@ def own_hosts(config: NodeConfig) -> set[bytes] | None:
     if config.token or not is_loopback(config.http):
         return None
     return {b"127.0.0.1", b"localhost", b"::1", split_address(config.http)[0].lower().encode()}
+
+
+def number_of(after: str | None) -> int:
+    """Where a page of audit events begins. Raises UsageError for what is no number of an event."""
+    if not after:
+        return 0
+    if not after.isascii() or not after.isdecimal() or len(after) > 18:
+        raise UsageError(f"after is {after[:80]!r}; give the number of an event, as `next` of the last page")
+    return int(after)

@@ -24,8 +24,8 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import Receive
 
 from nova._version import __version__
-from nova.conflict.audit import Retention
-from nova.conflict.healing.checkpoints import Checkpoint
+from nova.conflict.audit import AuditQuery, Retention
+from nova.conflict.healing.checkpoints import Checkpoint, time_ms
 from nova.errors import (
     LimitError,
     StaleContextError,
@@ -52,7 +52,7 @@ from nova.server.answers import (
     stamped,
 )
 from nova.server.config import NodeConfig
-from nova.server.models import Batch, Headers, KeyWrite, decode_batch, decode_clock, decode_write, encode
+from nova.server.models import Batch, Headers, HealReport, KeyWrite, decode_batch, decode_clock, decode_write, encode
 from nova.server.routes import routes
 from nova.store.decisions import Decided, Waiting
 from nova.store.model import Change, Entry, Put
@@ -83,6 +83,7 @@ class Backend(Protocol):
     async def put(self, put: Put) -> Entry: ...
     async def put_many(self, puts: Puts) -> Results: ...
     async def get(self, key: str) -> Entry: ...
+    async def past(self, key: str, at_ms: int) -> Entry: ...
     async def delete(self, key: str, context: dict[str, int] | None, conditional: bool) -> Entry: ...
     async def list(self, prefix: str, limit: int, after: str | None) -> Page: ...
     def watch(self, since: int | None, prefix: str) -> AsyncIterator[Change | None]:
@@ -97,17 +98,7 @@ class Backend(Protocol):
         self, *, limit: int, after: str | None, type: str | None, strategy: str | None, key: str | None
     ) -> dict[str, Any]: ...
     async def why(self, key: str) -> dict[str, Any]: ...
-    def audit(
-        self,
-        *,
-        resource: str | None,
-        conflict: str | None,
-        type: str | None,
-        since_ms: int | None,
-        until_ms: int | None,
-        limit: int,
-        after: str | None,
-    ) -> dict[str, Any]: ...
+    def audit(self, query: AuditQuery) -> dict[str, Any]: ...
     async def audit_verify(self, head: str | None) -> dict[str, Any]: ...
     def audit_witnesses(self) -> dict[str, Any]: ...
     def audit_statistics(self, top: int) -> Any: ...
@@ -120,6 +111,7 @@ class Backend(Protocol):
     async def rollback(self, key: str, to: str, context: dict[str, int] | None, by: str) -> Rollback: ...
     def checkpoints(self) -> Checkpoints: ...
     async def checkpoint(self) -> Checkpoint: ...
+    async def heal(self, peer: str, timeout_ms: int) -> HealReport: ...
     def waiting(self, limit: int) -> Waits: ...
     async def decide(self, key: str, shown: str, values: Values, by: str) -> Decided: ...
     def metrics(self) -> bytes: ...
@@ -209,9 +201,10 @@ class Api(Litestar):
         except StaleContextError as error:
             raise conflict(error, write.value, write.context) from None
 
-    async def get(self, key: str) -> bytes:
+    async def get(self, key: str, at: str | None = None) -> bytes:
+        """What a key holds, or held `at` a time."""
         self._check_key(key)
-        return entry_json(await self.backend.get(key))
+        return entry_json(await (self.backend.get(key) if at is None else self.backend.past(key, time_ms(at, "at"))))
 
     async def delete(self, key: str, context: str | None, conditional: bool) -> bytes:
         self._check_key(key)
@@ -260,7 +253,10 @@ class Api(Litestar):
                 body = await self._body(headers, receive)
                 return await self.put(key, parse_body(decode_write, body), len(body))
             case "GET":
-                return await self.get(key)
+                if not scope["query_string"]:
+                    return await self.get(key)
+                query = parse_qs(scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)
+                return await self.get(key, query.get("at", [None])[-1])
             case "DELETE":
                 query = parse_qs(scope["query_string"].decode("ascii", "replace"))
                 return await self.delete(key, query.get("context", [None])[-1], flag(query, "conditional"))

@@ -18,7 +18,7 @@ import socket
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -26,9 +26,7 @@ from nova.errors import ConfigError
 
 if TYPE_CHECKING:
     from nova.conflict.policy import Policy
-    from nova.conflict.strategies.vote import Asker
     from nova.store.core import StoreConfig
-    from nova.store.invariants import StoreInvariant
 
 KEY_CHARS_MIN = 32
 
@@ -79,8 +77,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     strategies     key prefix -> name of the strategy that settles conflicts below it
     policy         TOML file with the policy for conflicts of keys that no strategy is named for
     invariants     truths about many keys, tables of kind (sum_le, unique, reference), prefix, path, by, limit, to, name
+    semantics      rules about parts of one key, tables of name, path, values, requires or excludes, one_of, prefix
     voters         nodes that the strategy `consensus_vote` asks; a majority of them all decides (policies name theirs)
-    vote_timeout_ms  after as long without a majority the last writer wins; 0: they are waited for
+    vote_timeout_ms  after as long without a majority vote_otherwise decides; 0: they are waited for
+    vote_otherwise   a strategy, by default lww; with manual a tie or a time-out waits for somebody
     escalate       who is told, one after the other, of a conflict that waits for somebody; each after one more
     escalate_ms    of these, counted from when the conflict was found
     link_delay_ms  region -> one-way delay that is added to what is sent there (emulation, for demonstrations)
@@ -107,8 +107,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     strategies: dict[str, str] = {}
     policy: str | None = None
     invariants: list[dict[str, Any]] = []
+    semantics: list[dict[str, Any]] = []
     voters: list[str] = []
     vote_timeout_ms: int = 10_000
+    vote_otherwise: str = "lww"
     escalate: list[str] = []
     escalate_ms: int = 3_600_000
     link_delay_ms: dict[str, float] = {}
@@ -379,16 +381,19 @@ def _check_strategies(strategies: dict[str, str]) -> None:
 
 def store_config(config: NodeConfig) -> StoreConfig:
     """What the store of a node is told. Raises ConfigError."""
+    from nova.conflict.semantics import SemanticRule
     from nova.store.core import StoreConfig
-    from nova.store.votes import ASKING
+    from nova.store.invariants import StoreInvariant
 
     return StoreConfig(
         kinds=config.kinds,
         strategies=config.strategies,
-        policies={"": read_policy(config.policy, ASKING)} if config.policy else {},
-        invariants=invariants_of(config.invariants),
+        policies={"": read_policy(config.policy)} if config.policy else {},
+        invariants=declared(config.invariants, StoreInvariant),
+        semantics=declared(config.semantics, SemanticRule),
         voters=tuple(config.voters),
         vote_timeout_ms=config.vote_timeout_ms,
+        vote_otherwise=config.vote_otherwise,
         escalate=tuple(config.escalate),
         escalate_ms=config.escalate_ms,
         audit_key=(config.audit_key or "").encode(),
@@ -398,24 +403,36 @@ def store_config(config: NodeConfig) -> StoreConfig:
     )
 
 
-def invariants_of(tables: list[dict[str, Any]]) -> tuple[StoreInvariant, ...]:
-    """The declared truths of a configuration. Raises ConfigError."""
-    from nova.store.invariants import StoreInvariant
+_Declared = TypeVar("_Declared")
 
+
+def declared(tables: list[dict[str, Any]], type_: type[_Declared]) -> tuple[_Declared, ...]:
+    """The tables of a configuration as declarations of a type. Raises ConfigError."""
     out = []
     for number, table in enumerate(tables, 1):
         try:
-            out.append(msgspec.convert(table, StoreInvariant))
+            out.append(msgspec.convert(table, type_))
         except (msgspec.ValidationError, ConfigError) as error:
             raise ConfigError(f"number {number}: {error}") from None
     return tuple(out)
 
 
 def _check_invariants(tables: list[dict[str, Any]]) -> None:
+    from nova.store.invariants import StoreInvariant
+
     try:
-        invariants_of(tables)
+        declared(tables, StoreInvariant)
     except ConfigError as error:
         raise ValueError(f"does not declare a truth about keys: {error}") from None
+
+
+def _check_semantics(tables: list[dict[str, Any]]) -> None:
+    from nova.conflict.semantics import SemanticRule
+
+    try:
+        declared(tables, SemanticRule)
+    except ConfigError as error:
+        raise ValueError(f"does not declare a rule: {error}") from None
 
 
 def _check_voters(voters: list[str]) -> None:
@@ -423,6 +440,13 @@ def _check_voters(voters: list[str]) -> None:
         _check_name(voter)
     if len(set(voters)) < len(voters):
         raise ValueError("names a voter twice; each has one vote")
+
+
+def _check_otherwise(strategy: str) -> None:
+    from nova.conflict.strategies import known_strategies
+
+    if strategy not in (known := known_strategies()):
+        raise ValueError(f'is "{strategy}"; {_choice(strategy, known)}')
 
 
 def _check_escalate(levels: list[str]) -> None:
@@ -437,11 +461,11 @@ def _check_policy(policy: str) -> None:
         raise ValueError(f"is no policy: {error}") from None
 
 
-def read_policy(file: str, asker: Asker | None = None) -> Policy:
-    """The policy of a TOML file; `asker` asks its voters. Raises ConfigError with file, line and mend."""
+def read_policy(file: str) -> Policy:
+    """The policy of a TOML file. Raises ConfigError with file, line and mend."""
     from nova.conflict.policy import policy_from_toml
 
-    return policy_from_toml(read_text(file), file, asker=asker)
+    return policy_from_toml(read_text(file), file)
 
 
 def read_text(file: str | os.PathLike[str]) -> str:
@@ -490,8 +514,10 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "strategies": _check_strategies,
     "policy": _check_policy,
     "invariants": _check_invariants,
+    "semantics": _check_semantics,
     "voters": _check_voters,
     "vote_timeout_ms": _between(0, 86_400_000),
+    "vote_otherwise": _check_otherwise,
     "escalate": _check_escalate,
     "escalate_ms": _between(1_000, 30 * 86_400_000),
     "link_delay_ms": _check_delays,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from nova.conflict.healing.checkpoints import Checkpoint
 from nova.store.decisions import Waiting
+from nova.store.healing import Healing
 from nova.store.model import Entry, Put
 from nova.store.points import Point
 
@@ -155,6 +156,20 @@ class CheckpointPage(msgspec.Struct):
     """The checkpoints of this node, oldest first."""
 
     checkpoints: list[Checkpoint]
+
+
+class HealWith(msgspec.Struct, forbid_unknown_fields=True):
+    """A peer to exchange with now, and how long that may take."""
+
+    peer: str
+    timeout_ms: Annotated[int, msgspec.Meta(ge=100, le=600_000)] = 30_000
+
+
+class HealReport(Healing, frozen=True, kw_only=True):
+    """How two nodes came together; `conflicts`: how many this node has recorded meanwhile."""
+
+    conflicts: int
+    took_ms: float
 
 
 class PointPage(msgspec.Struct):

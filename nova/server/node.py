@@ -11,23 +11,23 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from nova._version import __version__
-from nova.conflict.audit import AuditStatistics, Retention
-from nova.conflict.healing.checkpoints import Checkpoint, Schedule
+from nova.conflict.healing.checkpoints import Schedule
 from nova.errors import CompactedError, LimitError, NovaError, StaleContextError, UnavailableError, UsageError
 from nova.metrics import Registry
 from nova.runtime import Runtime, new_loop, seeded, wall_ns
 from nova.server.api import make_app
 from nova.server.config import NodeConfig, store_config
 from nova.server.serving import bind, make_server
+from nova.server.upkeep import LIST_MAX, Upkeep
 from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
 from nova.store.core import Durable
 from nova.store.decisions import Decided, Waiting, decide, waiting
 from nova.store.directory import Directory
+from nova.store.healing import Healing
 from nova.store.model import Change, Entry, Put
 from nova.store.points import Point, Rollback, chosen, make_point, points, roll_back
 from nova.sync.antientropy import AntiEntropyConfig
@@ -46,18 +46,11 @@ Rows = list[dict[str, Any]]
 Names = list[str]
 Points = list[Point]
 Waits = list[Waiting]
-Checkpoints = list[Checkpoint]
 
 TICK_MS = 100
-LIST_MAX = 1_000
-EXPORT_LINES = 200
-DAY_MS = 86_400_000
-RETAIN_SECONDS = 60
-RETAIN_EVENTS_MIN = 16
-KEEP_ALL = Retention()
 
 
-class Node:
+class Node(Upkeep):
     """Everything behind the HTTP API (its `Backend`). Made by `run`; lives on the running loop.
 
     Readers never see a write that is not on disk yet: a key that is being committed makes them wait for the commit.
@@ -78,6 +71,7 @@ class Node:
         self._changed = asyncio.Event()
         self._checkpointing = asyncio.Lock()
         self._cut: set[str] = set()
+        self._healings = {}
         try:
             self.replica = self.directory.open(
                 region=config.region,
@@ -314,75 +308,6 @@ class Node:
         await self._durable(self.replica.newest_token)
         return story
 
-    def audit(
-        self,
-        *,
-        resource: str | None,
-        conflict: str | None,
-        type: str | None,
-        since_ms: int | None,
-        until_ms: int | None,
-        limit: int,
-        after: str | None,
-    ) -> dict[str, Any]:
-        limit = min(limit, LIST_MAX)
-        try:
-            start = int(after) if after else 0
-        except ValueError:
-            raise UsageError(f"after is {after!r}; give the number of an event, as `next` of the last page") from None
-        events = self.directory.events(
-            resource=resource, conflict=conflict, type=type, since_ms=since_ms, until_ms=until_ms, after=start,
-            limit=limit + 1,
-        )  # fmt: skip
-        page = [
-            {
-                "seq": event.seq,
-                "time_ms": event.time_ms,
-                "type": event.type,
-                "conflict_id": event.conflict_id,
-                "resource_id": event.resource_id,
-                "body": event.body,
-                "hash": event.hash.hex(),
-            }
-            for event in events[:limit]
-        ]
-        return {"events": page, "next": str(events[limit - 1].seq) if len(events) > limit else None}
-
-    async def audit_verify(self, head: str | None) -> dict[str, Any]:
-        witness = self.cluster.witness
-        return await asyncio.to_thread(self.directory.check(head, witness.heads.values() if witness else ()))
-
-    def audit_witnesses(self) -> dict[str, Any]:
-        witness, catalog = self.cluster.witness, self.directory.catalog
-        assert witness is not None
-        peers = (node for node in self.cluster.membership.members if node != self.config.name)
-        return {
-            "trail": witness.trail,
-            "held_by": {peer: str(mark) for peer, mark in sorted(witness.heads.items())},
-            "accused_by": dict(sorted(witness.accused.items())),
-            "holds": {node: sorted(held.values()) for node in sorted(peers) if (held := catalog.held(node))},
-        }
-
-    def audit_statistics(self, top: int) -> AuditStatistics:
-        return self.directory.audit.statistics(top)
-
-    async def audit_export(self) -> AsyncIterator[bytes]:
-        self.directory.index()
-        lines = self.directory.audit.export()
-        while some := await asyncio.to_thread(lambda: list(islice(lines, EXPORT_LINES))):
-            yield "".join(line + "\n" for line in some).encode()
-
-    async def audit_retain(self, policy: Retention, least: int = 1) -> int:
-        self._check_writable()
-        anchor = self.directory.audit.outlived(policy, self.replica.now_ms(), least)
-        if anchor is None:
-            return 0
-        dropped = anchor.count - self.directory.audit.anchor.count
-        body = {"anchor": str(anchor), "dropped": dropped}
-        await self._durable(self.replica.note("retain", "", "", body, self.replica.now_ms()))
-        self.directory.audit.drop(anchor)
-        return dropped
-
     def points(self, key: str) -> Points:
         return points(self.directory.audit, key)
 
@@ -398,21 +323,6 @@ class Node:
         token, done = roll_back(self.replica, key, event, context, by)
         await self._durable(token)
         return done
-
-    def checkpoints(self) -> Checkpoints:
-        return self.directory.checkpoints.known()
-
-    async def checkpoint(self) -> Checkpoint:
-        self._check_writable()
-        async with self._checkpointing:  # one after the other: they are of one order
-            # Right after a turn: what it holds and what the log holds up to its last record are the same.
-            self.runtime.submit(self.cluster.turn())
-            position, now = self.directory.log.last, self.replica.now_ms()
-            made, data = self.directory.checkpoints.packed(self.replica, position, now)
-            await self._durable(self.replica.newest_token)
-            await asyncio.to_thread(self.directory.checkpoints.store, made, data)
-            self._schedule.taken(made)
-            return made
 
     def waiting(self, limit: int) -> Waits:
         return waiting(self.replica, limit)
@@ -481,6 +391,9 @@ class Node:
                 self._fatal(error)
         elif isinstance(event, Peers):
             self.mesh.set_peers(event.addresses)
+        elif isinstance(event, Healing):
+            if (ended := self._healings.get(event.node)) is not None and not ended.done():
+                ended.set_result(event)
         elif isinstance(event, Notice):
             log.log(logging.WARNING if event.bad else logging.INFO, "%s", event.text)
 
@@ -510,64 +423,12 @@ class Node:
                 if not waiter.done():
                     waiter.set_exception(self._not_acknowledged(error))
         self._waiters.clear()
+        self.end_healings(f"storage failed: {error}; restart the node")
 
     def _not_acknowledged(self, error: BaseException) -> UnavailableError:
         return UnavailableError(
             f"storage failed: {error}; the newest write of this key is not acknowledged, restart the node", 10**10
         )
-
-    async def _keep_house(self) -> None:
-        """Snapshots when the log has grown, the index of the audit archive, and that it does not grow for ever."""
-        limits = self.config.limits
-        retention = Retention(limits.audit_days * DAY_MS or None, limits.audit_events or None)
-        for second in count(1):
-            if self._failure is not None:
-                break
-            await asyncio.sleep(1)
-            try:
-                self.directory.index()
-                if self.directory.since_snapshot_bytes > self.config.limits.snapshot_log_bytes:
-                    await self._snapshot()
-                if self._schedule.due(self.replica.now_ms(), self.directory.log.last):
-                    await self._checkpoint_due()
-                if second % RETAIN_SECONDS == 0 and retention != KEEP_ALL and not self._stopped.is_set():
-                    # Each time adds an event, so that a little has to come together first.
-                    audit = self.directory.audit
-                    held = audit.mark.count - audit.anchor.count
-                    dropped = await self.audit_retain(retention, max(RETAIN_EVENTS_MIN, held // 64))
-                    if dropped:
-                        log.info("retention dropped %d audit events", dropped)
-            except (NovaError, OSError) as error:
-                self._fatal(error)
-
-    async def _checkpoint_due(self) -> None:
-        try:
-            made = await self.checkpoint()
-        except (NovaError, OSError) as error:  # the writes behind it are durable all the same
-            self._schedule.failed(self.replica.now_ms())
-            log.error("no checkpoint, the next try is an interval from now: %s", error)
-        else:
-            log.info("checkpoint of %d keys, up to record %d", made.keys, made.position)
-
-    async def _snapshot(self) -> None:
-        async with self._checkpointing:  # it trims the log, which a checkpoint that is being stored will need
-            await self._snapshot_now()
-
-    async def _snapshot_now(self) -> None:
-        # Right after a turn: what the snapshot holds and what the log holds up to its last record are the same.
-        self.runtime.submit(self.cluster.turn())
-        position, state = self.directory.log.last, self.replica.snapshot()
-        covered_bytes = self.directory.since_snapshot_bytes
-        # A snapshot ahead of the log would hide the records that a restarted node writes at the same positions.
-        await self._durable(self.replica.newest_token)
-        self.directory.index()
-        try:
-            await asyncio.to_thread(self.directory.save_snapshot, position, state)
-        except (NovaError, OSError) as error:
-            log.error("snapshot failed, the log is kept: %s", error)
-            return
-        self.directory.trim(position, covered_bytes)
-        log.info("snapshot of %d keys, %d bytes, up to record %d", len(self.replica.space), len(state), position)
 
     def _metrics(self) -> None:
         space, replica = self.replica.space, self.replica
@@ -586,6 +447,11 @@ class Node:
         gauge("nova_log_durable_position", "Newest log record on disk", function=lambda: self.directory.log.durable)
         gauge("nova_log_since_snapshot_bytes", "Log that a restart replays",
               function=lambda: self.directory.since_snapshot_bytes)  # fmt: skip
+        gauge("nova_checkpoint_newest_seconds", "Unix time of the newest checkpoint, 0 if there is none",
+              function=lambda: self._schedule.newest_ms / 1000)  # fmt: skip
+        self._checkpoint_results = self.registry.counter(
+            "nova_checkpoints_total", "Checkpoints that were tried since the node started", ["result"]
+        )
         gauge("nova_peers_connected", "Peers with a live session", function=lambda: len(self.mesh.connected()))
         gauge("nova_resident_bytes", "Resident memory of the process", function=_rss_bytes)
 
@@ -615,6 +481,7 @@ async def _serve(config: NodeConfig) -> None:
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         node._stopped.set()
         node._changed.set()
+        node.end_healings("this node is stopping; ask another one")
         server.should_exit = True
         await serving
     finally:

@@ -12,12 +12,10 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import Stream
 
-from nova.conflict.audit import AuditStatistics, Retention
+from nova.conflict.audit import AuditQuery, AuditStatistics, Retention
 from nova.conflict.healing.checkpoints import Checkpoint
-from nova.errors import (
-    NovaError,
-)
-from nova.server.answers import answer, check_depth, entry_json, key_in
+from nova.errors import NovaError
+from nova.server.answers import answer, check_depth, entry_json, key_in, number_of
 from nova.server.models import (
     AuditCheck,
     AuditPage,
@@ -29,6 +27,8 @@ from nova.server.models import (
     CutPeers,
     Decide,
     Dropped,
+    HealReport,
+    HealWith,
     Keep,
     KeyEntry,
     KeyPage,
@@ -86,9 +86,17 @@ def routes(api: Api) -> list[Any]:
     async def put_key(key: FromPath[str], data: JSONBody[KeyWrite], request: Request[Any, Any, Any]) -> Response[bytes]:
         return answer(await api.put(key_in(request.scope, "/v1/keys/"), data, len(await request.body())))
 
-    @get("/v1/keys/{key:path}", operation_id="getKey", **_described("What a key holds now.", KeyEntry, 400, 404))
-    async def get_key(key: FromPath[str], request: Request[Any, Any, Any]) -> Response[bytes]:
-        return answer(await api.get(key_in(request.scope, "/v1/keys/")))
+    @get(
+        "/v1/keys/{key:path}",
+        operation_id="getKey",
+        **_described(
+            "What a key holds now, or held `at` a time (Unix milliseconds, or as in RFC 3339).", KeyEntry, 400, 404, 503
+        ),
+    )
+    async def get_key(
+        key: FromPath[str], request: Request[Any, Any, Any], at: FromQuery[str | None] = None
+    ) -> Response[bytes]:
+        return answer(await api.get(key_in(request.scope, "/v1/keys/"), at))
 
     @delete(
         "/v1/keys/{key:path}",
@@ -170,11 +178,8 @@ def routes(api: Api) -> list[Any]:
         limit: Limit = 100,
         after: FromQuery[str | None] = None,
     ) -> Response[bytes]:
-        page = backend.audit(
-            resource=resource, conflict=conflict, type=type_, since_ms=since_ms, until_ms=until_ms, limit=limit,
-            after=after,
-        )  # fmt: skip
-        return answer(encode(page))
+        start = number_of(after)
+        return answer(encode(backend.audit(AuditQuery(resource, conflict, type_, since_ms, until_ms, start, limit))))
 
     @get(
         "/v1/audit/verify",
@@ -250,6 +255,14 @@ def routes(api: Api) -> list[Any]:
     async def checkpoint() -> Response[bytes]:
         return answer(encode(await backend.checkpoint()))
 
+    @post(
+        "/v1/heal",
+        operation_id="healWith",
+        **_described("Exchange with a peer now until both hold the same.", HealReport, 400, 503),
+    )
+    async def heal_with(data: JSONBody[HealWith]) -> Response[bytes]:
+        return answer(encode(await backend.heal(data.peer, data.timeout_ms)))
+
     @get("/v1/decisions", operation_id="waiting", **_described("Conflicts that wait for somebody.", WaitingPage, 400))
     async def waiting(limit: Limit = 100) -> Response[bytes]:
         return answer(encode(WaitingPage(backend.waiting(limit))))
@@ -313,7 +326,7 @@ def routes(api: Api) -> list[Any]:
         make_point,
         rollback,
     ]
-    routes += [waiting, decide, checkpoints, checkpoint]
+    routes += [waiting, decide, checkpoints, checkpoint, heal_with]
     routes += [metrics, healthz, readyz, openapi, page]
     return [*routes, cut, heal] if api.config.chaos else routes
 

@@ -9,9 +9,12 @@ import os
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nova.errors import CorruptionError, LimitError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from nova.conflict.audit import AuditQuery
 
 VERSION: Final = 2
 APPLICATION_ID: Final = 0x4E4F5641  # "NOVA"
@@ -151,40 +154,25 @@ class Catalog:
         """Index audit events in one transaction; those that are there already are left as they are."""
         self._many("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?)", list(events))
 
-    def events(
-        self,
-        *,
-        resource: str | None = None,
-        conflict: str | None = None,
-        type: str | None = None,
-        since_ms: int | None = None,
-        until_ms: int | None = None,
-        after: int = 0,
-        limit: int = 100,
-        newest: bool = False,
-    ) -> list[EventRow]:
-        """Up to `limit` events with seq > `after`, oldest first, that match everything given.
-
-        since_ms, until_ms  times from .. to before
-        newest              True: the newest of them, not the oldest; their order is the same
-        """
-        if not 1 <= limit <= EVENTS_MAX:
-            raise LimitError(f"limit is {limit}; it lies between 1 and {EVENTS_MAX}")
+    def events(self, query: AuditQuery, *, newest: bool = False) -> list[EventRow]:
+        """The events that a query asks for; `newest`: the newest of them, in the same order, oldest first."""
+        if not 1 <= query.limit <= EVENTS_MAX:
+            raise LimitError(f"limit is {query.limit}; it lies between 1 and {EVENTS_MAX}")
         where: list[str] = ["seq > ?"]
-        values: list[str | int] = [after]
+        values: list[str | int] = [query.after]
         for condition, value in (
-            ("resource_id = ?", resource),
-            ("conflict_id = ?", conflict),
-            ("type = ?", type),
-            ("time_ms >= ?", since_ms),
-            ("time_ms < ?", until_ms),
+            ("resource_id = ?", query.resource),
+            ("conflict_id = ?", query.conflict),
+            ("type = ?", query.type),
+            ("time_ms >= ?", query.since_ms),
+            ("time_ms < ?", query.until_ms),
         ):
             if value is not None:
                 where.append(condition)
                 values.append(value)
         order = "DESC" if newest else "ASC"
         rows = self._run(
-            f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?", (*values, limit)
+            f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?", (*values, query.limit)
         ).fetchall()
         return [EventRow(*row) for row in (reversed(rows) if newest else rows)]
 

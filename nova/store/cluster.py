@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 
 from nova.crdt.keyspace import batch_head
-from nova.errors import PeerError
+from nova.errors import PeerError, UnavailableError
 from nova.store.core import Durable, Replica, StoreConfig
-from nova.store.decisions import escalate
+from nova.store.decisions import ESCALATION_MESSAGES, escalate, escalated, levels
+from nova.store.healing import Healer, Healing
 from nova.store.votes import VOTE_MESSAGES, Votes
 from nova.store.witness import WITNESS_MESSAGES, Witness
 from nova.sync.antientropy import ANTIENTROPY_MESSAGES, AntiEntropy, AntiEntropyConfig, Diverged, Joined
@@ -30,8 +31,18 @@ from nova.sync.retire import RetireConfig, Retirement
 from nova.types import NodeId, Outputs, Random
 from nova.wire import Codec
 
-CODEC = Codec(*MEMBERSHIP_MESSAGES, *GOSSIP_MESSAGES, *ANTIENTROPY_MESSAGES, *VOTE_MESSAGES, *WITNESS_MESSAGES)
+CODEC = Codec(
+    *MEMBERSHIP_MESSAGES,
+    *GOSSIP_MESSAGES,
+    *ANTIENTROPY_MESSAGES,
+    *VOTE_MESSAGES,
+    *WITNESS_MESSAGES,
+    *ESCALATION_MESSAGES,
+)
 """Every message that members of a cluster send each other."""
+
+ALONE_TICKS = 50
+"""A node that just started hears first whom others have told of what waits."""
 
 MemberEvent = MemberUp | MemberSuspected | MemberDown | MemberLeft | MemberUpdated
 
@@ -49,7 +60,7 @@ class Notice(msgspec.Struct, frozen=True):
     bad: bool = False
 
 
-Event = Durable | Peers | Notice
+Event = Durable | Peers | Notice | Healing
 """What comes out of `ClusterCore` in `Outputs.apply`."""
 
 
@@ -82,7 +93,9 @@ class ClusterCore:
         self.retirement = Retirement(
             member.node, replica.incarnation, replica, clock_of=self.gossip.peer_clock, config=retire
         )
-        self.votes = Votes(member.node, replica, tick_ms=membership.tick_ms if membership else 100)
+        tick_ms = membership.tick_ms if membership else 100
+        self.votes = Votes(member.node, replica, tick_ms=tick_ms)
+        self.healer = Healer(self.antientropy, tick_ms=tick_ms)
         self._connected: set[NodeId] = set()
         self._ticks = 0
         replica.published = self.gossip.published
@@ -98,15 +111,19 @@ class ClusterCore:
         out = self._digested(self.membership.tick())
         out.extend(self._digested(self.gossip.tick()))
         out.extend(self._digested(self.antientropy.tick()))
+        out.extend(self._digested(self.healer.tick()))
         out.extend(self._digested(self.retirement.tick()))
         live = self.membership.peers()
-        told = self._ticks % 10 == 0 and self.replica.node <= min(live, default=self.replica.node)
+        told = self._ticks % 10 == 9 and self._ticks >= ALONE_TICKS
+        told = told and self.replica.node <= min(live, default=self.replica.node)
         self._ticks += 1
-        notices = [Notice(text, bad=True) for text in escalate(self.replica)] if told else []
+        due = escalate(self.replica) if told else []
+        escalations = [(peer, message) for _, message in due for peer in sorted(live)]
+        notices = [Notice(text, bad=True) for text, _ in due]
         if self.witness is not None:
             out.extend(self.witness.tick(live))
             notices += [Notice(text, bad=True) for text in self.witness.news()]
-        return self._voted(out, Outputs(apply=[*notices]), self.votes.tick(live))
+        return self._voted(out, Outputs(send=escalations, apply=[*notices]), self.votes.tick(live))
 
     def step(self, sender: NodeId, message: Any) -> Outputs:
         """Take a message of an authenticated peer. Raises PeerError."""
@@ -115,9 +132,17 @@ class ClusterCore:
         if isinstance(message, MEMBERSHIP_MESSAGES):
             return self._digested(self.membership.step(sender, message))
         if isinstance(message, ANTIENTROPY_MESSAGES):
-            return self._digested(self.antientropy.step(sender, message))
+            out = self._digested(self.antientropy.step(sender, message))
+            out.extend(self._digested(self.healer.took(sender, message)))
+            return out
         if isinstance(message, VOTE_MESSAGES):
-            return self._voted(Outputs(), self.votes.step(sender, message))
+            try:
+                return self._voted(Outputs(), self.votes.step(sender, message))
+            except PeerError as error:  # while voters are being renamed node by node: no reason to hang up
+                return Outputs(apply=[Notice(str(error), bad=True)])
+        if isinstance(message, ESCALATION_MESSAGES):
+            escalated(self.replica, message)
+            return self._voted(Outputs())
         if isinstance(message, WITNESS_MESSAGES):
             return self.witness.step(sender, message) if self.witness is not None else Outputs()
         raise PeerError(f"{sender} sent a {type(message).__name__}, which no part of this node takes")
@@ -127,6 +152,7 @@ class ClusterCore:
         self._connected.add(member.node)
         out = self._digested(self.membership.met(member))
         out.extend(self.gossip.peer_up(member.node))
+        out.send += [(member.node, each) for each in levels(self.replica)]
         if self.witness is not None:
             out.extend(self.witness.met(member.node))
         return out
@@ -134,7 +160,21 @@ class ClusterCore:
     def lost(self, node: NodeId) -> Outputs:
         """The session with this node is gone."""
         self._connected.discard(node)
-        return self._digested(self.membership.lost(node))
+        out = self._digested(self.membership.lost(node))
+        out.extend(self.healer.failed(node, "the session with the peer broke off; look at the link, and ask again"))
+        return out
+
+    def heal(self, node: NodeId, timeout_ms: int) -> Outputs:
+        """Exchange with this peer now until both hold the same; the event `Healing` says how it ended.
+
+        raises  UnavailableError if there is no session with it, or it is being healed already
+        """
+        if node not in self._connected:
+            known = ", ".join(sorted(self._connected)) or "nobody"
+            raise UnavailableError(
+                f"there is no session with {node!r}, only with {known}; bring the link up, or name one of these", 10**9
+            )
+        return self._digested(self.healer.start(node, timeout_ms))
 
     def leave(self) -> Outputs:
         """This node goes on purpose: its peers need not wonder."""
@@ -155,6 +195,7 @@ class ClusterCore:
 
     def _digested(self, outputs: Outputs) -> Outputs:
         """Hand events of one part to the others; what is left is for the driver."""
+        self.healer.sends(outputs)
         if not outputs.apply:
             return outputs
         events, outputs.apply = outputs.apply, []
@@ -190,6 +231,7 @@ class ClusterCore:
                 case Refused(node, reason):
                     outputs.apply.append(Notice(f"refused what {node} sent: {reason}", bad=True))
                 case Diverged(node, mine, theirs, _):
+                    outputs.extend(self.healer.failed(node, "both know the same events but hold different states"))
                     outputs.apply.append(
                         Notice(
                             f"this node and {node} know the same events but hold different states ({mine.hex()} and "

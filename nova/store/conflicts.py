@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from time import perf_counter_ns
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,26 +18,23 @@ from nova.conflict.audit import AuditChain, AuditEvent, decode_event, detect_bod
 from nova.conflict.detect import (
     MISSING,
     Conflict,
-    ConflictDetector,
     ConflictType,
     Contention,
     ResourceIndex,
-    Severity,
     Version,
 )
 from nova.conflict.metrics import ConflictMetrics, Hooks
-from nova.conflict.policy import PolicyManager, PolicyStrategy
-from nova.conflict.strategies import ConsensusVote, Resolution, ResolveContext, Strategy, strategy_named
-from nova.conflict.strategies.vote import Question, candidates_of
+from nova.conflict.strategies import Resolution
 from nova.crdt.keyspace import Entry as Rows
 from nova.crdt.keyspace import Row, Write
-from nova.errors import ConfigError
 from nova.metrics import Registry
+from nova.store.ballots import Ballots, node_of, question_of, version_of
 from nova.store.decisions import APART
-from nova.store.invariants import Broken, InvariantIndex
+from nova.store.invariants import InvariantIndex
 from nova.store.kinds import BY_CODE, KINDS
-from nova.store.votes import ASKING, counted, noting
-from nova.types import Dot, NodeId
+from nova.store.semantics import SEMANTIC
+from nova.store.settling import Settling
+from nova.types import Dot
 
 if TYPE_CHECKING:
     from nova.store.core import Replica
@@ -48,8 +46,7 @@ Effect = tuple[str, Write, list[str] | None, list[tuple[str, Write]] | None, boo
 
 VM = KINDS["vm"].code
 OWNERS_MAX = 16
-INVARIANT, FENCING = "invariant", "fencing"
-PLACED = ("/power_state", "/host")
+INVARIANT = "invariant"
 CLAIMS = "/networks/"
 """Paths of a VM whose leaves claim something exclusive."""
 
@@ -63,45 +60,21 @@ class Conflicts:
 
     def __init__(self, replica: Replica, metrics: Registry) -> None:
         self._replica = replica
-        self._detector = ConflictDetector()
         self._resources = ResourceIndex()
         self.invariants = InvariantIndex(replica.config.invariants, lambda key: replica.space.get(key) is not None)
         self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._of_key: dict[str, str] = {}
         self._of_subject: dict[str, str] = {}
         self._undecided: dict[str, dict[str, Any]] = {}  # of the records, those that wait, or did, for somebody
-        self._voting: dict[str, dict[str, Any]] = {}  # of these, those that wait for voters
-        self._ballots: dict[str, tuple[int, dict[str, str]]] = {}  # our own: (token, path -> candidate)
-        self._heard: dict[str, Mapping[str, Mapping[NodeId, str]]] = {}
+        self.ballots = Ballots(self, replica)
         self.metrics = ConflictMetrics(metrics, Hooks(replica.now_ms, self.pending, lambda: self.of_resource))
-        config = replica.config
-        policies = None
-        if config.policies:
-            policies = PolicyManager(config.policies.values(), metrics=self.metrics, watch_ns=replica.wall_ns)
-        chosen: dict[str, Strategy] = {}
-        if policies is not None:
-            chosen |= {prefix: policies.applied(policy.name) for prefix, policy in config.policies.items()}
-        chosen |= {prefix: self._named(prefix, name) for prefix, name in config.strategies.items()}
-        self._strategies = sorted(chosen.items(), key=lambda item: -len(item[0]))
+        self.settling = Settling(replica.config, self.metrics, replica.wall_ns)
+        self.rules, self._detector = self.settling.rules, self.settling.detector
         self.chain = AuditChain(key=replica.config.audit_key)
         self.by_type: Tally[str] = Tally()
         self.by_strategy: Tally[str] = Tally()
         self.total = 0
         self.of_resource: Tally[str] = Tally()
-
-    def _named(self, prefix: str, name: str) -> Strategy:
-        if name in ("sum", "operational_transform"):
-            instead = "kind counter" if name == "sum" else "a text of nova.crdt"
-            raise ConfigError(
-                f"strategy {name!r} of prefix {prefix!r} needs the common ancestor of two writes, and a store has "
-                f"none; use {instead} instead"
-            )
-        if name != ConsensusVote.name:
-            return strategy_named(name)
-        config = self._replica.config
-        if not config.voters:
-            raise ConfigError(f"strategy {name!r} of prefix {prefix!r} asks voters, and none are named: set voters")
-        return ConsensusVote(config.voters, ASKING, timeout_ms=config.vote_timeout_ms)
 
     # -- finding --
 
@@ -114,13 +87,12 @@ class Conflicts:
 
     def _examined(self, effects: Sequence[Effect]) -> list[bytes]:
         clashes: dict[str, dict[str, list[Write]]] = {}
-        arrived: list[Dot] = []
+        arrived: dict[Dot, int] = {}
         claims: list[tuple[str, list[Contention]]] = []
-        started: dict[str, None] = {}
         for key, write, contended, deletions, alive, puts in effects:
             if contended or deletions:
                 clash = clashes.setdefault(key, {})
-                arrived.append(write.dot)
+                arrived[write.dot] = len(arrived)
                 for path in contended or ():
                     clash.setdefault(path, [])
                     if not any(path == put for put, _ in puts):  # a deletion met a row that it had not seen
@@ -129,8 +101,6 @@ class Conflicts:
                     for put, _ in puts:
                         if path in ("", put):
                             clash.setdefault(put, []).append(deletion)
-            if write.kind == VM and any(path in PLACED for path, _ in puts):
-                started[key] = None
             if write.kind == VM and (not alive or not puts or any(path.startswith(CLAIMS) for path, _ in puts)):
                 found = self._claimed(key, self._replica.space.get(key))
                 if found:
@@ -140,39 +110,13 @@ class Conflicts:
             rows = self._replica.space.get(key)
             if rows is not None:
                 out += self._found(rows, clash, arrived)
-        for key in started:
-            out += self._placed(key)
         for key, contentions in claims:
             out += self._contended(key, contentions)
-        if self.invariants:
+        if self.invariants or self.rules:
             for key in dict.fromkeys(effect[0] for effect in effects):
                 out += self._checked(key)
+                out += self._disagreeing(key)
         return out
-
-    def _split_brain(self, key: str) -> Conflict | None:
-        """The conflict between writers who all started a VM, of whom some had not seen where others had put it.
-
-        No path is contended: all wrote `running`, and one alone wrote the host.
-        """
-        rows = self._replica.space.get(key)
-        if rows is None or rows.kind != VM:
-            return None
-        powers, hosts = rows.at("/power_state"), rows.at("/host")
-        if len(powers) < 2 or len(hosts) != 1 or any(row.value != powers[0].value for row in powers):
-            return None
-        siblings = {"/power_state": [_version(row) for row in powers], "/host": [_version(hosts[0])]}
-        conflict = self._detector.examine(key, "vm", siblings)
-        return conflict if conflict.severity is Severity.CRITICAL else None
-
-    def _placed(self, key: str) -> list[bytes]:
-        conflict = self._split_brain(key)
-        if conflict is None or conflict.id in self._records:
-            return []
-        settlement = {
-            "strategy": FENCING, "values": {}, "discarded": [], "confidence": 0.0, "pending": True,
-            "explanation": [f"{conflict.reason}; nothing is merged until one of them has given way"],
-        }  # fmt: skip
-        return self._record(conflict, settlement)
 
     def _checked(self, key: str) -> list[bytes]:
         """Audit records for the declared truths that a change of this key broke."""
@@ -188,7 +132,31 @@ class Conflicts:
                 broken=((broken.name, broken.wrong),),
             )
             if conflict.id not in self._records:
-                out += self._record(conflict, _left_as_it_is(broken), key)
+                out += self._record(conflict, _left_as_it_is(f"{broken.name}: {broken.wrong}"), key)
+        return out
+
+    def declares(self, key: str) -> bool:
+        """Whether a truth or a rule is declared about this key."""
+        return self.invariants.concerns(key) or self.rules.concerns(key)
+
+    def _disagreements(self, key: str) -> list[Conflict]:
+        rows = self._replica.space.get(key)
+        if rows is None or not self.rules.concerns(key):
+            return []
+        return list(self.rules.disagreements(rows, self._replica.view(rows).value))
+
+    def _disagreeing(self, key: str) -> list[bytes]:
+        """Audit records for the declared rules that writers of this key broke without knowing of each other.
+
+        Nothing if what is contended about the key waits already, for that reason.
+        """
+        out: list[bytes] = []
+        waits = self._undecided.get(self._of_key.get(key, ""))
+        if waits is not None and SEMANTIC in waits["types"] and self.status(waits) == "pending":
+            return out
+        for conflict in self._disagreements(key):
+            if conflict.id not in self._records:
+                out += self._record(conflict, _left_as_it_is(conflict.reason))
         return out
 
     def _value(self, key: str) -> Any:
@@ -206,13 +174,12 @@ class Conflicts:
                 continue
             live: dict[str, list[Write]] = {path: [] for path, items in rows.live() if contended and len(items) > 1}
             found = self._found(rows, live) if live else []
-            if rows.kind == VM and not found:
-                found = self._placed(key)
             merges[rows.kind, bool(found)] += 1
             out += found
-        if self.invariants:
+        if self.invariants or self.rules:
             for key, *_ in changed:
                 out += self._checked(key)
+                out += self._disagreeing(key)
         for (code, clashed), count in merges.items():
             self.metrics.merged(BY_CODE[code].name, "conflict" if clashed else "clean", count)
         self.metrics.searched((perf_counter_ns() - started) / 1e6)
@@ -233,95 +200,74 @@ class Conflicts:
         leaves = {path: _unpack(items[-1].value) for path, items in rows.live() if path.startswith(CLAIMS)}
         return self._resources.update(key, vm.resources(leaves)) if leaves else []
 
-    # -- settling --
-
-    def settle(
-        self, rows: Rows, contended: Mapping[str, Sequence[Row]], *, found: bool = False
-    ) -> tuple[Conflict, Resolution]:
-        """The conflict between live rows, and what the key's strategy makes of it. A pure function of the rows.
-
-        found  it was just found, so a policy counts it
-        """
-        conflict, resolution, _ = self._settled(rows, contended, found)
+    def settle(self, rows: Rows, contended: Mapping[str, Sequence[Row]]) -> tuple[Conflict, Resolution]:
+        """The conflict between live rows, and what the key's strategy makes of it. A pure function of the rows."""
+        conflict, resolution, _ = self.settling.settled(rows, contended)
         return conflict, resolution
-
-    def _settled(
-        self, rows: Rows, contended: Mapping[str, Sequence[Row]], found: bool = False
-    ) -> tuple[Conflict, Resolution, list[Question]]:
-        """The same, and what voters are to be asked."""
-        leaves = self._uncontended(rows, contended)
-        siblings = {path: [_version(row) for row in items] for path, items in contended.items()}
-        conflict = self._detector.examine(rows.key, BY_CODE[rows.kind].name, siblings, leaves=leaves)
-        strategy = self.strategy_for(rows.key, rows.kind)
-        context = ResolveContext(leaves=leaves)
-        policy = isinstance(strategy, PolicyStrategy)
-        if not policy and not getattr(strategy, "asks", False):
-            return conflict, strategy.resolve(conflict, context), []
-        with noting() as questions:
-            if found and isinstance(strategy, PolicyStrategy):
-                resolution = strategy.settle(conflict, context)
-            else:
-                resolution = strategy.resolve(conflict, context)
-        if questions:
-            resolution = resolution.replace(pending=True, confidence=min(resolution.confidence, 0.3))
-        return conflict, resolution, questions
-
-    def strategy_for(self, key: str, kind: int) -> Strategy:
-        """The strategy configured for the longest prefix of a key, else the one of its kind."""
-        for prefix, strategy in self._strategies:
-            if key.startswith(prefix):
-                return strategy
-        return strategy_named("semantic" if kind == VM else "lww")
-
-    def _uncontended(self, rows: Rows, contended: Mapping[str, object]) -> dict[str, Any]:
-        if rows.kind != VM:
-            return {}
-        return {path: _unpack(items[-1].value) for path, items in rows.live() if path not in contended}
 
     # -- recording --
 
-    def _found(self, rows: Rows, clash: Mapping[str, list[Write]], arrived: Sequence[Dot] = ()) -> list[bytes]:
+    def _found(
+        self, rows: Rows, clash: Mapping[str, list[Write]], arrived: Mapping[Dot, int] = MappingProxyType({})
+    ) -> list[bytes]:
+        if not self.settling.asks(rows.key):
+            waits = self._undecided.get(self._of_key.get(rows.key, ""))
+            if waits is not None and self.status(waits) == "pending":
+                # The newest record of a key stands for it: so it is about what waits as well.
+                clash = {**{path: [] for path in self._replica.parts(rows)[1]}, **clash}
+            return self._noted(rows, clash, arrived)
+        # Those who vote have to be asked the same. What met here and when differs from node to node; what is contended
+        # in the end, all of it together, does not.
+        removed = {path: writes for path, writes in clash.items() if writes}
+        together: dict[str, list[Write]] = {path: [] for path in self._replica.parts(rows)[1]}
+        return self._noted(rows, removed, {}, settle=False) + self._noted(rows, together, arrived)
+
+    def _noted(
+        self, rows: Rows, clash: Mapping[str, list[Write]], arrived: Mapping[Dot, int], *, settle: bool = True
+    ) -> list[bytes]:
+        """Audit records for what met at some paths of a key. Without `settle` only removals are told of."""
         contended = {}
         siblings: dict[str, list[Version]] = {}
         removed: list[tuple[str, Write]] = []
         for path, deletions in clash.items():
             items = rows.at(path)
-            if len(items) > 1 and any(row.value != items[0].value for row in items):
+            if settle and len(items) > 1 and any(row.value != items[0].value for row in items):
                 contended[path] = items
             elif not deletions or not items:
                 continue
-            siblings[path] = [_version(row) for row in items] + [_deletion(write) for write in deletions]
+            siblings[path] = [version_of(row) for row in items] + [_deletion(write) for write in deletions]
             removed += [(path, write) for write in deletions]
         if not siblings:
             return []
-        leaves = self._uncontended(rows, siblings)
-        conflict = self._detector.examine(rows.key, BY_CODE[rows.kind].name, siblings, leaves=leaves)
-        if (known := self._records.get(conflict.id)) is not None:
+        leaves = self.settling.uncontended(rows, siblings)
+        conflict = self.settling.described(rows, siblings, leaves)
+        if contended and self.settling.asks(rows.key):
+            conflict = question_of(conflict)
+        if (known := self.held(conflict.id)) is not None:
             # Found again: a crash took operations, and left the record of their conflict.
             self._of_key[known["key"]] = conflict.id
-            if "vote" in known["resolution"]:
-                self._voting[conflict.id] = known
-            return []
+            return self.ballots.again(known, contended, arrived) if self.ballots.waits(known) else []
         took_ms = None
         ballot: dict[str, str] = {}
         if contended:
             started = perf_counter_ns()
-            _, resolution, questions = self._settled(rows, contended, found=True)
+            _, resolution, vote = self.settling.settled(rows, contended, found=True)
             took_ms = (perf_counter_ns() - started) / 1e6
             settlement = resolve_body(resolution)
             if resolution.actions:
                 settlement["actions"] = [msgspec.structs.asdict(action) for action in resolution.actions]
-            if questions:
-                settlement["vote"] = [_question(question) for question in questions]
-                ballot = self._chosen(rows.key, contended, questions, arrived)
+            if vote:
+                settlement |= vote
+                ids = conflict.id, self._of_key.get(rows.key, "")
+                ballot = self.ballots.chosen(ids, contended, vote["vote"], arrived)
         else:
             settlement = {
                 "strategy": "observed_remove", "values": {}, "explanation": [], "discarded": [], "confidence": 1.0,
                 "pending": False,
             }  # fmt: skip
         for path, write in removed:
-            origin = _node(write)
-            if path not in contended:
+            origin = node_of(write)
+            if settle and path not in contended:
                 settlement["values"][path] = _unpack(rows.at(path)[-1].value)
             settlement["explanation"].append(
                 f"{path or 'the value'}: {origin} removed it without having seen the concurrent write; "
@@ -331,99 +277,25 @@ class Conflicts:
             settlement["discarded"].append({"path": path, "value": None, "origin": origin, "reason": reason})
         return self._record(conflict, settlement, took_ms=took_ms, ballot=ballot)
 
-    # -- votes: see nova.store.votes --
+    # -- what stands against each other, and what voters are asked: see nova.store.votes --
 
-    def _chosen(
-        self, key: str, contended: Mapping[str, Sequence[Row]], questions: Iterable[Question], arrived: Sequence[Dot]
-    ) -> dict[str, str]:
-        """What this node votes for, if it is asked: for what it voted before, else for what was here first."""
-        before = self._ballots.get(self._of_key.get(key, ""), (0, {}))[1]
-        ballot = {}
-        for question in questions:
-            if self._replica.node not in question.voters or question.path in ballot:
-                continue
-            known = {candidate.id for candidate in question.candidates}
-            choice = before.get(question.path)
-            if choice not in known:
-                items = contended[question.path]
-                late = {dot: number for number, dot in enumerate(arrived)}
-                first = min(items, key=lambda row: (late.get(row.write.dot, -1), row.write.stamp, row.write.dot))
-                choice = candidates_of([_version(first)])[0].id
-            ballot[question.path] = choice
-        return ballot
-
-    def votes(self) -> dict[str, dict[str, Any]]:
-        """The records that wait for voters, by id."""
-        for id in [id for id, record in self._voting.items() if self._status(record) != "pending"]:
-            del self._voting[id]
-            self._heard.pop(id, None)
-        return self._voting
-
-    def ballot(self, conflict_id: str) -> dict[str, str] | None:
-        """What this node votes for, path -> candidate; None before that is on disk, or if it has no vote."""
-        token, choices = self._ballots.get(conflict_id, (0, {}))
-        return choices if choices and token <= self._replica.durable_token else None
-
-    def candidates(self, key: str) -> dict[str, dict[str, Any]]:
-        """What stands against each other now: path -> (id of a candidate -> value)."""
+    def contended(self, key: str) -> dict[str, list[Row]]:
+        """The rows of a key that stand against each other now, by path."""
         rows = self._replica.space.get(key)
-        _, contended = self._replica.parts(rows) if rows is not None else ({}, {})
-        return {
-            path: {candidate.id: candidate.value for candidate in candidates_of([_version(row) for row in items])}
-            for path, items in contended.items()
-        }
+        return self._replica.parts(rows)[1] if rows is not None else {}
 
     def shown(self, key: str) -> str:
         """The id of the conflict between what stands against each other now; "" if nothing does."""
         rows = self._replica.space.get(key)
-        _, contended = self._replica.parts(rows) if rows is not None else ({}, {})
+        contended = self.contended(key)
         return self.settle(rows, contended)[0].id if rows is not None and contended else ""
 
-    def heard(self, conflict_id: str, ballots: Mapping[str, Mapping[NodeId, str]]) -> None:
-        """The ballots that are known so far, for whoever looks."""
-        if conflict_id in self._voting:
-            self._heard[conflict_id] = ballots
-
-    def progress(self, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Of a vote: path -> who is asked, and who is known to have voted for which value."""
-        heard = self._heard.get(record["id"], {})
-        own = self._ballots.get(record["id"], (0, {}))[1]
-        out: dict[str, dict[str, Any]] = {}
-        for question in record["resolution"].get("vote", ()):
-            path, values = question["path"], dict(zip(question["candidates"], question["values"], strict=True))
-            ballots = {**({self._replica.node: own[path]} if path in own else {}), **heard.get(path, {})}
-            out[path] = {
-                "voters": question["voters"],
-                "ballots": {voter: values.get(choice) for voter, choice in sorted(ballots.items())},
-            }
-        return out
-
-    def vote_ended(
-        self,
-        conflict_id: str,
-        key: str,
-        ballots: Mapping[str, Mapping[NodeId, str]],
-        winners: Mapping[str, str],
-    ) -> None:
-        """Note in the chain how a vote ended, once; nothing, if its conflict is not on record here."""
-        record = self._records.get(conflict_id)
-        if record is None or record.get("vote_ended") or record["key"] != key or "vote" not in record["resolution"]:
-            return
-        record["vote_ended"] = True
-        values = {
-            question["path"]: dict(zip(question["candidates"], question["values"], strict=True))
-            for question in record["resolution"]["vote"]
-        }
-        now = self._replica.now_ms()
-        for body in counted(record["resolution"]["vote"], ballots, winners, values):
-            self._replica.note("vote", conflict_id, key, body, now)
-
-    def vote_failed(self, conflict_id: str, key: str, reason: str) -> None:
-        """The outcome of a vote could not be written: somebody has to decide."""
-        if (record := self._voting.pop(conflict_id, None)) is not None:
-            self._replica.note("fail", conflict_id, key, {"error": reason, "strategy": "consensus_vote"},
-                               self._replica.now_ms())  # fmt: skip
-            del record["resolution"]["vote"]
+    def unrecorded(self) -> list[str]:
+        """Keys that are contended and that voters may be asked about, though no record says that they are. O(n)."""
+        if not self.settling.asking:
+            return []
+        asked = (key for key in list(self._replica.keys()) if self.settling.asks(key) and self.contended(key))
+        return [key for key in asked if not self.ballots.among(self._of_key.get(key, ""))]
 
     def _contended(self, key: str, contentions: list[Contention]) -> list[bytes]:
         out: list[bytes] = []
@@ -481,8 +353,7 @@ class Conflicts:
             body = escalate_body(action["action"], f"{action['rule']}: {action['reason']}", action["to"] or None)
             out += self.note("escalate", conflict.id, record["key"], body, now)
         if ballot:
-            self._ballots[conflict.id] = self._replica.next_token, dict(ballot)
-            out += self.note("vote", conflict.id, record["key"], {"voter": self._replica.node, "cast": ballot}, now)
+            out += self.ballots.cast(record, ballot)
         return out
 
     def note(self, type: str, conflict_id: str, key: str, body: Mapping[str, Any], time_ms: int) -> list[bytes]:
@@ -490,16 +361,21 @@ class Conflicts:
         self.metrics.logged(type)
         return [self.chain.append(type, time_ms, conflict_id, key, body)]
 
-    def _remember(self, record: dict[str, Any]) -> None:
-        self._records[record["id"]] = record
+    def _remember(self, record: dict[str, Any], *, replayed: bool = False) -> None:
+        key, id = record["key"], record["id"]
+        self._records[id] = record
         if record["kind"] == INVARIANT:
-            self._of_subject[record["resource"]] = record["id"]
+            self._of_subject[record["resource"]] = id
         if record["kind"] not in APART:  # those do not say that what was found about the key itself is over
-            self._of_key[record["key"]] = record["id"]
+            before = self._of_key.get(key, "")
+            self._of_key[key] = id
+            if before not in self._records and before in self._undecided:
+                self._forget(self._undecided[before])
         if record["resolution"]["pending"]:
-            self._undecided[record["id"]] = record
+            self._undecided[id] = record
             if "vote" in record["resolution"]:
-                self._voting[record["id"]] = record
+                rows = None if replayed else self._replica.space.get(key)
+                self.ballots.add(record, None if rows is None else rows.revision)
         self.total += 1
         self.of_resource[record["resource"]] += 1
         for kind in record["types"]:
@@ -507,17 +383,27 @@ class Conflicts:
         self.by_strategy[record["resolution"]["strategy"]] += 1
         if len(self._records) > self._replica.config.conflicts_count:
             _, oldest = self._records.popitem(last=False)
-            self._undecided.pop(oldest["id"], None)
-            self._voting.pop(oldest["id"], None)
-            self._ballots.pop(oldest["id"], None)
-            self._heard.pop(oldest["id"], None)
             self.of_resource[oldest["resource"]] -= 1
             if not self.of_resource[oldest["resource"]]:
                 del self.of_resource[oldest["resource"]]
-            if self._of_key.get(oldest["key"]) == oldest["id"]:
-                del self._of_key[oldest["key"]]
-            if self._of_subject.get(oldest["resource"]) == oldest["id"]:
-                del self._of_subject[oldest["resource"]]
+            # What waits stays known, or nobody would decide it: at most one for each key. In a replay the rows that
+            # tell whether it still does may not be there yet.
+            newest = oldest["id"] in self._undecided and self._of_key.get(oldest["key"]) == oldest["id"]
+            if not newest or not (replayed or self.status(oldest) == "pending"):
+                self._forget(oldest)
+
+    def _forget(self, record: Mapping[str, Any]) -> None:
+        id = record["id"]
+        self._undecided.pop(id, None)
+        self.ballots.forget(id)
+        if self._of_key.get(record["key"]) == id:
+            del self._of_key[record["key"]]
+        if self._of_subject.get(record["resource"]) == id:
+            del self._of_subject[record["resource"]]
+
+    def held(self, conflict_id: str) -> dict[str, Any] | None:
+        """The record itself."""
+        return self._records.get(conflict_id) or self._undecided.get(conflict_id)
 
     def replayed(self, data: bytes) -> AuditEvent:
         """Take an event of the chain back from the archive or the log, oldest first; each only once."""
@@ -527,19 +413,15 @@ class Conflicts:
         self.chain.resume(event)
         if event.type == "detect":
             self._half = event.body
-        elif event.type == "resolve" and event.conflict_id not in self._records:
+        elif event.type == "resolve" and self.held(event.conflict_id) is None:
             if self._half is not None and self._half["id"] == event.conflict_id:
-                self._remember({**self._half, **event.body})
+                self._remember({**self._half, **event.body}, replayed=True)
             self._half = None
-        elif event.type == "escalate" and "level" in event.body and event.conflict_id in self._records:
-            self._records[event.conflict_id]["level"] = event.body["level"]
-        elif event.type == "vote" and event.conflict_id in self._records:
-            if "cast" in event.body:
-                self._ballots[event.conflict_id] = 0, event.body["cast"]
-            else:
-                self._records[event.conflict_id]["vote_ended"] = True
-        elif event.type == "fail" and (record := self._voting.pop(event.conflict_id, None)) is not None:
-            del record["resolution"]["vote"]
+        elif (record := self.held(event.conflict_id)) is not None:
+            if event.type == "escalate" and "level" in event.body:
+                record["level"] = event.body["level"]
+            elif event.type in ("vote", "fail"):
+                self.ballots.replayed(event.type, record, event.body)
         return event
 
     _half: dict[str, Any] | None = None
@@ -548,8 +430,8 @@ class Conflicts:
 
     def get(self, conflict_id: str) -> dict[str, Any] | None:
         """One record by id, or None if it is unknown or no longer held."""
-        record = self._records.get(conflict_id)
-        return None if record is None else {**record, "status": self._status(record)}
+        record = self.held(conflict_id)
+        return None if record is None else {**record, "status": self.status(record)}
 
     def pending(self) -> int:
         """How many held conflicts wait for somebody."""
@@ -557,12 +439,16 @@ class Conflicts:
 
     def waiting(self) -> Iterator[dict[str, Any]]:
         """The records that wait for somebody, oldest first."""
-        return (record for record in self._undecided.values() if self._status(record) == "pending")
+        for record in list(self._undecided.values()):
+            if self.status(record) == "pending":
+                yield record
+            elif record["id"] not in self._records:
+                self._forget(record)
 
     def frozen(self, key: str) -> dict[str, Any] | None:
         """The record of the conflict for which a policy froze a key, until somebody decides; None if it is not."""
         record = self._undecided.get(self._of_key.get(key, ""))
-        if record is None or self._status(record) != "pending":
+        if record is None or self.status(record) != "pending":
             return None
         asked = record["resolution"].get("actions", ())
         return record if any(action["action"] == "freeze" for action in asked) else None
@@ -586,7 +472,7 @@ class Conflicts:
             and (not strategy or strategy == record["resolution"]["strategy"])
             and (not key or key in (record["key"], record["resource"]))
         )
-        page = [{**record, "status": self._status(record)} for record in islice(matching, limit + 1)]
+        page = [{**record, "status": self.status(record)} for record in islice(matching, limit + 1)]
         more = len(page) > limit
         return {
             "conflicts": page[:limit],
@@ -609,7 +495,7 @@ class Conflicts:
                         {
                             "path": path,
                             "value": _unpack(row.value),
-                            "origin": _node(write),
+                            "origin": node_of(write),
                             "dot": list(write.dot),
                             "timestamp": write.stamp,
                             "time_ms": stamp_ms(write.stamp),
@@ -629,7 +515,8 @@ class Conflicts:
             "text": explain(key, value, writes, story),
         }
 
-    def _status(self, record: dict[str, Any]) -> str:
+    def status(self, record: Mapping[str, Any]) -> str:
+        """`pending` while somebody has to decide, `resolved`, or `superseded` by later writes."""
         if record["kind"] == "resource":
             if self._resources.contention(record["resource"]) is None:
                 return "superseded"
@@ -637,20 +524,23 @@ class Conflicts:
             newest = self._of_subject.get(record["resource"]) == record["id"]
             if not newest or not self.invariants.broken(record["resource"]):
                 return "superseded"
-        elif record["resolution"]["strategy"] == FENCING:
-            conflict = self._split_brain(record["key"])
-            return "superseded" if conflict is None or conflict.id != record["id"] else "pending"
+        elif record["kind"] == SEMANTIC:
+            if not any(each.id == record["id"] for each in self._disagreements(record["key"])):
+                return "superseded"
         elif self._of_key.get(record["key"]) != record["id"] or self._superseded(record):
             return "superseded"
         if not record["resolution"]["pending"]:
             return "resolved"
         if record["kind"] not in APART:
             rows = self._replica.space.get(record["key"])
-            if rows is None or not self._replica.parts(rows)[1]:
+            contended = self._replica.parts(rows)[1] if rows is not None else {}
+            if rows is None or not contended:
                 return "superseded"  # what is left of it says the same: there is nothing to decide
+            if record["severity"] == "critical" and not self.settle(rows, contended)[1].pending:
+                return "superseded"  # one side has stopped: what is contended still is nobody's emergency
         return "pending"
 
-    def _superseded(self, record: dict[str, Any]) -> bool:
+    def _superseded(self, record: Mapping[str, Any]) -> bool:
         rows = self._replica.space.get(record["key"])
         if rows is None:
             return True
@@ -658,10 +548,10 @@ class Conflicts:
         return not any(row.write.stamp in stamps for _, items in rows.live() for row in items)
 
 
-def _left_as_it_is(broken: Broken) -> dict[str, Any]:
+def _left_as_it_is(wrong: str) -> dict[str, Any]:
     return {
         "strategy": "manual", "values": {}, "discarded": [], "confidence": 0.0, "pending": True,
-        "explanation": [f"{broken.name}: {broken.wrong}; what was written stays until somebody changes one of them"],
+        "explanation": [f"{wrong}; what was written stays until somebody changes one of them"],
     }  # fmt: skip
 
 
@@ -673,24 +563,5 @@ def _after(records: Iterable[dict[str, Any]], last: str) -> Iterable[dict[str, A
         found = found or record["id"] == last
 
 
-def _node(write: Write) -> NodeId:
-    actor: str = write.actor
-    return actor.rpartition("~")[0] or actor
-
-
-def _question(question: Question) -> dict[str, Any]:
-    return {
-        "path": question.path,
-        "voters": list(question.voters),
-        "timeout_ms": question.timeout_ms,
-        "candidates": [candidate.id for candidate in question.candidates],
-        "values": [candidate.value for candidate in question.candidates],
-    }
-
-
-def _version(row: Row) -> Version:
-    return Version(_unpack(row.value), VectorClock(row.write.clock), row.write.stamp, _node(row.write))
-
-
 def _deletion(write: Write) -> Version:
-    return Version(MISSING, VectorClock(write.clock), write.stamp, _node(write))
+    return Version(MISSING, VectorClock(write.clock), write.stamp, node_of(write))

@@ -6,15 +6,17 @@ The same object runs on the network (`nova.runtime`), alone in a process (`Repli
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from nova.clock import HybridLogicalClock
+from nova.conflict import vm
 from nova.conflict.audit import AuditEvent
 from nova.conflict.detect import MISSING
 from nova.conflict.policy import Policy
+from nova.conflict.semantics import SemanticRule
 from nova.crdt.keyspace import Entry as Rows
 from nova.crdt.keyspace import Keyspace, Row, Write, batch_head
 from nova.errors import CorruptionError, KeyNotFoundError, LimitError, StaleContextError, UnavailableError, UsageError
@@ -36,6 +38,9 @@ _pack = msgspec.msgpack.Encoder(order="deterministic").encode
 _unpack = msgspec.msgpack.Decoder().decode
 
 
+_PLACING = frozenset(("/power_state", *vm.PLACES))
+
+
 class StoreConfig(msgspec.Struct, frozen=True):
     """What a store is told about its keys and its limits.
 
@@ -43,9 +48,11 @@ class StoreConfig(msgspec.Struct, frozen=True):
     strategies  prefix -> strategy for their conflicts; else the kind's: `semantic` for vm, `lww` for the others
     policies    prefix -> policy, beside `strategies`: of both the longest prefix decides, of equal ones the strategy
     voters      whom the strategy `consensus_vote` asks (a policy names its own); a majority of all of them decides
-    vote_timeout_ms  after as long without a majority the last writer wins; 0: they are waited for
+    vote_timeout_ms  after as long without a majority `vote_otherwise` decides; 0: they are waited for
+    vote_otherwise  the strategy for a tie or a time-out; what it gives is shown meanwhile. `manual`: somebody decides
     escalate    who is told of a conflict that waits for somebody: one after the other, each `escalate_ms` later
     invariants  truths about many keys, checked as they change; see nova.store.invariants
+    semantics   rules about parts of one key; see nova.store.semantics
     audit_key   up to 64 bytes that the hashes of the audit chain depend on; b"" for none
     """
 
@@ -61,8 +68,10 @@ class StoreConfig(msgspec.Struct, frozen=True):
     drift_ms_max: int = 60_000
     audit_key: bytes = b""
     invariants: tuple[StoreInvariant, ...] = ()
+    semantics: tuple[SemanticRule, ...] = ()
     voters: tuple[str, ...] = ()
     vote_timeout_ms: int = 10_000
+    vote_otherwise: str = "lww"
     escalate: tuple[str, ...] = ()
     escalate_ms: int = 3_600_000
 
@@ -103,7 +112,7 @@ class Replica:
         self._history = History(self.config.history_bytes)
         self.feed = Feed(self.config.feed_count)
         self.conflicts = Conflicts(self, metrics or Registry())
-        self._declared = bool(self.config.invariants)
+        self._declared = bool(self.config.invariants or self.config.semantics)
         self._durable: dict[Actor, int] = {}
         self._durable_cache: dict[Actor, int] | None = None
         self._token = 0
@@ -149,6 +158,10 @@ class Replica:
                 drops = [path for path in rows.paths() if path not in leaves]
                 if request.context is None and len(leaves) > 1:
                     leaves = self._changed(rows, leaves)
+        if kind.code == VM and rows is not None and not _PLACING.isdisjoint(leaves):
+            leaves |= vm.placed(leaves, drops, self._seen(rows, request.context))
+        if self._declared and self.conflicts.rules.concerns(key):
+            self._check_rules(key, kind, rows, request.context, leaves, drops)
         if not leaves:
             if not drops and rows is not None:
                 return self.token_of(key), rows.newest()  # a change of nothing
@@ -222,7 +235,7 @@ class Replica:
             self._unsorted = True
         self._open_changes.append((self.space.revision, key))
         self._dirty[key] = self._token + 1
-        if effect[2] or effect[3] or kind == VM or (self._declared and self.conflicts.invariants.concerns(key)):
+        if effect[2] or effect[3] or kind == VM or (self._declared and self.conflicts.declares(key)):
             self._open_audit += self.conflicts.examine([effect])
         return self._token + 1, effect[1]
 
@@ -230,12 +243,21 @@ class Replica:
         self, key: str, kind: int, puts: list[tuple[str, bytes]], drops: list[str], context: Mapping[str, int]
     ) -> None:
         """Write leaves as they were once (see nova.store.points): they keep the limits that they were written under."""
+        rows = self.space.get(key)
+        if kind == VM and rows is not None and any(path in _PLACING for path, _ in puts):
+            leaves = {path: _unpack(leaf) for path, leaf in puts}
+            told = vm.placed(leaves, drops, self._seen(rows, context))
+            puts = [*puts, *((path, _pack(leaf)) for path, leaf in told.items())]
         self._write(key, kind, puts, drops, False, context)
 
     def note(self, type: str, conflict_id: str, key: str, body: Mapping[str, Any], time_ms: int) -> int:
         """Put an event into the audit chain; the token with which it is durable."""
         self._open_audit += self.conflicts.note(type, conflict_id, key, body, time_ms)
         return self._token + 1
+
+    def examine_again(self, key: str) -> None:
+        """Record what is contended about a key now, if that is not on record."""
+        self._open_audit += self.conflicts.examine_keys([(key, True, False)])
 
     def turn(self) -> Outputs:
         """Everything written since the last turn, as one batch: persist it, then send it, then answer the writers."""
@@ -415,6 +437,33 @@ class Replica:
         _, resolution = self.conflicts.settle(rows, contended)
         current |= {path: leaf for path, leaf in resolution.settled.items() if leaf is not MISSING}
         return kind.patch(value, current, self.space.actor)
+
+    def _check_rules(
+        self,
+        key: str,
+        kind: Kind,
+        rows: Rows | None,
+        context: Mapping[str, int] | None,
+        leaves: Mapping[str, Any],
+        drops: Collection[str],
+    ) -> None:
+        seen = {} if rows is None else self._seen(rows, context)
+        if rows is not None and (contended := self.parts(rows)[1]):
+            _, resolution = self.conflicts.settle(rows, contended)
+            seen |= {path: leaf for path, leaf in resolution.settled.items() if leaf is not MISSING}
+        after = {path: leaf for path, leaf in (seen | dict(leaves)).items() if path not in drops}
+        self.conflicts.rules.check(key, kind.join(seen), kind.join(after))
+
+    def _seen(self, rows: Rows, context: Mapping[str, int] | None) -> dict[str, Any]:
+        """The uncontended leaves that a writer with this context knows."""
+        leaves, _ = self.parts(rows)
+        if context is None:
+            return leaves
+        return {
+            path: leaf
+            for path, leaf in leaves.items()
+            if all(context.get(row.write.dot.actor, 0) >= row.write.dot.count for row in rows.at(path))
+        }
 
     def _changed(self, rows: Rows, leaves: dict[str, Any]) -> dict[str, Any]:
         """The leaves of a whole write that say something new: one who repeats what stands there is no writer of it."""

@@ -6,7 +6,8 @@ A decision is a compare-and-set: it names the conflict that was shown, and is re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -15,8 +16,8 @@ from nova.conflict.detect import MISSING, same
 from nova.errors import KeyNotFoundError, LimitError, StaleContextError, UsageError
 from nova.store.kinds import BY_CODE
 
-APART = ("resource", "invariant")
-"""Kinds of conflicts between keys: no value of one of them is contended."""
+APART = ("resource", "invariant", "semantic")
+"""Kinds of conflicts between keys or between parts of one: no value is contended."""
 
 if TYPE_CHECKING:
     from nova.store.core import Replica
@@ -96,29 +97,58 @@ def _waiting(replica: Replica, record: Mapping[str, Any]) -> Waiting:
         candidates=candidates,
         settled=settled,
         actions=record["resolution"].get("actions", []),
-        vote=replica.conflicts.progress(record),
+        vote=replica.conflicts.ballots.progress(record),
     )
 
 
-def escalate(replica: Replica) -> list[str]:
+class Escalated(msgspec.Struct, frozen=True, array_like=True, tag="es"):
+    """Of this conflict this level was told. Whoever comes after me need not tell it again."""
+
+    conflict: str
+    level: int
+
+
+ESCALATION_MESSAGES: Final = (Escalated,)
+TOLD_MAX: Final = 1_000
+
+
+def escalate(replica: Replica) -> list[tuple[str, Escalated]]:
     """Who is told by now of what waits for too long, in words; each level of each conflict once, also over restarts.
 
     A vote waits for its voters, not for somebody.
     """
     config, now = replica.config, replica.now_ms()
-    out: list[str] = []
+    out: list[tuple[str, Escalated]] = []
     for record in replica.conflicts.waiting() if config.escalate else ():
         waited = now - record["detected_ms"]
         reached = min(waited // config.escalate_ms, len(config.escalate))
-        if "vote" in record["resolution"]:
+        if reached <= record.get("level", 0) or replica.conflicts.ballots.waits(record):
             continue
         for level in range(record.get("level", 0) + 1, reached + 1):
             to = config.escalate[level - 1]
-            body = escalate_body("notify", f"undecided for {waited // 1000} s, level {level}", to)
-            replica.note("escalate", record["id"], record["key"], {**body, "level": level}, now)
-            out.append(f"conflict {record['id']} of {record['key']!r} is undecided for {waited // 1000} s: tell {to}")
-        record["level"] = max(reached, record.get("level", 0))
+            text = f"conflict {record['id']} of {record['key']!r} is undecided for {waited // 1000} s: tell {to}"
+            message = Escalated(record["id"], level)
+            escalated(replica, message)
+            out.append((text, message))
     return out
+
+
+def escalated(replica: Replica, message: Escalated) -> None:
+    """Note in the chain that a level was told, here or by another node; nothing, if it or a later one is noted."""
+    level, record = message.level, replica.conflicts.held(message.conflict)
+    if record is None or record.get("level", 0) >= level:
+        return
+    record["level"] = level
+    now, to = replica.now_ms(), replica.config.escalate[level - 1 : level]
+    waited = max(now - record["detected_ms"], 0)
+    body = escalate_body("notify", f"undecided for {waited // 1000} s, level {level}", to[0] if to else None)
+    replica.note("escalate", record["id"], record["key"], {**body, "level": level}, now)
+
+
+def levels(replica: Replica) -> list[Escalated]:
+    """What was told of what waits, for a node that was away."""
+    told = (Escalated(record["id"], record["level"]) for record in replica.conflicts.waiting() if record.get("level"))
+    return list(islice(told, TOLD_MAX))
 
 
 def decide(replica: Replica, key: str, shown: str, values: Mapping[str, Any], by: str = "") -> tuple[int, Decided]:

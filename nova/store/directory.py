@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Final
 
-from nova.conflict.audit import AuditEvent, AuditLog, ChainMark, Verdict, decode_event, verify_kept
+from nova.conflict.audit import AuditEvent, AuditLog, ChainMark, Verdict, verify_kept
 from nova.conflict.audit.log import ANCHOR, HEAD
 from nova.conflict.metrics import ConflictMetrics
 from nova.errors import CorruptionError, UsageError
@@ -133,11 +133,6 @@ class Directory:
         needed = self.checkpoints.oldest_position
         self.log.truncate_before(1 + (position if needed is None else min(position, needed)))
         self._since_snapshot_bytes -= covered_bytes
-
-    def events(self, **query: Any) -> list[AuditEvent]:
-        """Audit events by resource, conflict, type and position; see Catalog.events."""
-        self.audit.flush()
-        return [decode_event(row.body) for row in self.catalog.events(**query)]
 
     def story(self, key: str) -> list[AuditEvent]:
         """The newest audit events about a key, oldest first."""

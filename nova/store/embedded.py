@@ -298,7 +298,7 @@ class ReplicatedStore:
         """
         directory = self._on_disk()
         found, _ = as_of(directory.log, directory.checkpoints, directory.snapshots, node, at_ms)
-        past = ReplicatedStore(node=node, region=self.replica.region)
+        past = ReplicatedStore(node=node, region=self.replica.region, config=self.replica.config)
         past.replica.restore(found.snapshot())
         return past
 

@@ -12,7 +12,10 @@ of every later write.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import fsum
+from fractions import Fraction
+from heapq import nsmallest
+from math import isfinite
+from sys import float_info
 from typing import Any, Final, Literal
 
 import msgspec
@@ -23,6 +26,7 @@ from nova.errors import ConfigError
 
 INVARIANTS_MAX: Final = 256
 OWNERS_SHOWN: Final = 16
+FLOAT_MAX: Final = Fraction(float_info.max)
 
 
 class StoreInvariant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,14 +74,18 @@ class Broken(msgspec.Struct, frozen=True):
     owners: tuple[str, ...]
 
 
+Amount = int | Fraction
+"""Exact: what was added and taken away again leaves nothing behind, so no sum has to be made anew."""
+
+
 class _Groups:
     """Of one truth, who takes part: group -> key -> amount. A group is a value at `by` of a sum, else one at `path`."""
 
     __slots__ = ("members", "of_key", "totals", "values")
 
     def __init__(self) -> None:
-        self.members: dict[bytes, dict[str, float]] = {}
-        self.totals: dict[bytes, float] = {}
+        self.members: dict[bytes, dict[str, Amount]] = {}
+        self.totals: dict[bytes, Amount] = {}
         self.values: dict[bytes, Any] = {}
         self.of_key: dict[str, bytes] = {}
 
@@ -90,18 +98,11 @@ class _Groups:
         if not members:
             del self.members[group], self.totals[group], self.values[group]
 
-    def enter(self, key: str, group: bytes, value: Any, amount: float) -> None:
+    def enter(self, key: str, group: bytes, value: Any, amount: Amount) -> None:
         self.of_key[key] = group
         self.members.setdefault(group, {})[key] = amount
         self.totals[group] = self.totals.get(group, 0) + amount
         self.values[group] = value
-
-    def total(self, group: bytes, near: float) -> float:
-        """The sum of a group. What was added and taken away again leaves rounding behind: near a limit it is exact."""
-        total = self.totals[group]
-        if abs(total - near) <= 1e-6 * max(1.0, abs(near)):
-            total = self.totals[group] = fsum(self.members[group].values())
-        return total
 
 
 class InvariantIndex:
@@ -126,7 +127,10 @@ class InvariantIndex:
         return any(key.startswith(each.prefix) or (each.to and key.startswith(each.to)) for each in self._invariants)
 
     def update(self, key: str, value: Any) -> list[Broken]:
-        """A key holds `value` now (None: nothing); what is broken by that. Cost: O(invariants of its prefix)."""
+        """A key holds `value` now (None: nothing); what is broken by that.
+
+        Cost: O(invariants of its prefix), and where one breaks one pass over the keys of the group that it names.
+        """
         found: list[Broken] = []
         for number, each in enumerate(self._invariants):
             if key.startswith(each.prefix):
@@ -138,13 +142,14 @@ class InvariantIndex:
         return found
 
     def _moved(self, number: int, each: StoreInvariant, key: str, value: Any, found: list[Broken]) -> None:
-        groups, held, amount = self._groups[number], _at(value, each.path), 1.0
+        groups, held = self._groups[number], _at(value, each.path)
+        amount: Amount = 1
         if each.kind == "sum_le":
-            number_held = held if isinstance(held, int | float) and not isinstance(held, bool) else None
-            if number_held is None or number_held != number_held:
+            if not isinstance(held, int | float) or isinstance(held, bool) or not isfinite(held):
                 groups.leave(key)
                 return
-            held, amount = _at(value, each.by) if each.by else None, float(number_held)
+            amount = _exact(held)
+            held = _at(value, each.by) if each.by else None
         elif held is None:
             groups.leave(key)
             return
@@ -154,8 +159,10 @@ class InvariantIndex:
         before = self._holds(number, group)
         groups.leave(key)
         groups.enter(key, group, held, amount)
-        # What was broken before is not this write's doing; but each dangling reference is one of its own.
-        if (before or each.kind == "reference") and not self._holds(number, group):
+        # What was broken before is not this write's doing; but each dangling reference is one of its own, as long as it
+        # would be named.
+        dangles = each.kind == "reference" and len(groups.members[group]) <= OWNERS_SHOWN
+        if (before or dangles) and not self._holds(number, group):
             found.append(self._broken(number, group))
 
     def _holds(self, number: int, group: bytes) -> bool:
@@ -163,24 +170,24 @@ class InvariantIndex:
         if group not in groups.members:
             return True
         if each.kind == "sum_le":
-            return groups.total(group, each.limit) <= each.limit
+            return groups.totals[group] <= _exact(each.limit)
         if each.kind == "unique":
             return len(groups.members[group]) < 2
         return self._exists(f"{each.to}{groups.values[group]}")
 
     def _broken(self, number: int, group: bytes) -> Broken:
         each, groups = self._invariants[number], self._groups[number]
-        owners, shown = sorted(groups.members[group]), groups.values[group]
+        members, shown = groups.members[group], groups.values[group]
         if each.kind == "sum_le":
             of = f" where {each.by} is {show(shown)}" if each.by else ""
-            wrong = f"{each.path}{of} adds up to {groups.total(group, each.limit):g}, over the limit of {each.limit:g}"
+            wrong = f"{each.path}{of} adds up to {_shown(groups.totals[group])}, over the limit of {each.limit:g}"
         elif each.kind == "unique":
-            wrong = f"{show(shown)} stands at {each.path} of {len(owners)} keys"
+            wrong = f"{show(shown)} stands at {each.path} of {len(members)} keys"
         else:
             wrong = f"{each.path} names {each.to}{shown}, and there is no such key"
         subject = f"{each.kind}:{each.prefix}*{each.path}" + (f"@{shown}" if shown is not None else "")
         self._where[subject] = number, group
-        return Broken(subject, each.title, wrong, tuple(owners[:OWNERS_SHOWN]))
+        return Broken(subject, each.title, wrong, tuple(nsmallest(OWNERS_SHOWN, members)))
 
     def broken(self, subject: str) -> bool:
         """Whether what was reported under this name is (still) broken."""
@@ -195,6 +202,17 @@ class InvariantIndex:
             for group in list(groups.members)
             if not self._holds(number, group)
         ]
+
+
+def _exact(number: float) -> Amount:
+    """A number as it is written: ten times 0.1 is 1."""
+    return number if isinstance(number, int) else Fraction(repr(number))
+
+
+def _shown(total: Amount) -> str:
+    if isinstance(total, int):
+        return str(total)
+    return f"{float(total):g}" if total < FLOAT_MAX else "more than a float holds"
 
 
 def _at(value: Any, pointer: str) -> Any:

@@ -145,8 +145,7 @@ def roll_back(
         puts = {
             path: value
             for path, value in wanted.items()
-            if path not in unseen
-            and (path not in leaves or _pack(leaves[path]) != _pack(value) or len(present[path]) > 1)
+            if path not in unseen and (path not in leaves or any(row.value != _pack(value) for row in present[path]))
         }
         drops = [path for path in present if path not in wanted and path not in unseen]
         kept_paths = unseen

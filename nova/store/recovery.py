@@ -20,8 +20,9 @@ from nova.storage.catalog import Catalog, Identity
 from nova.storage.log import FileLog, sync_directory
 from nova.storage.snapshot import FileSnapshots
 from nova.store.checkpoints import KEPT, Checkpoints
-from nova.store.core import AUDIT, BATCH, RETIRED, STATE, Replica, node_of
+from nova.store.core import AUDIT, BATCH, RETIRED, STATE, Replica, StoreConfig, node_of
 from nova.store.directory import Directory, counted
+from nova.store.model import Entry
 from nova.sync.antientropy import AntiEntropy, AntiEntropyConfig, Joined
 from nova.types import NodeId, Outputs
 
@@ -46,8 +47,25 @@ def as_of(
     return replica, done
 
 
+def held_at(
+    log: Log, checkpoints: Checkpoints, snapshots: FileSnapshots, key: str, at_ms: int, config: StoreConfig
+) -> Entry:
+    """What a key held at a time, settled as `config` says now; may run beside the node whose log this is.
+
+    raises  KeyNotFoundError if it held nothing; UnavailableError if the log and the checkpoints do not reach back
+    cost    that of a restart at that time: a state, and the records behind it, and memory for both; not the key alone
+    """
+    replica, _ = _built(log, checkpoints, snapshots, "past", at_ms, config)
+    return replica.get(key)
+
+
 def _built(
-    log: Log, checkpoints: Checkpoints, snapshots: FileSnapshots | None, node: str, at_ms: int | None
+    log: Log,
+    checkpoints: Checkpoints,
+    snapshots: FileSnapshots | None,
+    node: str,
+    at_ms: int | None,
+    config: StoreConfig | None = None,
 ) -> tuple[Replica, Rebuilt]:
     limit = (1 << 64) - 1 if at_ms is None else stamp_limit(at_ms)
     known = checkpoints.known()
@@ -65,7 +83,7 @@ def _built(
                 f"the log ends at record {log.last}, but a checkpoint covers {start.position}: log files are missing; "
                 "put them back, or restore from a replica"
             )
-    past = _Past(_empty(node), limit)
+    past = _Past(_empty(node, config), limit)
     records = log.replay(1 if start is None else start.position + 1)
     return past.replica, rebuild(past, loaded, records, take=None if at_ms is None else past.take)
 
@@ -128,9 +146,9 @@ class _Past:
         raise CorruptionError(f"the log holds {what} without what it depends on; restore from a replica")
 
 
-def _empty(node: str) -> Replica:
+def _empty(node: str, config: StoreConfig | None = None) -> Replica:
     """What a state is built in. No incarnation 0 ever writes, so whatever is in the state, others wrote it."""
-    return Replica(node, incarnation=0, wall_ns=lambda: 0)
+    return Replica(node, incarnation=0, wall_ns=lambda: 0, config=config)
 
 
 class Restored(msgspec.Struct, frozen=True):

@@ -35,10 +35,11 @@ from nova.types import Actor, NodeId, Outputs, Random
 
 
 class Compare(msgspec.Struct, frozen=True, array_like=True, tag="ac"):
-    """My clock, and a digest of my leaf digests."""
+    """My clock, and a digest of my leaf digests. `asked`: answer though we are equal."""
 
     clock: dict[Actor, int]
     digest: bytes
+    asked: bool = False
 
 
 class Compared(msgspec.Struct, frozen=True, array_like=True, tag="ae"):
@@ -210,6 +211,10 @@ class AntiEntropy:
             self._begin(out)
         return out
 
+    def comparison(self) -> Compare:
+        """This state as it is compared with others."""
+        return Compare(dict(self._replica.clock()), _digest(self._replica.leaf_digests()))
+
     def tick(self) -> Outputs:
         """Let one tick pass."""
         self._now += 1
@@ -222,27 +227,27 @@ class AntiEntropy:
         for node, doubt in self._doubts.items():
             if self._now >= doubt.next_look:
                 doubt.next_look = self._now + self._config.ticks(self._config.confirm_ms)
-                out.send.append((node, self._comparison()))
+                out.send.append((node, self.comparison()))
         if self._now >= self._next:
             self._next = self._now + self._config.ticks(self._config.period_ms)
             if self._peers:
                 # Whoever had something we lacked a period ago is looked at again first.
                 behind = [node for node in self._peers if node in self._missing]
                 node = behind[0] if behind else self._random.sample(self._peers, 1)[0]
-                out.send.append((node, self._comparison()))
+                out.send.append((node, self.comparison()))
         return out
 
     def step(self, sender: NodeId, message: Message) -> Outputs:
         """Take a message from an authenticated peer. Raises PeerError if it cannot be."""
         out = Outputs()
         match message:
-            case Compare(clock, digest):
-                mine = self._comparison()
-                if (clock, digest) != (mine.clock, mine.digest):
+            case Compare(clock, digest, asked):
+                mine = self.comparison()
+                if asked or (clock, digest) != (mine.clock, mine.digest):
                     out.send.append((sender, Compared(mine.clock, mine.digest)))
                 self._judge(sender, clock, digest, mine, out)
             case Compared(clock, digest):
-                self._judge(sender, clock, digest, self._comparison(), out)
+                self._judge(sender, clock, digest, self.comparison(), out)
             case Request(number, summary):
                 self._serve(sender, number, summary, out)
             case Wider(number, cells):
@@ -266,9 +271,6 @@ class AntiEntropy:
         return out
 
     # -- comparing --
-
-    def _comparison(self) -> Compare:
-        return Compare(dict(self._replica.clock()), _digest(self._replica.leaf_digests()))
 
     def _judge(self, node: NodeId, clock: dict[Actor, int], digest: bytes, mine: Compare, out: Outputs) -> None:
         if clock == mine.clock:

@@ -113,9 +113,9 @@ def test_queries_read_a_page_at_a_time():
     asked = []
 
     class Watched(MemoryIndex):
-        def events(self, **query):
-            asked.append(query["limit"])
-            return super().events(**query)
+        def events(self, query, **order):
+            asked.append(query.limit)
+            return super().events(query, **order)
 
     log = AuditLog(index=Watched())
     fill(log, 2500)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nova.clock import VectorClock
-from nova.conflict.detect import ConflictDetector, Version
+from nova.conflict.detect import ConflictDetector, Contention, Version
 from nova.conflict.strategies import (
     Ballot,
     Cast,
@@ -134,6 +134,18 @@ def test_what_the_majority_chose_is_settled():
     assert [(lost.value, lost.origin) for lost in found.discarded] == [("new", "b")]
     assert found.confidence == 0.9
     assert "2 of 3 voters" in found.explanation[0]
+
+
+def test_a_majority_decides_what_no_rule_may_but_not_what_other_resources_say():
+    vote = ConsensusVote(["n1", "n2", "n3"], Answers(("n1", "a"), ("n3", "a")))
+    tie = ConsensusVote(["n1", "n2", "n3"], Answers(("n1", "a"), ("n2", "b"), ("n3", "c")))
+    conflict = whole("old", "new").replace(auto_resolvable=False, reason="two of them")
+    assert not vote.resolve(conflict).pending
+    assert tie.resolve(conflict).pending
+    assert vote.resolve(conflict.replace(contentions=(Contention("ip/1", ("x", "y")),))).pending
+    assert vote.resolve(conflict.replace(broken=(("capacity", "too much"),))).pending
+    agreed = whole("same", "same").replace(auto_resolvable=False, reason="two of them")
+    assert vote.resolve(agreed).pending  # nobody was asked
 
 
 @pytest.mark.parametrize(

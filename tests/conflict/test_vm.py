@@ -13,6 +13,7 @@ from nova.conflict import vm
 from nova.conflict.detect import ConflictDetector, ConflictType, ResourceIndex, Severity, Version, at_most, canonical
 from nova.conflict.strategies import ResolveContext, SemanticMerge
 from nova.conflict.vm import VMState, join, resources, snapshot_links, split, split_patch
+from nova.conflict.vm.state import canonical_state
 from nova.errors import UsageError
 
 MAC, MAC2 = "52:54:00:00:00:01", "52:54:00:00:00:02"
@@ -63,6 +64,7 @@ def plain_model(value):
 @given(vms)
 def test_join_of_split_is_the_canonical_vm(value):
     assert canonical(join(split(value))) == canonical(plain_model(value))
+    assert canonical(canonical_state(value)) == canonical(plain_model(value))
     assert split(join(split(value))) == split(value)
 
 
@@ -384,11 +386,16 @@ def test_a_three_way_merge_settles_alike_on_both_sides_and_yields_to_the_side_th
     merged = three_way(
         drop, {k: v for k, v in local.items() if k != "id"}, {k: v for k, v in remote.items() if k != "id"}
     )
+    if merged.pending:  # it breaks what the base did not: nothing is merged before somebody looked
+        assert canonical(merged.value) == canonical(join(split({**base, "id": "v"})))
+        return
     b, one, two, out = (split({**x, "id": "v"}) for x in (base, local, remote, merged.value))
     nothing = object()
     for path in b.keys() | one.keys() | two.keys():
         was, x, y = (canonical(s[path]) if path in s else nothing for s in (b, one, two))
         now = canonical(out[path]) if path in out else nothing
+        if path.startswith("/disks/") and nothing not in (was, x, y):
+            continue  # sizes only grow: see test_vm_handler
         if x == y or y == was:
             assert now == x
         elif x == was:

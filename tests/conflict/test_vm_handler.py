@@ -89,7 +89,7 @@ def test_one_address_at_two_nics_is_contention_and_not_committed():
 def test_disks_unite_grow_and_stay_detached():
     base = {"disks": [{"id": "d", "size_gb": 5}, {"id": "e"}]}
     found = merged(base, {"disks": [{"id": "d", "size_gb": 9}]}, {"disks": [{"id": "d", "size_gb": 7}, {"id": "f"}]})
-    assert found.value["disks"] == [{"id": "d", "size_gb": 9}, {"id": "f", "size_gb": 0}]
+    assert found.value["disks"] == [{"id": "d", "size_gb": 9}, {"id": "f"}]
     shrunk = merged(base, {"disks": [{"id": "d", "size_gb": 1}, {"id": "e"}]}, {**base, "cpu": 3})
     assert shrunk.value["disks"][0]["size_gb"] == 5
     detached = merged(base, {"disks": []}, {**base, "tags": ["x"]})
@@ -100,7 +100,7 @@ def test_disks_unite_grow_and_stay_detached():
     assert kinds(kept) == [("/disks/[id=d]", "concurrent_update", "delete/update")]
     placed = {"disks": [{"id": "d", "path": "/a"}]}
     one, two = {"disks": [{"id": "d"}]}, {"disks": [{"id": "d", "path": "/b"}]}
-    assert merged(placed, one, two).value["disks"] == [{"id": "d", "path": "/b", "size_gb": 0}]
+    assert merged(placed, one, two).value["disks"] == [{"id": "d", "path": "/b"}]
 
 
 def test_snapshots_unite_and_a_lost_parent_is_not_committed():

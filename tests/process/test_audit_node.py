@@ -104,7 +104,7 @@ def test_why_tells_of_partition_and_rollback_and_the_trail_verifies_after_kill_a
 
 
 def test_a_node_keeps_no_more_of_its_trail_than_it_is_told(nodes: Nodes) -> None:
-    hurry = with_change(nodes._folder, "import nova.server.node; nova.server.node.RETAIN_SECONDS = 1")
+    hurry = with_change(nodes._folder, "import nova.server.upkeep; nova.server.upkeep.RETAIN_SECONDS = 1")
     (a,) = nodes.start("a", limits={"audit_events": 10}, environment=hurry)
     a.put("k", 1)
     for _ in range(40):
@@ -180,75 +180,3 @@ def test_peers_find_out_that_the_end_of_a_trail_was_cut_though_nothing_on_its_di
     assert verdict.returncode == 1
     assert "another hash" in verdict.stdout
     assert kept_by_b().startswith("3:")  # what shows it stays
-
-
-def test_why_tells_the_whole_story_of_a_vm_through_partition_vote_and_rollback(nodes: Nodes) -> None:
-    voters = ("--voter", "a", "--voter", "b", "--voter", "c", "--strategies", "vm/=consensus_vote")
-    a, b, c = nodes.start("a", "b", "c", flags=voters)
-    meet(a, b, c)
-    a.put("vm/7", {**VM, "host": "h1"}, kind="vm")
-    point = nova(a, "points", "save", "vm/7", "--note", "before the move").stdout.strip()
-    converge(a, b, c)
-    c.cut(a, b)
-    a.put("vm/7", {"host": "h2"}, merge=True)
-    eventually(lambda: b.get("vm/7")["value"]["host"] == "h2")  # type: ignore[index]
-    c.put("vm/7", {"host": "h9"}, merge=True)  # the last writer, whom only c heard
-    for one in (a, b, c):
-        one.heal()
-    eventually(lambda: all(one.status()["conflicts"] == 1 and not one.status()["pending"] for one in (a, b, c)))
-    converge(a, b, c)
-    assert [one.get("vm/7")["value"]["host"] for one in (a, b, c)] == ["h2"] * 3  # type: ignore[index]
-    assert told(a, "rollback", "vm/7", "--to", point, "--by", "ann")["restored"] == {"/host": "h1"}
-    converge(a, b, c)
-    assert c.get("vm/7")["value"]["host"] == "h1"  # type: ignore[index]
-
-    story = nova(a, "why", "vm/7").stdout
-    parts = (
-        f"was kept as point {point} (before the move)",
-        "conflict",
-        'a wrote /host = "h2"',
-        'c wrote /host = "h9"',
-        "are asked; until they have decided",
-        "a cast its vote in conflict",
-        "a vote on vm/7 asked",
-        'a "h2"',
-        'b "h2"',
-        '"h2" won (2 of 3 needed)',
-        "a vote decided conflict",
-        'discarded: "h9" of c at /host',
-        f"vm/7 was rolled back to {point} by ann",
-        '/host is "h1" again',
-        'discarded: "h2" of a at /host: rolled back',
-    )
-    at = 0
-    for words in parts:
-        found = story.find(words, at)
-        assert found >= 0, f"{words!r} is missing behind {story[:at][-80:]!r} in\n{story}"
-        at = found if words != "conflict" else at
-    for other in (b, c):  # they counted nothing, and were told how it ended
-        eventually(lambda other=other: '"h2" won (2 of 3 needed)' in nova(other, "why", "vm/7").stdout)
-    assert all(told(one, "audit", "verify")["ok"] for one in (a, b, c))
-
-
-def test_a_vote_outlives_who_counts_it(nodes: Nodes) -> None:
-    voters = ("--voter", "a", "--voter", "b", "--voter", "c", "--strategies", "x/=consensus_vote")
-    a, b, c = nodes.start("a", "b", "c", flags=voters)
-    meet(a, b, c)
-    c.cut(a, b)
-    a.put("x/1", "first")
-    eventually(lambda: b.get("x/1"))
-    c.put("x/1", "second")
-    # Both are heard by b, which is not the one to count; then a, which is, is gone.
-    b.heal()
-    c.call("POST", "/v1/chaos/heal")
-    c.cut(a)
-    eventually(lambda: b.status()["conflicts"] == 1)
-    a.kill()
-    eventually(lambda: b.get("x/1")["siblings"] == [] and c.get("x/1")["siblings"] == [], seconds=60)  # type: ignore[index]
-    converge(b, c)
-    value = b.get("x/1")["value"]  # type: ignore[index]
-    a.start()
-    a.heal()
-    c.heal()
-    converge(a, b, c)
-    assert [one.get("x/1")["value"] for one in (a, b, c)] == [value] * 3  # type: ignore[index]

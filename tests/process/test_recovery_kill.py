@@ -15,7 +15,7 @@ from time import perf_counter, time_ns
 
 import pytest
 from killed import said_before_kill
-from real_nodes import eventually
+from real_nodes import Answer, eventually
 
 from nova.errors import UnavailableError
 from nova.storage.unsynced import cut_power
@@ -109,6 +109,15 @@ def test_a_node_takes_checkpoints_while_it_serves_and_its_past_is_restored_after
     then = time_ms()
     eventually(lambda: time_ms() > then)
     a.put("k", "late")
+    assert a.call("GET", f"/v1/keys/k?at={then}")["value"] == "early"
+    assert a.get("k")["value"] == "late"
+    with pytest.raises(Answer, match="a time that has passed"):
+        a.call("GET", f"/v1/keys/k?at={then + 10**9}")
+    with pytest.raises(Answer, match="holds nothing"):
+        a.call("GET", f"/v1/keys/none?at={then}")
+    figures = a.ask("GET", "/metrics")[1].decode()
+    assert 'nova_checkpoints_total{result="ok"}' in figures
+    assert "nova_checkpoint_newest_seconds 0" not in figures
     for number in range(12):  # a snapshot is due in between: the log that the checkpoints need has to stay
         a.put(f"bulk/{number}", "x" * 200_000)
     a.kill()
@@ -119,6 +128,7 @@ def test_a_node_takes_checkpoints_while_it_serves_and_its_past_is_restored_after
         assert past.get("k").value == "early"
     assert len(list_checkpoints(a.data)) <= 3
     a.start()
+    assert a.call("GET", f"/v1/keys/k?at={then}")["value"] == "early"
     assert a.get("k")["value"] == "late"
 
 

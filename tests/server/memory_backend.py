@@ -11,6 +11,7 @@ from typing import Any
 
 import uvloop
 
+from nova.conflict.audit import AuditQuery
 from nova.conflict.healing.checkpoints import Checkpoint
 from nova.errors import (
     CompactedError,
@@ -22,6 +23,7 @@ from nova.errors import (
 )
 from nova.server.api import make_app
 from nova.server.config import NodeConfig
+from nova.server.models import HealReport
 from nova.server.serving import bind, make_server
 from nova.store.decisions import Candidate, Decided, Waiting
 from nova.store.model import Change, Entry, Put
@@ -157,8 +159,8 @@ class MemoryBackend:
             "text": f"{key} was written once, by n1.",
         }  # fmt: skip
 
-    def audit(self, **filters: Any) -> dict[str, Any]:
-        return {"events": [{"seq": 1, "type": "resolved", "resource": "vm/1", "asked": filters}], "next": None}
+    def audit(self, query: AuditQuery) -> dict[str, Any]:
+        return {"events": [{"seq": 1, "type": "resolved", "resource": "vm/1", "asked": query}], "next": None}
 
     async def audit_verify(self, head: str | None) -> dict[str, Any]:
         return {"ok": head != "9:00", "events": 1, "head": "00ff"}
@@ -169,6 +171,15 @@ class MemoryBackend:
     async def checkpoint(self) -> Checkpoint:
         self.taken = [*self.taken, Checkpoint(1, 2, 3, "n1", 1, 4, "00")]
         return self.taken[-1]
+
+    async def past(self, key: str, at_ms: int) -> Entry:
+        if at_ms < 1_000:
+            raise UnavailableError("the log starts later")
+        return await self.get(key)
+
+    async def heal(self, peer: str, timeout_ms: int) -> HealReport:
+        digests = ("00", "ff"), ("ff", "ff")
+        return HealReport(peer, timeout_ms > 500, True, True, "", 4, 10, 20, 5, *digests, conflicts=1, took_ms=2.5)
 
     def audit_witnesses(self) -> dict[str, Any]:
         return {"trail": "t", "held_by": {}, "accused_by": {}, "holds": {}}

@@ -262,10 +262,11 @@ def test_reading_routes_pass_on_what_the_node_says(node: Running) -> None:
     assert ask(node, "GET", "/v1/why/why/me").json()["text"] == "why/me was written once, by n1."
     refused(ask(node, "GET", "/v1/why/none"), 404, "not_found")
     events = ask(node, "GET", "/v1/audit?resource=vm/1&type=resolved&limit=5").json()["events"]
-    asked = {"resource": "vm/1", "conflict": None, "type": "resolved", "limit": 5, "after": None}
+    asked = {"resource": "vm/1", "conflict": None, "type": "resolved", "limit": 5, "after": 0}
     assert events[0]["asked"] == {**asked, "since_ms": None, "until_ms": None}
     between = ask(node, "GET", "/v1/audit?since_ms=5&until_ms=9").json()["events"][0]["asked"]
     assert (between["since_ms"], between["until_ms"]) == (5, 9)
+    refused(ask(node, "GET", "/v1/audit?after=x1"), 400, "bad_request")
     assert ask(node, "GET", "/v1/audit/verify").json()["ok"] is True
     assert ask(node, "GET", "/v1/audit/verify?head=9:00").json()["ok"] is False
     assert ask(node, "GET", "/v1/audit/statistics?top=1").json()["hotspots"][0]["subject"] == "vm/1"
@@ -307,6 +308,26 @@ def test_checkpoints_and_witnesses(node: Running) -> None:
     assert ask(node, "GET", "/v1/audit/witnesses").json()["held_by"] == {}
 
 
+def test_a_peer_is_healed_and_the_time_that_takes_is_bounded(node: Running) -> None:
+    report = ask(node, "POST", "/v1/heal", {"peer": "n2"}).json()
+    assert (report["node"], report["equal"], report["before"], report["conflicts"]) == ("n2", True, ["00", "ff"], 1)
+    assert ask(node, "POST", "/v1/heal", {"peer": "n2", "timeout_ms": 200}).json()["equal"] is False
+    for wrong in ({}, {"peer": "n2", "timeout_ms": 0}, {"peer": "n2", "seconds": 1}):
+        refused(ask(node, "POST", "/v1/heal", wrong), 400, "bad_request")
+
+
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_a_key_is_read_as_of_a_time(shortcut: bool) -> None:
+    with running(shortcut=shortcut) as node:
+        ask(node, "PUT", "/v1/keys/k", {"value": 1})
+        for at in ("1769860800000", "2026-01-31T12:00:00Z", "2026-01-31T13:00:00%2B01:00"):
+            assert ask(node, "GET", f"/v1/keys/k?at={at}").json()["value"] == 1
+        for at in ("", "yesterday", "2026-01-31T12:00:00", "-1"):
+            words = refused(ask(node, "GET", f"/v1/keys/k?at={at}"), 400, "bad_request")
+            assert "give Unix milliseconds, or a time with its zone" in words
+        refused(ask(node, "GET", "/v1/keys/k?at=999"), 503, "unavailable")
+
+
 def test_health_is_the_process_and_readiness_the_node(node: Running) -> None:
     assert ask(node, "GET", "/healthz").status == 200
     assert ask(node, "GET", "/readyz").json() == {"ready": True, "reason": "serving"}
@@ -338,7 +359,7 @@ def test_the_description_names_every_route(node: Running) -> None:
     plain += " /v1/audit/witnesses /v1/checkpoints"
     gets = {("GET", path) for path in plain.split()}
     writes = "/v1/batch /v1/chaos/cut /v1/chaos/heal /v1/audit/retain /v1/points/{key} /v1/rollback/{key}"
-    writes += " /v1/decisions/{key} /v1/checkpoints"
+    writes += " /v1/decisions/{key} /v1/checkpoints /v1/heal"
     posts = {("POST", path) for path in writes.split()}
     assert routes == keys | gets | posts
     answers = paths["/v1/keys/{key}"]["put"]["responses"]

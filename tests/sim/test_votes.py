@@ -2,81 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import msgspec
 import pytest
 
-from nova.cli.histories import LINK, TICK_NS, SimulatedMember
+from nova.cli.histories import TICK_NS
 from nova.errors import ConfigError
 from nova.sim.faults import SECOND, random_plan
-from nova.sim.world import World
-from nova.store.cluster import CODEC, Notice
+from nova.store.cluster import Notice
 from nova.store.core import StoreConfig
-from nova.store.model import Put
-from nova.store.votes import VoteAsk, VoteCast, VoteEnded
+from nova.store.votes import VoteAsk
 from nova.types import Outputs
-
-NAMES = [f"n{number}" for number in range(5)]
-VOTERS = ("n0", "n1", "n2", "n3")
-KEYS = ("x/0", "x/1")
-CONFIG = StoreConfig(strategies={"x/": "consensus_vote"}, voters=VOTERS, vote_timeout_ms=8_000, siblings_max=8)
-
-
-class Cluster:
-    """Five members, of which four vote."""
-
-    def __init__(self, seed, config=CONFIG, names=NAMES):
-        self.config, self.names = config, names
-        self.incarnations, self.archives = defaultdict(int), defaultdict(list)
-        self.cast, self.ended, self.asked = defaultdict(set), [], set()
-        self.world = World(
-            seed, names, self._make, network=LINK, tick_ns=TICK_NS, codec=CODEC, sent=self._sent, dropped=self._dropped
-        )
-
-    def _dropped(self, node, error):
-        raise error
-
-    def _make(self, node, log, snapshots, random, wall_ns):
-        self.incarnations[node] += 1
-        return SimulatedMember(
-            node, self.names, self.incarnations[node], log, snapshots, random, wall_ns, self.archives[node], self.config
-        )
-
-    def _sent(self, sender, peer, message):
-        match message:
-            case VoteAsk(conflict, _):
-                self.asked.add((sender, conflict))
-            case VoteCast(conflict, choices):
-                self.cast[conflict, sender].add(msgspec.msgpack.encode(choices, order="sorted"))
-            case VoteEnded():
-                self.ended.append((sender, message))
-
-    def put(self, node, key, value):
-        if node in self.world.up:
-            self.world[node].replica.put(Put(key, value, context={}))  # as one who has not read: a sibling
-            self.world.submit(node, Outputs())
-
-    def settled(self):
-        members = list(self.world)
-        return (
-            len(members) == len(self.names)
-            and len({member.replica.digest for member in members}) == 1
-            and not any(member.replica.conflicts.pending() for member in members)
-            and not any(member.replica.space.open_bytes for member in members)
-        )
-
-    def check(self):
-        """What holds of every run: ballots are stable, an outcome is that of a majority, and each vote has one."""
-        for (conflict, voter), ballots in self.cast.items():
-            assert len(ballots) == 1, f"{voter} voted twice in {conflict}: {ballots}"
-        winners = defaultdict(set)
-        for _, ended in self.ended:
-            for path, winner in ended.winners.items():
-                winners[ended.conflict, path].add(winner)
-                assert list(ended.ballots[path].values()).count(winner) > len(VOTERS) // 2
-        assert all(len(found) == 1 for found in winners.values()), winners
-        return winners
+from tests.sim.voters import KEYS, NAMES, VOTERS, Cluster, partitioned
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -94,18 +30,6 @@ def test_a_vote_has_one_outcome_whatever_happens(seed):
     for member in world:
         for entry in member.replica.scan()[0]:
             assert not entry.siblings
-
-
-def partitioned(cluster):
-    """Two sides write while they are apart; then they meet."""
-    world = cluster.world
-    assert world.run(until=lambda: all(len(m.core.membership.peers()) == 4 for m in world), ticks_max=300)
-    world.partition({"n0", "n1", "n2"}, {"n3", "n4"})
-    cluster.put("n0", "x/0", "left")
-    world.run(20)
-    cluster.put("n4", "x/0", "right")  # later: the last writer
-    world.run(20)
-    world.heal()
 
 
 def test_most_voters_had_it_first_so_it_stays():
@@ -160,7 +84,7 @@ def test_a_ballot_is_the_same_after_a_crash():
     (conflict, voter), before = next(iter(cluster.cast.items()))
     world.crash(voter)
     world.restart(voter)
-    after = world[voter].replica.conflicts.ballot(conflict)
+    after = world[voter].replica.conflicts.ballots.ballot(conflict)
     assert {msgspec.msgpack.encode(after, order="sorted")} == before
     assert world.run(until=cluster.settled, ticks_max=1_000)
     cluster.check()
@@ -170,22 +94,22 @@ def test_a_ballot_leaves_when_it_is_on_disk():
     cluster = Cluster(5)
     world = cluster.world
     partitioned(cluster)
-    world.run(until=lambda: bool(world["n1"].replica.conflicts.votes()), ticks_max=300)
+    world.run(until=lambda: bool(world["n1"].replica.conflicts.ballots.open()), ticks_max=300)
     replica = world["n1"].replica
-    (conflict,) = replica.conflicts.votes()
-    token, choices = replica.conflicts._ballots[conflict]
-    replica.conflicts._ballots[conflict] = replica.durable_token + 1, choices
-    assert replica.conflicts.ballot(conflict) is None
+    (conflict,) = replica.conflicts.ballots.open()
+    token, choices = replica.conflicts.ballots._own[conflict]
+    replica.conflicts.ballots._own[conflict] = replica.durable_token + 1, choices
+    assert replica.conflicts.ballots.ballot(conflict) is None
     assert not world["n1"].core.step("n0", VoteAsk(conflict, "x/0")).send
-    replica.conflicts._ballots[conflict] = token, choices
-    assert world.run(until=lambda: replica.conflicts.ballot(conflict) == choices, ticks_max=10)
+    replica.conflicts.ballots._own[conflict] = token, choices
+    assert world.run(until=lambda: replica.conflicts.ballots.ballot(conflict) == choices, ticks_max=10)
 
 
 def test_without_a_majority_the_fallback_decides_when_time_is_up():
     cluster = Cluster(6)
     world = cluster.world
     partitioned(cluster)
-    world.run(until=lambda: bool(world["n0"].replica.conflicts.votes()), ticks_max=300)
+    world.run(until=lambda: bool(world["n0"].replica.conflicts.ballots.open()), ticks_max=300)
     for gone in ("n1", "n2", "n3"):
         world.crash(gone)
     ended = len(cluster.ended)
@@ -209,6 +133,7 @@ def test_a_newer_version_is_another_vote():
     cluster.put("n0", "x/0", "third")
     poll.age_ms = poll.timeout_ms  # the count of the old question ends now
     assert not votes._finish(conflict, poll).send
+    assert conflict not in replica.conflicts.ballots._ended  # nor is an end of it noted
     assert {sibling.value for sibling in replica.get("x/0").siblings} == {"left", "right", "third"}
     assert world.run(until=cluster.settled, ticks_max=600)
     assert conflict not in {ended.conflict for _, ended in cluster.ended}
@@ -220,19 +145,19 @@ def test_what_is_found_again_is_voted_on_again():
     cluster = Cluster(10)
     world = cluster.world
     partitioned(cluster)
-    assert world.run(until=lambda: bool(world["n1"].replica.conflicts.votes()), ticks_max=300)
+    assert world.run(until=lambda: bool(world["n1"].replica.conflicts.ballots.open()), ticks_max=300)
     conflicts = world["n1"].replica.conflicts
-    (conflict,) = conflicts.votes()
-    conflicts._voting.clear()  # as after a tick in which the operations were gone
+    (conflict,) = conflicts.ballots.open()
+    conflicts.ballots._open.clear()  # as after a tick in which the operations were gone
     assert conflicts.examine_keys([("x/0", True, False)]) == []
-    assert list(conflicts.votes()) == [conflict]
+    assert list(conflicts.ballots.open()) == [conflict]
 
 
 def test_somebody_may_decide_before_the_voters_do():
     cluster = Cluster(7)
     world = cluster.world
     partitioned(cluster)
-    world.run(until=lambda: bool(world["n4"].replica.conflicts.votes()), ticks_max=300)
+    world.run(until=lambda: bool(world["n4"].replica.conflicts.ballots.open()), ticks_max=300)
     from nova.store.decisions import decide, waiting
 
     replica = world["n4"].replica

@@ -2,6 +2,7 @@ import sqlite3
 
 import pytest
 
+from nova.conflict.audit import AuditQuery
 from nova.errors import CorruptionError, LimitError, UnavailableError, UsageError
 from nova.storage.catalog import Catalog, EventRow
 
@@ -45,13 +46,13 @@ def test_events_are_found_by_what_they_are_about(tmp_path):
         catalog.index_events(rows[:60])
         catalog.index_events(rows[40:])
         assert catalog.last_indexed() == 100
-        assert catalog.events(limit=1000) == rows
-        assert catalog.events(after=90, limit=3) == rows[90:93]
-        assert catalog.events(resource="vm/2", type="a", conflict="c1") == [
+        assert catalog.events(AuditQuery(limit=1000)) == rows
+        assert catalog.events(AuditQuery(after=90, limit=3)) == rows[90:93]
+        assert catalog.events(AuditQuery(resource="vm/2", type="a", conflict="c1")) == [
             row for row in rows if (row.resource_id, row.type, row.conflict_id) == ("vm/2", "a", "c1")
         ]
         with pytest.raises(LimitError):
-            catalog.events(limit=0)
+            catalog.events(AuditQuery(limit=0))
 
 
 def test_a_newer_version_and_another_programs_database_are_refused(tmp_path):
@@ -76,10 +77,10 @@ def test_a_catalogue_of_version_1_is_taken_over(tmp_path):
     db.executescript("DROP INDEX events_by_time; PRAGMA user_version=1;")
     db.close()
     with Catalog(tmp_path / "catalog.db") as catalog:
-        assert [row.seq for row in catalog.events(since_ms=15)] == [2]
+        assert [row.seq for row in catalog.events(AuditQuery(since_ms=15))] == [2]
         assert catalog.event_counts() == [("detect", 1, 10, 10), ("fail", 1, 20, 20)]
         catalog.forget_events(1)
-        assert catalog.events(until_ms=15) == []
+        assert catalog.events(AuditQuery(until_ms=15)) == []
     db = sqlite3.connect(tmp_path / "catalog.db")
     assert db.execute("PRAGMA user_version").fetchone()[0] == 2
     assert db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'events_by_time'").fetchone()[0] == 1

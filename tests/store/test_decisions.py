@@ -7,7 +7,8 @@ import pytest
 from nova.conflict.policy import PolicyBuilder
 from nova.conflict.policy import conditions as on
 from nova.errors import KeyNotFoundError, StaleContextError, UnavailableError, UsageError
-from nova.store import ReplicatedStore
+from nova.store import ReplicatedStore, heal
+from nova.store.core import StoreConfig
 
 BY_HAND = PolicyBuilder("production").default("manual").build()
 
@@ -110,3 +111,20 @@ def test_reading_a_conflict_again_does_not_count_as_another():
     for _ in range(5):
         assert stores[0].get("x").value == 2
     assert stores[0].waiting() == []
+
+
+@pytest.mark.parametrize("meet", [heal, ReplicatedStore.sync_with])
+def test_what_waits_is_not_hidden_by_a_later_conflict_about_another_field(meet):
+    config = StoreConfig(kinds={"vm/": "vm"})
+    with ReplicatedStore(node="a", config=config) as a, ReplicatedStore(node="b", config=config) as b:
+        a.put("vm/1", {"id": "1", "power_state": "stopped", "host": "h1"})
+        meet(a, b)
+        a.put("vm/1", {"power_state": "running"}, merge=True)
+        b.put("vm/1", {"power_state": "running", "host": "h2"}, merge=True)
+        a.put("vm/1", {"labels": {"x": "1"}}, merge=True)
+        b.put("vm/1", {"labels": {"x": "2"}}, merge=True)
+        meet(a, b)
+        for store in (a, b):
+            (waiting,) = store.waiting()
+            assert "split brain" in waiting.reason
+            assert {each.path for each in waiting.candidates} == {"/host", "/labels/x"}

@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 
 from nova.conflict.healing.checkpoints import Checkpoint, Schedule, rebuild, stamp_limit, unpack
 from nova.conflict.metrics import ConflictMetrics, Hooks
-from nova.errors import CorruptionError, UnavailableError, UsageError
+from nova.errors import CorruptionError, KeyNotFoundError, UnavailableError, UsageError
 from nova.metrics import Registry
 from nova.storage.log import FileLog
 from nova.storage.snapshot import FileSnapshots
 from nova.store import ReplicatedStore, heal, list_checkpoints, restore, take_checkpoint, verify_audit
 from nova.store import embedded as embedded_module
 from nova.store.checkpoints import Checkpoints
-from nova.store.recovery import as_of
+from nova.store.core import StoreConfig
+from nova.store.recovery import as_of, held_at
 
 
 class Time:
@@ -421,3 +422,41 @@ def test_two_of_one_name_are_not_healed_and_divergence_is_told(tmp_path):
         heal(clone, store)
     with pytest.raises(CorruptionError, match="know the same and hold other states"):
         heal(left, right)
+
+
+def test_key_as_of_each_time_is_what_it_held_beside_the_node_that_writes_on(tmp_path, clock):
+    with ReplicatedStore(tmp_path / "a", node="a") as store:
+        files = store._on_disk()
+
+        def held(at_ms):
+            return held_at(files.log, files.checkpoints, files.snapshots, "k", at_ms, StoreConfig()).value
+
+        times = []
+        for number in range(6):
+            clock.ms += 1000
+            store.put("k", number)
+            times.append(clock.ms)
+            if number == 3:
+                store.checkpoint()
+        clock.ms += 1000
+        store.delete("k")
+        assert [held(at) for at in times] == list(range(6))
+        for at in (times[0] - 1, clock.ms):
+            with pytest.raises(KeyNotFoundError):
+                held(at)
+
+
+def test_the_past_is_settled_by_the_rules_of_the_store(tmp_path, clock):
+    options = {"strategies": {"x/": "multi_value"}}
+    other = ReplicatedStore(node="b", **options)
+    other.put("x/1", "theirs")
+    with ReplicatedStore(tmp_path / "a", node="a", **options) as store:
+        store.put("x/1", "mine")
+        heal(store, other)
+        now = store.get("x/1")
+        clock.ms += 1000
+        then, key = clock.ms, store.as_of(clock.ms).get("x/1")
+        assert (key.value, key.strategy) == (now.value, now.strategy) == (now.value, "multi_value")
+        files = store._on_disk()
+        past = held_at(files.log, files.checkpoints, files.snapshots, "x/1", then, store.replica.config)
+        assert (past.value, past.strategy) == (now.value, "multi_value")

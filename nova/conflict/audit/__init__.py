@@ -29,6 +29,7 @@ from nova.conflict.audit.chain import (
 )
 from nova.conflict.audit.log import AuditLog, AuditStatistics, Index, IndexRow, Records, verify_kept
 from nova.conflict.audit.patterns import Hitter, Pattern, PatternDetector, SpaceSaving
+from nova.conflict.audit.query import AuditQuery
 from nova.conflict.audit.retention import ERASED, Retention, Vault
 from nova.conflict.audit.words import describe, explain, when
 
@@ -40,6 +41,7 @@ __all__ = [
     "AuditChain",
     "AuditEvent",
     "AuditLog",
+    "AuditQuery",
     "AuditStatistics",
     "ChainMark",
     "Hitter",

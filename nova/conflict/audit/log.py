@@ -21,6 +21,7 @@ from nova.conflict.audit.chain import (
     verify,
 )
 from nova.conflict.audit.patterns import Pattern, PatternDetector
+from nova.conflict.audit.query import AuditQuery
 from nova.conflict.audit.retention import Retention, Vault, reveal_fields, seal_fields
 from nova.conflict.detect import Conflict
 from nova.conflict.strategies import Resolution
@@ -62,18 +63,7 @@ class Index(Protocol):
     def get(self, name: str, default: str | None = None) -> str | None: ...
     def set(self, name: str, value: str) -> None: ...
     def index_events(self, events: Iterable[IndexRow]) -> None: ...
-    def events(
-        self,
-        *,
-        resource: str | None = None,
-        conflict: str | None = None,
-        type: str | None = None,
-        since_ms: int | None = None,
-        until_ms: int | None = None,
-        after: int = 0,
-        limit: int = 100,
-        newest: bool = False,
-    ) -> list[Any]: ...
+    def events(self, query: AuditQuery, *, newest: bool = False) -> list[Any]: ...
     def last_indexed(self) -> int: ...
     def event_counts(self) -> list[tuple[str, int, int, int]]:
         """(type, how many, least time_ms, greatest time_ms) of each type."""
@@ -256,21 +246,22 @@ class AuditLog:
 
         since_ms, until_ms  times from .. to before
         """
-        self.flush()
         while True:
-            page = self.index.events(
-                resource=resource, conflict=conflict, type=type, since_ms=since_ms, until_ms=until_ms, after=after,
-                limit=PAGE,
-            )  # fmt: skip
-            yield from (decode_event(row.body) for row in page)
+            page = self.page(AuditQuery(resource, conflict, type, since_ms, until_ms, after, PAGE))
+            yield from page
             if len(page) < PAGE:
                 return
             after = page[-1].seq
 
+    def page(self, query: AuditQuery) -> list[AuditEvent]:
+        """At most `query.limit` events."""
+        self.flush()
+        return [decode_event(row.body) for row in self.index.events(query)]
+
     def latest(self, count: int, **query: Any) -> list[AuditEvent]:
         """The newest `count` events that match a query as for `events`, oldest first."""
         self.flush()
-        return [decode_event(row.body) for row in self.index.events(**query, limit=count, newest=True)]
+        return [decode_event(row.body) for row in self.index.events(AuditQuery(**query, limit=count), newest=True)]
 
     def stored_head(self) -> ChainMark:
         """The head as of the last `flush`. Raises CorruptionError if its seal does not fit."""
@@ -351,11 +342,11 @@ class AuditLog:
         if policy.events_max is not None:
             cut = max(cut, self._chain.seq - policy.events_max)
         if policy.age_ms_max is not None:
-            kept = self.index.events(since_ms=now_ms - policy.age_ms_max, after=cut, limit=1)
+            kept = self.index.events(AuditQuery(since_ms=now_ms - policy.age_ms_max, after=cut, limit=1))
             cut = max(cut, kept[0].seq - 1 if kept else self._chain.seq)
         if cut - self.anchor.count < max(least, 1):
             return None
-        (row,) = self.index.events(after=cut - 1, limit=1)
+        (row,) = self.index.events(AuditQuery(after=cut - 1, limit=1))
         return ChainMark(cut, decode_event(row.body).hash)
 
     def drop(self, anchor: ChainMark) -> None:
@@ -363,7 +354,7 @@ class AuditLog:
         self.flush()
         if anchor.count <= self.anchor.count:
             return  # somebody else dropped more meanwhile
-        newest = self.index.events(type="retain", after=anchor.count, limit=PAGE)
+        newest = self.index.events(AuditQuery(type="retain", after=anchor.count, limit=PAGE))
         if not any(decode_event(row.body).body.get("anchor") == str(anchor) for row in newest):
             raise UsageError(f"no retain event vouches for the anchor {anchor}; append one first")
         # The anchor first: if a crash comes now, what is before it is left over, and goes at the next start.
@@ -503,32 +494,21 @@ class MemoryIndex:
             for field in ("resource_id", "conflict_id", "type"):
                 self._by.setdefault((field, getattr(row, field)), []).append(row.seq)
 
-    def events(
-        self,
-        *,
-        resource: str | None = None,
-        conflict: str | None = None,
-        type: str | None = None,
-        since_ms: int | None = None,
-        until_ms: int | None = None,
-        after: int = 0,
-        limit: int = 100,
-        newest: bool = False,
-    ) -> list[IndexRow]:
-        wanted = {"resource_id": resource, "conflict_id": conflict, "type": type}
+    def events(self, query: AuditQuery, *, newest: bool = False) -> list[IndexRow]:
+        wanted = {"resource_id": query.resource, "conflict_id": query.conflict, "type": query.type}
         lists = [self._by.get((field, value), []) for field, value in wanted.items() if value is not None]
         shortest = min(lists or [self._all], key=len)
         found: list[IndexRow] = []
-        places = range(bisect_right(shortest, after), len(shortest))
+        places = range(bisect_right(shortest, query.after), len(shortest))
         for at in reversed(places) if newest else places:
             row = self._rows[shortest[at]]
             if (
                 all(value is None or getattr(row, field) == value for field, value in wanted.items())
-                and (since_ms is None or row.time_ms >= since_ms)
-                and (until_ms is None or row.time_ms < until_ms)
+                and (query.since_ms is None or row.time_ms >= query.since_ms)
+                and (query.until_ms is None or row.time_ms < query.until_ms)
             ):
                 found.append(row)
-                if len(found) == limit:
+                if len(found) == query.limit:
                     break
         return found[::-1] if newest else found
 

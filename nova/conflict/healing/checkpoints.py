@@ -9,6 +9,7 @@ clocks: what a write depends on has a smaller stamp, so what is cut at one stamp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -25,6 +26,21 @@ def stamp_limit(at_ms: int) -> int:
     if not 0 <= at_ms < 1 << 47:
         raise UsageError(f"the time is {at_ms} ms; give Unix milliseconds")
     return (at_ms + 1 << STAMP_LOGICAL_BITS) - 1
+
+
+def time_ms(text: str, name: str) -> int:
+    """Unix milliseconds, or a time with its zone as in RFC 3339. Raises UsageError that calls it `name`."""
+    if text.isascii() and text.isdecimal() and len(text) <= 15:
+        return int(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        raise UsageError(
+            f"{name} is {text[:80]!r}; give Unix milliseconds, or a time with its zone: 2026-01-31T12:00:00Z"
+        )
+    return round(at.timestamp() * 1000)
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -51,7 +67,7 @@ class Schedule:
     interval_ms  0: never by itself
     """
 
-    __slots__ = ("_position", "_time_ms", "interval_ms")
+    __slots__ = ("_position", "_time_ms", "interval_ms", "newest_ms")
 
     def __init__(self, interval_ms: int, newest: Checkpoint | None = None) -> None:
         if interval_ms < 0:
@@ -59,6 +75,8 @@ class Schedule:
         self.interval_ms = interval_ms
         self._position: int = newest.position if newest is not None else 0
         self._time_ms: int | None = newest.time_ms if newest is not None else None
+        self.newest_ms = self._time_ms or 0
+        """When the newest one was taken, 0 if there is none."""
 
     def due(self, now_ms: int, position: int) -> bool:
         """Whether one should be taken now: at once if there is none, never where the log is no longer than at the last.
@@ -72,6 +90,7 @@ class Schedule:
     def taken(self, checkpoint: Checkpoint) -> None:
         """One was taken, on demand or because it was due."""
         self._position, self._time_ms = checkpoint.position, checkpoint.time_ms
+        self.newest_ms = checkpoint.time_ms
 
     def failed(self, now_ms: int) -> None:
         """One could not be stored: the next is due an interval from now, not at once."""

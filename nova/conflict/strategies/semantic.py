@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -96,21 +97,26 @@ def by_default(path: str, versions: Sequence[Version], context: ResolveContext) 
     return last_writer(path, versions, context)
 
 
+Merge = Callable[[Any, Any, Any, ResolveContext], MergeResult]
+
+
 class Schema(msgspec.Struct, frozen=True):
     """How one kind of value is merged.
 
-    rules        (path pattern, rule), the first match decides; none: `by_default`
-    split, join  a whole value to its leaves and back, where the kind is kept in leaves; else None
+    rules        of leaves: (path pattern, rule), the first match decides; none: `by_default`
+    join         the whole value that leaves make, where the kind is kept in leaves; else None
     invariants   truths about every whole value of this kind, checked on what a merge made
-    declared     how whole values merge that are not kept in leaves: a record type with annotations, or
-                 {JSON pointer: declaration}; see `nova.conflict.merge`
+    declared     how whole values merge: a record type with annotations, or {JSON pointer: declaration}; see
+                 `nova.conflict.merge`
+    merge        the same, where declarations do not say all: (base or MISSING, older, newer, context) -> MergeResult;
+                 raises UsageError for what is not of this kind
     """
 
     rules: tuple[tuple[str, Rule], ...] = ()
     invariants: tuple[Invariant, ...] = ()
-    split: Callable[[Any], Mapping[str, Any]] | None = None
     join: Callable[[Mapping[str, Any]], Any] | None = None
     declared: MergeSchema | None = None
+    merge: Merge | None = None
 
 
 SCHEMAS: Final[dict[str, Schema]] = {}
@@ -128,10 +134,9 @@ class SemanticMerge:
 
     A rule that raises leaves no half result: its leaf falls to the last writer, and the explanation says so.
 
-    Whole values of a kind that is kept in leaves are split and merged leaf by leaf; other whole maps, and whatever has
-    a base or a declared schema, merge three-way. With a base, a part that one side left alone follows the other side,
-    removal included; only parts that both changed come to a rule, and where there is none, to the last writer. Without
-    a base nobody can tell a removal from an absence: what one side has is kept.
+    Whole maps, and whatever has a base or a declared schema, merge three-way. With a base, a part that one side left
+    alone follows the other side, removal included; only parts that both changed come to a rule, and where there is
+    none, to the last writer. Without a base nobody can tell a removal from an absence: what one side has is kept.
     """
 
     name = "semantic"
@@ -145,16 +150,7 @@ class SemanticMerge:
             if refused:
                 return without(self.resolve(conflict, msgspec.structs.replace(context, stamp_max=0)), refused)
         schema = self._schemas.get(conflict.kind, _PLAIN_SCHEMA)
-        if conflict.whole and schema.split is not None and schema.join is not None:
-            versions = ordered(conflict.siblings[""])
-            known = (*versions, conflict.base) if conflict.base is not None else versions
-            try:
-                sides = [schema.split(version.value) for version in known]
-            except UsageError:
-                pass  # not of its kind: one opaque value
-            else:
-                return self._whole(conflict, versions, sides, schema.join, schema, context)
-        elif conflict.whole and (found := self._three_way(conflict, schema, context)) is not None:
+        if conflict.whole and (found := self._three_way(conflict, schema, context)) is not None:
             return found
         outcomes: dict[str, tuple[Sequence[Version], Settled]] = {}
         for path in sorted(conflict.siblings):
@@ -196,61 +192,24 @@ class SemanticMerge:
     def _three_way(self, conflict: Conflict, schema: Schema, context: ResolveContext) -> Resolution | None:
         """Whole values merged by the engine; None where it has nothing to go by."""
         versions = ordered(conflict.siblings[""])
-        merges = conflict.base is not None or schema.declared is not None
+        declares = schema.declared is not None or schema.merge is not None
+        merges = declares or conflict.base is not None
         if not merges and not all(isinstance(version.value, Mapping) for version in versions):
             return None
-        if agreed("", versions) is not None and schema.declared is None:
+        if agreed("", versions) is not None and not declares:
             return None
+        step = None if schema.merge is None else partial(_by_kind, schema.merge, context)
         try:
-            merged = merge_all(base_at(conflict, ""), versions, schema.declared)
+            merged = merge_all(base_at(conflict, ""), versions, schema.declared, step)
         except UsageError:
             return None  # not of the declared type, or too deep: one opaque value
         broken = _new_faults(schema.invariants + context.invariants, merged.value, conflict)
         # What no writer may have, and what moved into itself, stays as the base has it until somebody looks.
-        broken += tuple(f"{place(at)}: {kind} is left open" for at, kind in merged.open)
+        broken += merged.open
         outcome = Settled(merged.value, "", "", merged.confidence, bool(broken))
         found = finish(conflict, self.name, {"": ((), outcome)})
         explanation = merged.explanation + tuple(line for line in found.explanation if line) + broken
         return found.replace(explanation=explanation, discarded=merged.discarded, alarms=broken)
-
-    def _whole(
-        self,
-        conflict: Conflict,
-        versions: Sequence[Version],
-        sides: list[Mapping[str, Any]],
-        join: Callable[[Mapping[str, Any]], Any],
-        schema: Schema,
-        context: ResolveContext,
-    ) -> Resolution:
-        known = conflict.base is not None
-        base = sides.pop() if known else {}
-        changed: dict[str, list[int]] = {}
-        for i, side in enumerate(sides):
-            for path, leaf in side.items():
-                before = base.get(path, MISSING)
-                if before is not leaf and not same(before, leaf):
-                    changed.setdefault(path, []).append(i)
-            for path in base.keys() - side.keys():
-                changed.setdefault(path, []).append(i)
-        leaves = dict(base)
-        outcomes: dict[str, tuple[Sequence[Version], Settled]] = {}
-        for path in sorted(changed):
-            contended = [
-                Version(sides[i].get(path, MISSING), versions[i].clock, versions[i].timestamp, versions[i].origin)
-                for i in changed[path]
-            ]
-            outcome = agreed(path, contended)
-            if outcome is None:
-                outcome = self._leaf(path, contended, schema, context)
-                outcomes[path] = contended, outcome
-            leaves[path] = outcome.value
-        value = join({path: leaf for path, leaf in leaves.items() if leaf is not MISSING})
-        note = "" if outcomes else "the writers changed different parts; all changes are in"
-        broken = _new_faults(schema.invariants + context.invariants, value, conflict)
-        outcomes[""] = (), Settled(value, note, "", 1.0, bool(broken))
-        part = finish(conflict, self.name, outcomes)
-        explanation = tuple(sentence for sentence in part.explanation if sentence) + broken
-        return part.replace(explanation=explanation, settled={"": value}, alarms=broken)
 
 
 def _broken(invariants: Sequence[Invariant], value: Any) -> tuple[str, ...]:
@@ -278,46 +237,89 @@ _DECIDABLE: Final = frozenset(
 
 
 class Merged(msgspec.Struct, frozen=True):
-    """What `merge_all` made. `open` has (path, kind) of conflicts that no last writer can decide."""
+    """What `merge_all` made. `open` tells, a line each, of conflicts that no last writer can decide."""
 
     value: Any
     explanation: tuple[str, ...]
     discarded: tuple[Discarded, ...]
-    open: tuple[tuple[str, str], ...]
+    open: tuple[str, ...]
     confidence: float
 
 
-def merge_all(base: Any, versions: Sequence[Version], declared: MergeSchema | None = None) -> Merged:
+Step = Callable[[Any, Any, Any], tuple[MergeResult, Any]]
+"""(base, older, newer) -> what the engine made of it, and the value to go on with."""
+
+
+def merge_all(
+    base: Any, versions: Sequence[Version], declared: MergeSchema | None = None, step: Step | None = None
+) -> Merged:
     """Versions, oldest first, merged into one by the three-way engine, one after the other, each against the base.
 
     Where two changed the same thing and nothing is declared, the later one wins, but for a removal: content outlives
     it. A three-way merge is not associative, but the order is one that all replicas share, and every step tells its
     conflicts and losses, so that none vanishes.
     """
-    node = None if declared is None else compile_schema(declared)
+    step = step or partial(_by_schema, None if declared is None else compile_schema(declared))
     value, clashed = versions[0].value, False
     explanation: list[str] = []
     discarded: list[Discarded] = []
-    open_: list[tuple[str, str]] = []
-    for i, version in enumerate(versions[1:], 1):
-        found: MergeResult = merge(base, value, version.value, node, _later)
+    open_: list[str] = []
+    refused: MergeResult | None = None
+    for i, version in enumerate(versions[1:] or versions[:1], 1):
+        found, merged = step(base, value, version.value)
         for conflict in found.conflicts:
             clashed = True
+            at = _place(conflict.path)
             if not conflict.resolved:
-                open_.append((conflict.path, conflict.kind))
+                open_.append(f"{place(at)}: {conflict.note or f'{conflict.kind} is left open'}")
                 continue
-            winner = _later(conflict)
-            writer = version.origin if winner is conflict.remote else _holder(versions[:i], conflict.path, winner)
-            why = "outlives a concurrent removal" if conflict.kind == "delete/update" else "was written last"
-            explanation.append(f"{place(conflict.path)}: {show(winner)} by {writer} {why}")
+            winner = _at(merged, conflict.path)
+            if winner is MISSING:
+                winner = _later(conflict)
+            mine = winner is conflict.remote or same(winner, conflict.remote)
+            writer = version.origin if mine else _holder(versions[:i], conflict.path, winner)
+            why = "was written last"
+            if conflict.kind == "delete/update":
+                why = "outlives a concurrent removal"
+                gone = version.origin if conflict.remote is MISSING else _holder(versions[:i], conflict.path, MISSING)
+                discarded.append(Discarded(conflict.path, MISSING, gone, f"an update by {writer} {why}"))
+            explanation.append(f"{place(at)}: {show(winner)} by {writer} {why}")
         for lost in found.lost:
             writer = version.origin if lost.side == "remote" else _holder(versions[:i], lost.path, lost.value)
             discarded.append(Discarded(lost.path, lost.value, writer, _reason(lost, version.origin)))
-        value = found.value
-    discarded = [lost for lost in discarded if not same(_at(value, lost.path), lost.value)]
+        value = merged
+        refused = refused if found.committed else found
+    discarded = [
+        msgspec.structs.replace(lost, path=_place(lost.path))
+        for lost in discarded
+        if not same(_at(value, lost.path), lost.value)
+    ]
+    if refused is not None and base is not MISSING:
+        value = refused.value
+        reason = "the merge must not be committed, so the base stays"
+        discarded += [Discarded("", v.value, v.origin, reason) for v in versions if not same(v.value, value)]
     if not explanation and not open_:
-        explanation.append("all changes are in" if declared is None else "all changes are in, by the declared rules")
+        told = [f"{place(lost.path)}: {show(lost.value)} by {lost.origin} went: {lost.reason}" for lost in discarded]
+        explanation += told or ["the writers changed different parts; all changes are in"]
     return Merged(value, tuple(explanation), tuple(discarded), tuple(open_), 0.6 if clashed else 0.9)
+
+
+def _by_schema(node: Any, base: Any, older: Any, newer: Any) -> tuple[MergeResult, Any]:
+    found = merge(base, older, newer, node, _later)
+    return found, found.value
+
+
+def _by_kind(of_kind: Merge, context: ResolveContext, base: Any, older: Any, newer: Any) -> tuple[MergeResult, Any]:
+    found = of_kind(base, older, newer, context)
+    return found, found.proposal
+
+
+def _place(pointer: str) -> str:
+    """A pointer of the engine as a path of leaves: `/disks/[id=d]` is `/disks/d`."""
+    if "[" not in pointer:
+        return pointer
+    tokens = pointer.split("/")
+    return "/".join([t[1:-1].partition("=")[2] if t[:1] == "[" and "=" in t else t for t in tokens])
 
 
 def _later(conflict: MergeConflict) -> Any:

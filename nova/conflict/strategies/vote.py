@@ -169,6 +169,8 @@ class ConsensusVote:
     """Asks the named voters; the value that a majority of all of them chose is settled.
 
     voters     their names; asker: the object that asks them
+    A majority decides, too, what no rule may: it is pending no longer, but for what other resources or invariants say.
+
     otherwise  the strategy for a tie, a time-out, or where nobody is asked; None: UndecidedError, or what the asker
                raised, so that a policy can try again
     """
@@ -195,6 +197,7 @@ class ConsensusVote:
         open_: dict[str, Sequence[Version]] = {}
         reasons: list[str] = []
         alarms: list[str] = []
+        voted = False
         for path in sorted(conflict.siblings):
             versions = ordered(conflict.siblings[path])
             if (unanimous := agreed(path, versions)) is not None:
@@ -202,14 +205,16 @@ class ConsensusVote:
                 continue
             try:
                 outcomes[path] = versions, self._vote(conflict, path, versions, context, alarms)
+                voted = True
             except (UnavailableError, TimeoutError) as error:
                 if self.otherwise is None:
                     raise
                 open_[path] = versions
                 reasons.append(f"{place(path)}: {error or type(error).__name__}")
-        parts = [
-            finish(part(conflict, {path: versions for path, (versions, _) in outcomes.items()}), self.name, outcomes)
-        ]
+        chosen = part(conflict, {path: versions for path, (versions, _) in outcomes.items()})
+        if voted and not conflict.contentions and not conflict.broken:  # a majority has looked
+            chosen = chosen.replace(auto_resolvable=True)
+        parts = [finish(chosen, self.name, outcomes)]
         if open_:
             found = deferred(part(conflict, open_), context, self.name, self.otherwise, "; ".join(reasons))
             parts = [*parts, found] if outcomes else [found]

@@ -1,8 +1,8 @@
 """Whole states of a VM: merged three ways, settled as a conflict, and seen running at two places.
 
-Where a base is known the one three-way engine merges (`nova.conflict.merge`), under the schema below; what it leaves
-open is decided here. Without a base nobody can tell a removal from an absence: leaf by leaf then (`SemanticMerge`),
-and what one side has is kept.
+The one three-way engine merges (`nova.conflict.merge`), under the schema below; what it leaves open is decided here.
+Without a base nobody can tell a removal from an absence: what one side has is kept. What is kept in leaves, each with
+its writers and without a base, is settled leaf by leaf by the rules of `nova.conflict.vm.rules`, which rank alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from nova.conflict.detect import (
     ResourceIndex,
     Version,
     at_most,
-    ordered,
     same,
 )
 from nova.conflict.healing.fencing import (
@@ -45,17 +44,27 @@ from nova.conflict.merge.schema import (
 )
 from nova.conflict.strategies import (
     NO_CONTEXT,
-    Discarded,
     Resolution,
     ResolveContext,
+    Schema,
     SemanticMerge,
-    clock_of,
     maximum,
+    register_schema,
     register_strategy,
     show,
 )
-from nova.conflict.vm.rules import SNAPSHOT_LINKS, excludes, migration_rank
-from nova.conflict.vm.state import COLLECTIONS, ENDED_RANK, ITEM_KEYS, POWER_RANK, VMState, join, resources, split
+from nova.conflict.vm.rules import RULES, SNAPSHOT_LINKS, excludes, migration_rank
+from nova.conflict.vm.state import (
+    COLLECTIONS,
+    ENDED_RANK,
+    ITEM_KEYS,
+    POWER_RANK,
+    VMState,
+    canonical_state,
+    join,
+    resources,
+    split,
+)
 from nova.errors import LimitError, UsageError
 
 Side = str
@@ -95,6 +104,7 @@ class VMStateHandler:
         self.invariants = tuple(invariants)
         self.quorum = quorum
         self._schema = _schema(self.invariants)
+        self._settles = Schema(RULES, (SNAPSHOT_LINKS,), join, merge=self._step)
 
     # -- merging --
 
@@ -111,6 +121,7 @@ class VMStateHandler:
             raise UsageError(f"newer is {newer!r}; it is local, remote or empty")
         known = base is not None and base is not MISSING
         before: Any = _whole(base) if known else MISSING
+        given = (base if known else MISSING, local, remote)
         mine, yours = _whole(local), _whole(remote)
         invariants = (SNAPSHOT_LINKS, *self.invariants)
         found = merge(before, mine, yours, self._schema, partial(_decide, newer), invariants=invariants)
@@ -119,8 +130,8 @@ class VMStateHandler:
         conflicts += [place] if place else [c for c in found.conflicts if c.path in ("/host", "/region")]
         conflicts += _twice(found.proposal, before)
         found.conflicts = tuple(conflicts)
-        found.proposal = join(split(found.proposal))
-        found.value = found.proposal if found.committed else join(split(_plain(base))) if known else MISSING
+        found.proposal = canonical_state(_as_named(found.proposal, given))
+        found.value = found.proposal if found.committed else canonical_state(_plain(base)) if known else MISSING
         if isinstance(local, VMState):
             found.value = found.value if found.value is MISSING else VMState.of(found.value)
             found.proposal = VMState.of(found.proposal)
@@ -128,33 +139,12 @@ class VMStateHandler:
 
     def resolve(self, conflict: Conflict, context: ResolveContext = NO_CONTEXT) -> Resolution:
         """Settle a conflict of whole states, or of leaves; see `nova.conflict.strategies.Strategy`."""
-        if not conflict.whole or conflict.base is None or len(conflict.siblings[""]) != 2:
-            return SemanticMerge().resolve(conflict, context)
-        older, newer = ordered(conflict.siblings[""])
+        return SemanticMerge({conflict.kind: self._settles}).resolve(conflict, context).replace(strategy=self.name)
+
+    def _step(self, base: Any, older: Any, newer: Any, context: ResolveContext) -> MergeResult:
         asked = {invariant.name: invariant for invariant in (*self.invariants, *context.invariants)}
         handler = self if len(asked) == len(self.invariants) else VMStateHandler(asked.values())
-        try:
-            found = handler.merge(conflict.base.value, older.value, newer.value, newer="remote")
-        except UsageError:  # no VM: one opaque value
-            return SemanticMerge().resolve(conflict, context)
-        origins = {"local": older.origin, "remote": newer.origin}
-        lost = tuple(Discarded(x.path, x.value, origins.get(x.side, x.side), x.reason) for x in found.lost)
-        if not found.committed:
-            reason = "the merge must not be committed, so the base stays"
-            lost += tuple(
-                Discarded("", version.value, version.origin, reason)
-                for version in (older, newer)
-                if not same(version.value, conflict.base.value)
-            )
-        pending = bool(found.unresolved) or not conflict.auto_resolvable
-        said = tuple(found.explain().splitlines())
-        if not conflict.auto_resolvable:
-            said += (f"pending, somebody has to look: {conflict.reason}",)
-        return Resolution(
-            found.value, clock_of(conflict.versions), self.name, said, lost,
-            0.3 if pending else 0.6 if found.conflicts else 0.9 if found.lost else 1.0,
-            {"": found.value}, alarms=tuple(c.note or c.kind for c in found.unresolved), pending=pending,
-        )  # fmt: skip
+        return handler.merge(base, older, newer, newer="remote")
 
     # -- two that cannot both be --
 
@@ -189,6 +179,7 @@ def _schema(invariants: tuple[Invariant, ...]) -> Node:
             "/cpu": Custom(_greatest("/cpu", context)),
             "/memory_mb": Custom(_greatest("/memory_mb", context)),
             "/updated_ms": Max(),
+            "/fencing_token": Max(),
             "/networks": Keyed("mac"),
             "/networks/*": {"groups": [["mac", "ip", "network"]]},
             "/disks": Keyed("id"),
@@ -226,8 +217,15 @@ def _whole(state: Any) -> dict[str, Any]:
     And with the size of each disk, so that to leave it out is no way to shrink one.
     """
     empty: dict[str, Any] = {name: [] if name in ITEM_KEYS or name == "tags" else {} for name in sorted(COLLECTIONS)}
-    whole = {**empty, **join(split(_plain(state)))}
+    whole = {**empty, **canonical_state(_plain(state))}
     return {**whole, "disks": [{"size_gb": 0, **disk} for disk in whole["disks"]]}
+
+
+def _as_named(merged: Mapping[str, Any], states: Iterable[Any]) -> dict[str, Any]:
+    """Without the sizes of disks that nobody gave."""
+    sized = {d["id"] for s in states if s is not MISSING for d in _plain(s).get("disks", ()) if "size_gb" in d}
+    disks = [d if d["id"] in sized else {k: v for k, v in d.items() if k != "size_gb"} for d in merged["disks"]]
+    return {**merged, "disks": disks}
 
 
 # ------------------------------------------------------------------------------------------------ what is left open
@@ -292,4 +290,6 @@ def _shared(vm: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     return [(ip, sorted(macs)) for ip, macs in sorted(at.items()) if len(macs) > 1]
 
 
-register_strategy(VMStateHandler())
+_STANDARD: Final = VMStateHandler()
+register_strategy(_STANDARD)
+register_schema("vm", _STANDARD._settles)

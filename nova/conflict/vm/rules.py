@@ -18,12 +18,12 @@ from nova.conflict.detect import (
     Invariant,
     Severity,
     Version,
-    canonical,
     classifier,
     same,
 )
-from nova.conflict.strategies import ResolveContext, Schema, Settled, last_writer, maximum, register_schema, show
-from nova.conflict.vm.state import ENDED_RANK, MIGRATION_RANK, POWER_RANK, join, split
+from nova.conflict.healing.fencing import Observation, find_split_brain
+from nova.conflict.strategies import ResolveContext, Settled, last_writer, maximum, show
+from nova.conflict.vm.state import ENDED_RANK, MIGRATION_RANK, POWER_RANK
 from nova.types import Order
 
 # ------------------------------------------------------------------------------------------------ invariants
@@ -128,11 +128,11 @@ RULES: Final = (
     ("/cpu", maximum),
     ("/memory_mb", maximum),
     ("/updated_ms", maximum),
+    ("/fencing_token", maximum),
     ("/migration", _migration),
     ("/disks/*", _disk),
     ("/networks/*", _nic),
 )
-register_schema("vm", Schema(RULES, (SNAPSHOT_LINKS,), split, join))
 
 
 # ------------------------------------------------------------------------------------------------ split brain
@@ -140,72 +140,81 @@ register_schema("vm", Schema(RULES, (SNAPSHOT_LINKS,), split, join))
 
 @classifier("vm_split_brain", kind="vm")
 def _split_brain(case: Case) -> Finding | None:
-    """One VM, running on two hosts (or in two regions) for writers that did not know of each other."""
-    if case.kind != "vm":
-        return None
+    """One VM, running on two hosts (or in two regions) for writers that did not know of each other.
+
+    What counts is where each writer saw it or put it when he started it. Which one stays is for fencing to say.
+    """
     for field in ("host", "region"):
-        places = _running_places(case, field)
-        if len(places) > 1:
-            shown = " and ".join(show(place) for place in places)
-            reason = f"split brain: running at {field} {shown}; the last writer's stands until one is fenced"
-            return Finding(ConflictType.RESOURCE_CONTENTION, Severity.CRITICAL, reason, manual=True)
-    if started := _started_elsewhere(case):
-        host, writer = started
+        found = find_split_brain(case.resource_id, _observed(case, field))
+        if found is None:
+            continue
+        places = " and ".join(show(place) for place in found.hosts)
+        verdict = (
+            f"fencing would keep {show(found.leader)}, which has the newest token, {found.epoch_max}"
+            if found.leader is not None
+            else "tokens give no order, so nobody is fenced"
+        )
         reason = (
-            f"split brain: {host.origin} put it to host {show(host.value)}, where it runs, and {writer.origin} started "
-            "it without having seen that; stop one of them, or fence it"
+            f"split brain: running at {field} {places}; {verdict}; it waits until one has stopped or somebody decides"
         )
         return Finding(ConflictType.RESOURCE_CONTENTION, Severity.CRITICAL, reason, manual=True)
     return None
 
 
-def _started_elsewhere(case: Case) -> tuple[Version, Version] | None:
-    """The write that says where the VM is, and a writer who started it without having seen that, while another had."""
-    hosts = case.siblings.get("/host", ())
-    started = [version for version in case.siblings.get("/power_state", ()) if version.value == "running"]
-    if len(hosts) != 1 or len(started) < 2:
-        return None
-    unaware = [version for version in started if version.clock.compare(hosts[0].clock) is Order.CONCURRENT]
-    return (hosts[0], unaware[0]) if 0 < len(unaware) < len(started) else None
+def _observed(case: Case, field: str) -> Iterator[Observation]:
+    """Where writers hold the VM to be running, and under which fencing token."""
+    if "" in case.siblings:
+        for version, state in _states(case, field, "power_state"):
+            if state.get("power_state") == "running" and state.get(field):
+                yield _observation(version, state[field], state.get("fencing_token"))
+        return
+    known = {**case.beside, **case.siblings}
+    powers, tokens = known.get("/power_state", ()), known.get("/fencing_token", ())
+    places = known.get("/" + field, ())
+    for place in places:
+        if not place.value or place.value is MISSING:
+            continue
+        if _runs(place, powers, known.get("/id", ())) if powers else case.leaves.get("/power_state") == "running":
+            token = next((each.value for each in tokens if _one_write(each, place)), None)
+            yield _observation(place, place.value, token)
 
 
-def _states(case: Case, *fields: str) -> list[Mapping[str, Any]]:
-    """The whole states whose writers changed one of `fields` since the base; all of them if no base is known."""
-    states = [version.value for version in case.siblings[""] if isinstance(version.value, Mapping)]
+def _runs(place: Version, powers: Sequence[Version], ids: Sequence[Version]) -> bool:
+    """Whether it runs at this place, for those who know of it, or else for who put it there."""
+    aware = [power for power in powers if power.clock.compare(place.clock) in (Order.AFTER, Order.EQUAL)]
+    if aware:
+        return any(power.value == "running" for power in aware)
+    # What he saw may be overwritten by others who had not seen him. But who moves a VM that runs names it with the
+    # place; and where none has a name, better one alarm too many.
+    seen = any(power.value == "running" for power in powers if power.clock.compare(place.clock) is Order.BEFORE)
+    return seen or not ids or any(_one_write(id, place) for id in ids)
+
+
+def _one_write(a: Version, b: Version) -> bool:
+    return (a.timestamp, a.origin) == (b.timestamp, b.origin)
+
+
+def _observation(version: Version, place: Any, token: Any) -> Observation:
+    epoch = token if isinstance(token, int) and token > 0 else 0
+    return Observation(version.origin, str(place), "running", version.clock, epoch)
+
+
+def _states(case: Case, *fields: str) -> list[tuple[Version, Mapping[str, Any]]]:
+    """The versions and whole states whose writers changed one of `fields` since the base; all if no base is known."""
+    states = [(version, version.value) for version in case.siblings[""] if isinstance(version.value, Mapping)]
     base = case.base.value if case.base is not None else None
     if not isinstance(base, Mapping):
         return states
     return [
-        state
-        for state in states
+        (version, state)
+        for version, state in states
         if any(not same(state.get(field, MISSING), base.get(field, MISSING)) for field in fields)
     ]
-
-
-def _running_places(case: Case, field: str) -> list[Any]:
-    """The different values of `field` whose writers hold the VM to be running, in canonical order."""
-    running: list[Any] = []
-    if "" in case.siblings:
-        for state in _states(case, field, "power_state"):
-            if state.get("power_state") == "running":
-                running.append(state.get(field))
-    else:
-        powers = case.siblings.get("/power_state", ())
-        by_writer = {(version.origin, version.timestamp): version.value for version in powers}
-        settled = {version.value for version in powers} or {case.leaves.get("/power_state")}
-        for version in case.siblings.get("/" + field, ()):
-            power = by_writer.get((version.origin, version.timestamp))
-            if power == "running" or (power is None and "running" in settled):
-                running.append(version.value)
-    places = {canonical(place): place for place in running if place is not None and place is not MISSING}
-    return [places[key] for key in sorted(places)]
 
 
 @classifier("vm_address", kind="vm")
 def _address(case: Case) -> Finding | None:
     """One MAC that concurrent writers gave different addresses."""
-    if case.kind != "vm":
-        return None
     for path, versions in case.siblings.items():
         if path.startswith("/networks/"):
             found = _addresses([version.value for version in versions])
@@ -214,7 +223,7 @@ def _address(case: Case) -> Finding | None:
     if "" in case.siblings:
         before = dict(_nics(case.base.value)) if case.base is not None else {}
         by_mac: dict[str, list[Any]] = {}
-        for state in _states(case, "networks"):
+        for _, state in _states(case, "networks"):
             for mac, nic in _nics(state):
                 if mac not in before or before[mac].get("ip") != nic.get("ip"):
                     by_mac.setdefault(mac, []).append(nic)
@@ -243,10 +252,8 @@ def _addresses(nics: Sequence[Any]) -> Finding | None:
 @classifier("vm_migration", kind="vm")
 def _migrations(case: Case) -> Finding | None:
     """Migrations of one epoch that exclude each other."""
-    if case.kind != "vm":
-        return None
     if "" in case.siblings:
-        migrations: list[Any] = [state.get("migration") for state in _states(case, "migration")]
+        migrations: list[Any] = [state.get("migration") for _, state in _states(case, "migration")]
     else:
         migrations = [version.value for version in case.siblings.get("/migration", ())]
     for a, b in combinations(migrations, 2):

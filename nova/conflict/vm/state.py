@@ -16,7 +16,7 @@ inside a NIC, disk, snapshot or migration are refused, because there a typing er
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from ipaddress import ip_address
 from typing import Annotated, Any, Final, Literal
 
@@ -110,6 +110,7 @@ class _Shape(msgspec.Struct, frozen=True):
     metrics: dict[Key, float] | UnsetType = UNSET
     owner: str | UnsetType | None = UNSET
     updated_ms: Count | UnsetType = UNSET
+    fencing_token: Count | UnsetType = UNSET
 
 
 class VMState(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +118,7 @@ class VMState(msgspec.Struct, frozen=True, kw_only=True):
 
     metrics     name -> last measured value, for instance `cpu_mhz`
     updated_ms  when the source of the data measured or changed it, Unix time
+    fencing_token  under which it was started; a newer one keeps an older one out. 0: none
     extra       fields that this class does not know, kept as they are
     """
 
@@ -136,6 +138,7 @@ class VMState(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float] = {}
     owner: str | None = None
     updated_ms: int = 0
+    fencing_token: int = 0
     extra: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -167,7 +170,9 @@ class VMState(msgspec.Struct, frozen=True, kw_only=True):
 FIELDS: Final = frozenset(_Shape.__struct_fields__)
 ITEM_KEYS: Final = {"networks": "mac", "disks": "id", "snapshots": "id"}
 """Collections of objects, and the field that names an object in its path."""
-COLLECTIONS: Final = frozenset((*ITEM_KEYS, "tags", "labels", "metrics"))
+PLACES: Final = ("/host", "/region")
+_MAPS: Final = ("labels", "metrics")
+COLLECTIONS: Final = frozenset((*ITEM_KEYS, "tags", *_MAPS))
 
 # ------------------------------------------------------------------------------------------------ validation
 
@@ -184,6 +189,7 @@ _MEND: Final = {
     "labels": "give an object of texts",
     "metrics": "give an object of numbers",
     "updated_ms": "give Unix milliseconds",
+    "fencing_token": "give a whole number, greater than every one given before",
 }
 _WHERE: Final = re.compile(r" - at `\$\.?([^`]*)`$")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
@@ -249,14 +255,29 @@ def split(vm: Mapping[str, Any]) -> dict[str, Any]:
     left out when empty, tags once each, MAC and IP addresses in their one form.
     """
     validate(vm)
+    leaves = _leaves(vm)
+    if not leaves:
+        raise UsageError("vm has 0 fields; give at least its id")
+    return leaves
+
+
+def canonical_state(vm: Mapping[str, Any]) -> dict[str, Any]:
+    """`join(split(vm))`, without a leaf for each label and metric, of which there may be many. Raises UsageError."""
+    validate(vm)
+    maps = {name: {key: vm[name][key] for key in sorted(vm[name])} for name in _MAPS if vm.get(name)}
+    out = {**join(_leaves({name: value for name, value in vm.items() if name not in _MAPS})), **maps}
+    if not out:
+        raise UsageError("vm has 0 fields; give at least its id")
+    return {name: out[name] for name in sorted(out)}
+
+
+def _leaves(vm: Mapping[str, Any]) -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for name, value in vm.items():
         if name in COLLECTIONS:
             _split_collection(name, value, leaves)
         else:
             leaves["/" + escape(name)] = value
-    if not leaves:
-        raise UsageError("vm has 0 fields; give at least its id")
     return leaves
 
 
@@ -309,6 +330,25 @@ def split_patch(patch: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[d
             drops += [other for other in present if other not in leaves]
     validate({name: value for name, value in patch.items() if name not in COLLECTIONS and value is not None})
     return puts, [path for path in drops if path in current and path not in puts]
+
+
+def placed(puts: Mapping[str, Any], drops: Collection[str], seen: Mapping[str, Any]) -> dict[str, Any]:
+    """What to write with the start or the move of a VM, so that two who did not know of each other and ran it at two
+    places can be told from one who only moved it: leaves that the writer saw, as he saw them.
+
+    puts, drops  what he writes
+    seen         the uncontended leaves that he saw
+
+    Who starts it names the place where it is. Who moves one that runs names it, by its id, with the new place: its
+    power state he must not, or a concurrent stop would be a conflict with him.
+    """
+    ran = seen.get("/power_state") == "running"
+    if "/power_state" not in puts:
+        moves = ran and any(path in puts for path in PLACES)
+        return {"/id": seen["/id"]} if moves and "/id" in seen and "/id" not in puts else {}
+    if ran or puts["/power_state"] != "running":
+        return {}
+    return {path: seen[path] for path in PLACES if path not in puts and path not in drops and seen.get(path)}
 
 
 def _patch_items(
