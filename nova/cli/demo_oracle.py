@@ -15,6 +15,7 @@ import msgspec
 
 ITEM_KEYS: Final = {"networks": "mac", "disks": "id", "snapshots": "id"}
 MAPS: Final = ("labels", "metrics")
+PLACES: Final = ("/host", "/region")
 POWER: Final = ("stopped", "suspended", "paused", "running")
 UNDER_WAY: Final = ("planned", "preparing", "running", "switchover")
 ENDED: Final = ("cancelled", "failed", "completed")
@@ -127,7 +128,10 @@ def surviving(writes: list[Acked]) -> dict[str, list[Any]]:
             for path in history:
                 history[path].append((write, _GONE))
             continue
-        for path, value in parts(write.changes):
+        said = dict(parts(write.changes))
+        if several:
+            said |= implied(write, said, history)
+        for path, value in said.items():
             before = history.get(path)
             if before is None:
                 history[path] = [(write, value)]
@@ -141,6 +145,23 @@ def surviving(writes: list[Acked]) -> dict[str, list[Any]]:
         if live:
             out[path] = live
     return out
+
+
+def implied(write: Acked, said: dict[str, Any], history: dict[str, list[tuple[Acked, Any]]]) -> dict[str, Any]:
+    """What a write says without words: who starts a VM, that it is where he saw it; who moves a running one, its id."""
+
+    def seen(path: str) -> Any:
+        known = _maximal([entry for entry in history.get(path, ()) if knows(write, entry[0])])
+        return known[0] if known and all(value == known[0] for value in known) else None
+
+    power = said.get("/power_state")
+    if power == "running" and seen("/power_state") != "running":
+        told = {path: seen(path) for path in PLACES if path not in said}
+    elif power is None and not said.keys().isdisjoint(PLACES) and seen("/power_state") == "running":
+        told = {"/id": seen("/id")} if "/id" not in said else {}
+    else:
+        told = {}
+    return {path: value for path, value in told.items() if value}
 
 
 def _maximal(entries: list[tuple[Acked, Any]]) -> list[Any]:

@@ -73,6 +73,22 @@ def test_a_wrong_merge_is_found():
     assert 'make "running"' in wrong[0]
 
 
+def test_who_starts_a_vm_says_where_it_is_and_so_a_removal_elsewhere_leaves_it_a_place():
+    made = write("x", 1, 1, {"id": "a", "power_state": "stopped", "host": "h", "owner": "o"})
+    started, removed = write("x", 2, 2, {"power_state": "running"}), write("y", 1, 3, None, x=1)
+    assert verdict([made, started, removed], {"power_state": "running", "host": "h"}) == ([], [])
+    lost, _ = verdict([made, started, removed], {"power_state": "running"})
+    assert lost == ['vm/a/host: "h" was acknowledged and is gone']
+    resized = write("x", 2, 2, {"cpu": 4})
+    assert "nobody wrote" in verdict([made, resized, removed], {"cpu": 4, "host": "h"}).wrong[0]
+
+
+def test_who_moves_a_running_vm_names_it():
+    made = write("x", 1, 1, {"id": "a", "power_state": "running", "host": "h"})
+    moved, removed = write("x", 2, 2, {"host": "i"}), write("y", 1, 3, None, x=1)
+    assert verdict([made, moved, removed], {"id": "a", "host": "i"}) == ([], [])
+
+
 def test_a_value_that_nobody_wrote_is_found():
     _, wrong = verdict([BASE, HERE], MERGED | {"host": "h"})
     assert "which nobody wrote" in wrong[0]
