@@ -262,13 +262,23 @@ def split(vm: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def canonical_state(vm: Mapping[str, Any]) -> dict[str, Any]:
-    """`join(split(vm))`, without a leaf for each label and metric, of which there may be many. Raises UsageError."""
+    """`join(split(vm))`, its fields sorted, without making leaves. Raises UsageError."""
     validate(vm)
-    maps = {name: {key: vm[name][key] for key in sorted(vm[name])} for name in _MAPS if vm.get(name)}
-    out = {**join(_leaves({name: value for name, value in vm.items() if name not in _MAPS})), **maps}
+    out = {
+        name: _canonical_collection(name, value) if name in COLLECTIONS else value
+        for name, value in sorted(vm.items())
+        if value or name not in COLLECTIONS
+    }
     if not out:
         raise UsageError("vm has 0 fields; give at least its id")
-    return {name: out[name] for name in sorted(out)}
+    return out
+
+
+def _canonical_collection(name: str, value: Any) -> Any:
+    if name in ITEM_KEYS:
+        items = _items(name, value)
+        return [items[id] for id in sorted(items, key=escape)]
+    return sorted(set(value), key=escape) if name == "tags" else {key: value[key] for key in sorted(value)}
 
 
 def _leaves(vm: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,20 +292,27 @@ def _leaves(vm: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split_collection(name: str, value: Any, leaves: dict[str, Any]) -> None:
-    key_field = ITEM_KEYS.get(name)
-    if key_field is not None:
-        for item in value:
-            leaf = _nic_leaf(item) if name == "networks" else dict(item)
-            path = f"/{name}/{escape(leaf[key_field])}"
-            if path in leaves:
-                raise UsageError(f"vm field {name} names {show(leaf[key_field])} 2 times; an id may stand there once")
-            leaves[path] = leaf
+    if name in ITEM_KEYS:
+        for id, item in _items(name, value).items():
+            leaves[f"/{name}/{escape(id)}"] = item
     elif name == "tags":
         for tag in value:
             leaves[f"/tags/{escape(tag)}"] = True
     else:
         for key, item in value.items():
             leaves[f"/{name}/{escape(key)}"] = item
+
+
+def _items(name: str, value: Any) -> dict[str, dict[str, Any]]:
+    """Networks, disks or snapshots by their ids."""
+    key_field, items = ITEM_KEYS[name], {}
+    for item in value:
+        leaf = _nic_leaf(item) if name == "networks" else dict(item)
+        id = leaf[key_field]
+        if id in items:
+            raise UsageError(f"vm field {name} names {show(id)} 2 times; an id may stand there once")
+        items[id] = leaf
+    return items
 
 
 def split_patch(patch: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
