@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from nova.consensus.core import Committed
 from nova.consensus.epaxos.instances import NOTHING, Id, Instance, Status, Value, keys_of
+from nova.sim.changes import Watched
 from nova.types import NodeId
 
 if TYPE_CHECKING:
     from nova.sim.group import Group, GroupMember
 
 INSTANCES_MAX = 5_000
-LOOK_EVENTS = 16
-"""All instances of a member are looked at once in so many of its events; those that it reports, at once."""
 EVERYTHING = b""
 
 
@@ -22,7 +21,6 @@ class EPaxosInvariants:
 
     def __init__(self) -> None:
         self._cores: dict[NodeId, Any] = {}
-        self._looks: dict[NodeId, int] = {}
         self._states: dict[NodeId, dict[Id, tuple[int, int]]] = {}
         self._values: dict[Id, tuple[Value, NodeId]] = {}
         self._last: dict[NodeId, tuple[int, int]] = {}
@@ -33,23 +31,21 @@ class EPaxosInvariants:
 
     def __call__(self, group: Group) -> None:
         touched = group.world.touched
-        for member in group.world:
-            if touched is None or member.replica.node == touched:
-                self._member(member)
-        for node, event in group.news:
+        for member in group.world if touched is None else group.world.running(touched):
+            self._member(member)
+        for _, event in group.news:
             for entry in event.entries if isinstance(event, Committed) else ():
                 number, owner = divmod(entry.position - group.epoch.start, len(group.world.names))
-                self._told(group, node, (owner, number + 1))
+                self._told(group, (owner, number + 1))
 
     def _member(self, member: GroupMember) -> None:
         core, node = member.core, member.replica.node
         if self._cores.get(node) is not core:
-            self._cores[node], self._states[node], self._looks[node] = core, {}, 0
-        self._looks[node] += 1
-        if self._looks[node] % LOOK_EVENTS == 1:
-            assert len(core.instances) <= INSTANCES_MAX, f"I9: {node} remembers {len(core.instances)} instances"
-            for instance in core.instances.values():
-                self._instance(node, instance)
+            self._cores[node], self._states[node] = core, {}
+            core.instances = Watched(core.instances, Instance)
+        assert len(core.instances) <= INSTANCES_MAX, f"I9: {node} remembers {len(core.instances)} instances"
+        for instance in core.instances.changed():
+            self._instance(node, instance)
         digest = member.values.digest
         if self._last.get(node) != (len(core.executed), digest):
             self._last[node] = len(core.executed), digest
@@ -63,12 +59,11 @@ class EPaxosInvariants:
         states = self._states[node]
         before = states.get(instance.id, (0, 0))
         now = (instance.ballot, min(instance.status, Status.COMMITTED))
-        if now == before:
-            return
         id = instance.id
-        assert now[0] >= before[0], f"I6: {node} went back from ballot {before[0]} to {now[0]} at {id}"
-        assert now[1] >= before[1], f"I6: {node} went back from status {before[1]} to {now[1]} at {id}"
-        states[id] = now
+        if now != before:
+            assert now[0] >= before[0], f"I6: {node} went back from ballot {before[0]} to {now[0]} at {id}"
+            assert now[1] >= before[1], f"I6: {node} went back from status {before[1]} to {now[1]} at {id}"
+            states[id] = now
         if instance.decided:
             assert instance.value is not None
             value, other = self._values.setdefault(id, (instance.value, node))
@@ -76,10 +71,7 @@ class EPaxosInvariants:
 
     # -- what was reported --
 
-    def _told(self, group: Group, node: NodeId, id: Id) -> None:
-        instance = self._cores[node].instances.get(id)
-        if instance is not None:
-            self._instance(node, instance)
+    def _told(self, group: Group, id: Id) -> None:
         if id not in self._reported:
             self._reported.add(id)
             self._stored(group, id)

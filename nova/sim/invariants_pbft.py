@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nova.consensus.pbft.slots import Slot
+from nova.sim.changes import Watched
 from nova.types import NodeId
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 class _Life(NamedTuple):
     core: Any
     executed: int
-    token: int
 
 
 class PBFTInvariants:
@@ -36,8 +37,8 @@ class PBFTInvariants:
 
     def __call__(self, group: Group) -> None:
         touched = group.world.touched
-        for member in group.members():
-            if touched is None or member.replica.node == touched:
+        for member in group.world if touched is None else group.world.running(touched):
+            if member.replica.node not in group.liars:
                 self._member(member)
         if len(group.decided) > len(self._reported):
             for position in group.decided.keys() - self._reported:
@@ -56,27 +57,24 @@ class PBFTInvariants:
         assert core.low.position >= low, f"I6: {node} went from the stable checkpoint {low} to {core.low.position}"
         if core._token == core._durable_token:
             self._kept[node] = core.view, core.low.position
-        # Costs what can have changed: who persisted nothing prepared nothing.
-        slots = [] if life is not None and life.token == core._token else list(core.slots.values())
         if life is None:
             self._syncing[node] = deque()
             self._seen[node] = {}
-        for slot in slots:
+            core.slots = Watched(core.slots, Slot)
+        for slot in core.slots.changed():
             self._slot(node, core, slot)
         syncing = self._syncing[node]
         while syncing and syncing[0][0] <= core._durable_token:
             self._durable.setdefault(syncing.popleft()[1], set()).add(node)
-        self._lives[node] = _Life(core, core.executed, core._token)
-        position = member.replica.applied_position
-        state, other = self._digests.setdefault(position, (member.values.digest, node))
-        assert member.values.digest == state, (
-            f"I7: {node} and {other} applied up to {position} and hold different states"
-        )
+        self._lives[node] = _Life(core, core.executed)
+        position, digest = member.replica.applied_position, member.values.digest
+        state, other = self._digests.setdefault(position, (digest, node))
+        assert digest == state, f"I7: {node} and {other} applied up to {position} and hold different states"
         options = core.options
         assert len(core.slots) <= 2 * options.window, f"I9: {node} keeps {len(core.slots)} positions"
         assert len(core._changes) <= len(core.members), f"I9: {node} keeps {len(core._changes)} view changes"
-        for votes in core._votes.values():
-            assert len(votes) <= options.checkpoints_max, f"I9: {node} keeps {len(votes)} checkpoints of one member"
+        kept = max(map(len, core._votes.values()))
+        assert kept <= options.checkpoints_max, f"I9: {node} keeps {kept} checkpoints of one member"
 
     def _slot(self, node: NodeId, core: Any, slot: Any) -> None:
         if slot.last_prepared is None or self._seen[node].get(slot.position) == slot.last_prepared:

@@ -6,7 +6,7 @@ import copy
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nova.conflict.detect import canonical
@@ -116,13 +116,14 @@ def test_swapped_sides_give_the_same_bytes(found):
 
 
 @given(three())
+@example(([{"tree": {"a": {}, "b": {}}}, {"tree": {"a": {"a": {}, "b": {}}}}, {"tree": {}}], SCHEMA))
 def test_a_result_is_clean_exactly_when_there_is_no_conflict(found):
     (base, local, remote), schema = found
     result = merge(base, local, remote, schema)
     assert result.clean == (len(result.conflicts) == 0)
     assert result.explain()
     again = merge(base, local, remote, schema, "local")
-    assert all(conflict.resolved for conflict in again.conflicts if conflict.kind not in ("cycle", "move/move"))
+    assert all(conflict.resolved for conflict in again.conflicts)
 
 
 def leaves(value, path=()):
@@ -218,6 +219,16 @@ def test_no_thing_is_doubled_or_vanishes_by_concurrent_moves(local, remote):
     if same(local, FOREST):
         assert result.clean
         assert same(result.value, remote)
+
+
+@given(rearranged(), rearranged())
+def test_a_policy_decides_among_moves_and_doubles_and_loses_nothing(local, remote):
+    schema = {"": {"track_moves": True}}
+    for word, other in (("local", "remote"), ("remote", "local"), ("base", "base")):
+        result, swapped = merge(FOREST, local, remote, schema, word), merge(FOREST, remote, local, schema, other)
+        assert sorted(value for _, value in leaves(result.value) if value != {}) == [1, 2, 3, 4, 5]
+        assert not result.unresolved
+        assert same(result.value, swapped.value)
 
 
 lattices = st.fixed_dictionaries(

@@ -224,6 +224,46 @@ def test_a_move_of_what_the_other_side_removed_is_a_conflict():
         assert result.value == base
 
 
+THING = {"a": {"x": [1]}, "b": {}, "c": {}}
+DEEP = {"a": {"x": [1]}, "b": {"d": {}}}
+IN_B, IN_C = {"a": {}, "b": {"x": [1]}, "c": {}}, {"a": {}, "b": {}, "c": {"x": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("base", "local", "remote", "path", "kind"),
+    [
+        (THING, IN_B, IN_C, "/a/x", "move/move"),
+        (THING, IN_B, {"a": {}, "b": {}, "c": {}}, "/a/x", "delete/move"),
+        (THING, IN_B, {"a": {"x": [1]}, "c": {}}, "/b", "delete/update"),
+        (DEEP, {"a": {}, "b": {"d": {"x": [1]}}}, {"a": {"x": [1]}, "b": 5}, "/b", "type_change"),
+        (THING, IN_B, {"a": {"x": [1]}, "b": {"x": 2}, "c": {}}, "/b/x", "add/add"),
+        ({"a": {"x": [1]}}, {"a": {}, "b": {"x": [1]}}, {"a": {"x": [1]}, "b": 5}, "/b/x", "add/add"),
+        ({"A": {"a": 1}, "B": {"b": 1}}, {"B": {"b": 1, "A": {"a": 1}}}, {"A": {"a": 1, "B": {"b": 1}}}, "/A", "cycle"),
+    ],
+)
+def test_a_policy_decides_for_a_side_whose_moves_then_stand(base, local, remote, path, kind):
+    for word, wins in (("local", local), ("remote", remote), ("base", base)):
+        result = merge(base, local, remote, TREE, word)
+        assert [(c.path, c.kind) for c in result.conflicts][:1] == [(path, kind)]
+        assert not result.unresolved
+        if word != "base" or kind != "add/add":
+            assert result.value == wins
+        held = str(result.value)
+        for value in ("5", "2"):  # what the other side put in the way is lost and told
+            assert (value in held) == (
+                value in str(remote) and not any(str(lost.value) == value for lost in result.lost)
+            )
+    assert merge(base, local, remote, TREE).conflicts[0].resolved is False
+
+
+def test_a_function_decides_among_moves_by_the_value_of_a_side():
+    for give, value in ((lambda c: c.local, IN_B), (lambda c: c.remote, IN_C), (lambda c: c.base, THING)):
+        assert merge(THING, IN_B, IN_C, TREE, give).value == value
+    result = merge(THING, IN_B, IN_C, TREE, lambda c: "elsewhere")
+    assert result.value == THING
+    assert result.unresolved[0].note.endswith('"elsewhere" is of neither side nor the base')
+
+
 # ------------------------------------------------------------------------------------------------ groups, invariants
 
 

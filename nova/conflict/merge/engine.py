@@ -242,6 +242,22 @@ class _Merge(MapMerge):
                 return value, True, ""
         return conflict.base, False, ""
 
+    def _side(self, conflict: MergeConflict) -> tuple[str, str]:
+        """(for whom the policy decides a conflict of moves: local, remote, base, or "", a note).
+
+        A thing is in one place, so a function can only say whose way it goes, with that value of the conflict.
+        """
+        word = self._word(conflict.path)
+        if word in ("base", "local", "remote"):
+            return word, ""
+        value, decided, why = self._decided(conflict)
+        if not decided:
+            return "", why
+        ways = [(word, getattr(conflict, word)) for word in ("base", "local", "remote")]
+        ways = [(word, way) for word, way in ways if way is not MISSING or conflict.kind != "cycle"]
+        found = [word for word, way in ways if way is value] or [word for word, way in ways if same(way, value)]
+        return (found[0], "") if found else ("", f"{conflict.note}; {show(value)} is of neither side nor the base")
+
     def _word(self, path: str) -> str | None:
         if isinstance(self.policy, str):
             return self.policy
@@ -361,14 +377,10 @@ class _Merge(MapMerge):
     def _moves(self, base: Any, local: Any, remote: Any, node: Node, path: Path, depth: int) -> Any:
         if not all(isinstance(side, Mapping) for side in (base, local, remote)):
             return self._maps(base, local, remote, node, path, depth)
-        moved = in_common_terms(base, local, remote)
         above = pointer(path)
-        for found in moved.conflicts:
-            self.conflicts.append(
-                MergeConflict(
-                    above + found.path, found.type, found.kind, found.base, found.local, found.remote, note=found.note
-                )
-            )
+        moved = in_common_terms(base, local, remote, self._side, above)
+        self.conflicts.extend(moved.conflicts)
+        self.lost.extend(moved.lost)
         for origin, to, side in moved.made:
             note = f"moved to {above}{pointer_of(to)}"
             self.changes.append((above + pointer_of(origin), side, MISSING, MISSING, note))

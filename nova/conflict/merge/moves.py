@@ -6,47 +6,59 @@ are made on all three trees alike, so that edits follow them, and what is left i
 
 Moves that cannot stand together are left out and reported: one thing moved to two places (it would become two), moves
 that would close a circle (a part of the tree would hang on itself), two things moved to one place, a move into what
-the other side removed (it would vanish with it), and a move of what the other side removed.
+the other side removed (it would vanish with it), and a move of what the other side removed. A policy decides such a
+conflict for a side, whose moves and removals then stand, or for the base, where nothing moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nova.conflict.detect import MISSING, canonical
-from nova.conflict.merge.model import CONCURRENT_UPDATE, SEMANTIC, MergeConflict
+from nova.conflict.merge.model import CONCURRENT_UPDATE, SEMANTIC, Lost, MergeConflict
 from nova.conflict.merge.patches import pointer_of
-from nova.conflict.merge.values import DEPTH_MAX, too_deep
+from nova.conflict.merge.values import DEPTH_MAX, same, too_deep
 
 Path = tuple[str, ...]
 
+SIDES = ("local", "remote")
+
+Decide = Callable[[MergeConflict], tuple[str, str]]
+"""For whom a policy decides a conflict: (local, remote, base, or "" if it stays open; a note)."""
+
 
 class Moved(NamedTuple):
-    """Three trees in common terms, the conflicts among moves, and the moves that were made: (from, to, side)."""
+    """Three trees in common terms, the conflicts among moves, what they cost, and the moves made: (from, to, side)."""
 
     base: Any
     local: Any
     remote: Any
     conflicts: list[MergeConflict]
+    lost: list[Lost]
     made: list[tuple[Path, Path, str]]
 
 
-def in_common_terms(base: Mapping[str, Any], local: Mapping[str, Any], remote: Mapping[str, Any]) -> Moved:
-    """The three trees with the moves of both sides made on all of them. Arguments are not changed."""
+def in_common_terms(
+    base: Mapping[str, Any], local: Mapping[str, Any], remote: Mapping[str, Any], decide: Decide, above: str = ""
+) -> Moved:
+    """The three trees with the moves of both sides made on all of them. Arguments are not changed.
+
+    above  the pointer of the trees, which the paths of conflicts and losses begin with
+    """
     ours, theirs = found_moves(base, local), found_moves(base, remote)
     if not ours and not theirs:
-        return Moved(base, local, remote, [], [])
+        return Moved(base, local, remote, [], [], [])
     trees = [_Tree(base), _Tree(local), _Tree(remote)]
     trees[1].bring_back(ours)
     trees[2].bring_back(theirs)
-    moves = _Moves(trees[0], (trees[1], trees[2]), (_by_identity(ours), _by_identity(theirs)))
+    moves = _Moves(trees[0], (trees[1], trees[2]), (_by_identity(ours), _by_identity(theirs)), decide, above)
     moves.settle()
     agreed = moves.agreed()
     for tree in trees:
         tree.make(agreed)
     made = [(path, _place(path, agreed), moves.side_of(path)) for path in sorted(agreed)]
-    return Moved(trees[0].root, trees[1].root, trees[2].root, moves.conflicts, made)
+    return Moved(trees[0].root, trees[1].root, trees[2].root, moves.conflicts, moves.lost, made)
 
 
 def found_moves(base: Mapping[str, Any], side: Mapping[str, Any]) -> dict[Path, Path]:
@@ -162,10 +174,17 @@ class _Moves:
     """The moves of two sides on their way to agreement. `trees` are the sides at the paths of the base."""
 
     def __init__(
-        self, base: _Tree, trees: tuple[_Tree, _Tree], moves: tuple[dict[Path, Path], dict[Path, Path]]
+        self,
+        base: _Tree,
+        trees: tuple[_Tree, _Tree],
+        moves: tuple[dict[Path, Path], dict[Path, Path]],
+        decide: Decide,
+        above: str,
     ) -> None:
         self.base, self.trees, self.moves = base, trees, moves
+        self.decide, self.above = decide, above
         self.conflicts: list[MergeConflict] = []
+        self.lost: list[Lost] = []
 
     def agreed(self) -> dict[Path, Path]:
         return {**self.moves[0], **self.moves[1]}
@@ -184,17 +203,46 @@ class _Moves:
             for path in paths:
                 moves.pop(path, None)
 
-    def _tell(self, path: Path, kind: str, local: Any, remote: Any, note: str, type_: str = CONCURRENT_UPDATE) -> None:
-        before = self.base.at(path)
-        self.conflicts.append(MergeConflict(pointer_of(path), type_, kind, before, local, remote, note=note))
+    def _settled(
+        self,
+        path: Path,
+        kind: str,
+        local: Any,
+        remote: Any,
+        note: str,
+        can_win: tuple[bool, bool] = (True, True),
+        type_: str = CONCURRENT_UPDATE,
+    ) -> str:
+        """Report a conflict; returns for whom the policy decided it: local, remote, base, or "" if nobody did.
+
+        can_win  whether the trees allow that local has its way, and remote; else the conflict stays open
+        """
+        at, before = self.above + pointer_of(path), self.base.at(path)
+        word, why = self.decide(MergeConflict(at, type_, kind, before, local, remote, note=note))
+        if word in SIDES and not can_win[SIDES.index(word)]:
+            word = ""
+        self.conflicts.append(MergeConflict(at, type_, kind, before, local, remote, word != "", why or note))
+        return word
+
+    def _lose(self, path: Path, side: int, decided: bool, kind: str) -> None:
+        """List what a side wrote at a place, or in place of the map around it, and the result will not hold."""
+        if not isinstance(self.trees[side].at(path[:-1]), Mapping):
+            path = path[:-1]
+        value = self.trees[side].at(path)
+        if value is not MISSING and not same(value, self.base.at(path)):
+            reason = f"the policy decided the {kind} conflict" if decided else f"a {kind} conflict keeps the base"
+            self.lost.append(Lost(self.above + pointer_of(path), value, SIDES[side], reason))
 
     def _two_places(self) -> bool:
         ours, theirs = self.moves
         found = [path for path in sorted(ours.keys() & theirs.keys()) if ours[path] != theirs[path]]
         for path in found:
             mine, yours = pointer_of(ours[path]), pointer_of(theirs[path])
-            self._tell(path, "move/move", mine, yours, f"moved to {mine} and to {yours}")
-        self._drop(*found)
+            word = self._settled(path, "move/move", mine, yours, f"moved to {mine} and to {yours}")
+            if word != "local":
+                del ours[path]
+            if word != "remote":
+                del theirs[path]
         return bool(found)
 
     def _circles(self) -> bool:
@@ -211,9 +259,13 @@ class _Moves:
                 names = list(way)
                 circle = sorted(names[names.index(here) :])
                 note = f"the moves of {' and '.join(map(pointer_of, circle))} would close a circle"
-                self._tell(circle[0], "cycle", MISSING, MISSING, note, SEMANTIC)
-                self._drop(*circle)
-                for path in circle:
+                # A side's own moves can close one too, once another of them was left out.
+                opens = (not self.moves[0].keys() >= {*circle}, not self.moves[1].keys() >= {*circle})
+                word = self._settled(circle[0], "cycle", MISSING, MISSING, note, opens, SEMANTIC)
+                kept = self.moves[SIDES.index(word)] if word in SIDES else {}
+                gone = [path for path in circle if path not in kept]
+                self._drop(*gone)
+                for path in gone:
                     del moves[path]
                 found = True
             open_ended |= way.keys()
@@ -236,9 +288,11 @@ class _Moves:
                 values[other] = tree.at(hole)
                 kind = "delete/move" if hole == path else "delete/update" if values[other] is MISSING else "type_change"
                 note = f"{pointer_of(path)} was moved to {pointer_of(to)}"
-                self._tell(hole, kind, values[0], values[1], note)
-                self._drop(path)
-                if values[other] is MISSING:
+                word = self._settled(hole, kind, values[0], values[1], note)
+                if word != SIDES[mine]:
+                    self._drop(path)
+                if word != SIDES[other]:
+                    self._lose(hole, other, word != "", kind)
                     tree.put(hole, self.base.at(hole))
         return found
 
@@ -259,17 +313,27 @@ class _Moves:
         found = False
         for to, paths in sorted(targets.items()):
             parents = [tree.at(to[:-1]) for tree in self.all]
-            stays = all(parent is MISSING or isinstance(parent, Mapping) for parent in parents)
+            room = [parent is MISSING or isinstance(parent, Mapping) for parent in parents]
             taken = to not in moves and any(tree.at(to) is not MISSING for tree in self.all)
-            if len(paths) > 1 or taken or not stays:
+            if len(paths) > 1 or taken or not all(room):
                 found = True
                 sides = [[path for path in paths if path in each] for each in self.moves]
                 values = [
                     self.base.at(own[0]) if own else tree.at(to) for own, tree in zip(sides, self.trees, strict=True)
                 ]
                 note = f"{' and '.join(map(pointer_of, sorted(paths)))} moved there"
-                self._tell(to, "add/add", values[0], values[1], note)
-                self._drop(*paths)
+                # A side wins with its one thing, or with what it has there; what it lost elsewhere may be in its way.
+                able = [
+                    not own or (len(own) == 1 and fits and tree.at(to) is MISSING)
+                    for own, tree, fits in zip(sides, self.trees, room[1:], strict=True)
+                ]
+                word = self._settled(to, "add/add", values[0], values[1], note, (able[0], able[1]))
+                kept = sides[SIDES.index(word)] if word in SIDES else []
+                self._drop(*(path for path in paths if path not in kept))
+                if kept:
+                    self._lose(to, 1 - SIDES.index(word), True, "add/add")
+                    for tree, fits in zip(self.all, room, strict=True):
+                        tree.remove(to if fits else to[:-1])
         return found
 
     @property
@@ -302,6 +366,12 @@ class _Tree:
                 self._ghosts.append(path[:n])
             here = below
         here[path[-1]] = _copied(value)
+
+    def remove(self, path: Path) -> None:
+        """Take out what stands at a place, if something does."""
+        parent = self.at(path[:-1])
+        if isinstance(parent, dict):
+            parent.pop(path[-1], None)
 
     def bring_back(self, moves: Mapping[Path, Path]) -> None:
         """Undo the side's own moves, with the edits that it made to what it moved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import msgspec
@@ -31,8 +32,8 @@ from nova.errors import NovaError
 from nova.types import NodeId, Outputs
 
 
-class Ordering(Base):
-    """A member that orders, in the view it is in."""
+class Ordering(Base, ABC):
+    """A member that orders, in the view it is in. What it leaves to others is abstract, so none is made without it."""
 
     _next = 0
     """The position that a primary gives next."""
@@ -248,14 +249,17 @@ class Ordering(Base):
             if name[0] == self.node:
                 self._barrier_passed(name[1])
 
+    @abstractmethod
     def _barrier_passed(self, number: int) -> None:
-        raise NotImplementedError
+        """A barrier of this member is executed: reads up to it may be answered."""
 
+    @abstractmethod
     def _executed(self, out: Outputs) -> None:
-        raise NotImplementedError
+        """Something was executed: the next barrier can be asked for."""
 
+    @abstractmethod
     def _barriers_passed(self) -> list[object]:
-        raise NotImplementedError
+        """The reads that may be answered once what was just committed is applied."""
 
     # -- checkpoints --
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import msgspec
 
 from nova.consensus.core import Kind
@@ -255,11 +257,13 @@ class Viewing(Ordering):
             slot.view == self.view and slot.contents[slot.digest][0] == Kind.SEAL for slot in self.slots.values()
         )
 
+    @abstractmethod
     def _order_seal(self, out: Outputs) -> None:
-        raise NotImplementedError
+        """Let the epoch end, if this is the primary and enough members ask for it."""
 
+    @abstractmethod
     def _answers(self, peer: NodeId, what: type) -> bool:
-        raise NotImplementedError
+        """Whether a peer may be answered: one answer a tick to each kind of question."""
 
     # -- entries that a new view wants and this member lacks --
 
