@@ -11,7 +11,9 @@ from nova._version import __version__
 if TYPE_CHECKING:
     from nova.clock import CausalContext, ClockBatch, DottedVersionVector, HybridLogicalClock, VectorClock
     from nova.conflict import AuditChain, AuditLog, Conflict, ConflictDetector, Resolution, Version, VMState
+    from nova.consensus.client import ConsensusClient
     from nova.consensus.engine import ConsensusEngine, EngineOptions
+    from nova.consensus.serving import ClientServer
     from nova.crdt import (
         RGA,
         BoundedCounter,
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "nova.clock": ("CausalContext", "ClockBatch", "DottedVersionVector", "HybridLogicalClock", "VectorClock"),
     "nova.conflict": ("AuditChain", "AuditLog", "Conflict", "ConflictDetector", "Resolution", "VMState", "Version"),
+    "nova.consensus.client": ("ConsensusClient",),
     "nova.consensus.engine": ("ConsensusEngine", "EngineOptions"),
+    "nova.consensus.serving": ("ClientServer",),
     "nova.crdt": (
         "RGA",
         "BoundedCounter",
@@ -66,9 +70,11 @@ __all__ = [
     "AuditLog",
     "BoundedCounter",
     "CausalContext",
+    "ClientServer",
     "ClockBatch",
     "Conflict",
     "ConflictDetector",
+    "ConsensusClient",
     "ConsensusEngine",
     "CorruptionError",
     "Dot",

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nova.consensus.adaptive import AdaptiveConsensus, Decision, Observation
+    from nova.consensus.answering import ServingOptions
+    from nova.consensus.client import ClientOptions, ConsensusClient
     from nova.consensus.core import Command, Epoch
+    from nova.consensus.dialogue import MemberStatus
     from nova.consensus.engine import ConsensusEngine
     from nova.consensus.epaxos import EPaxos
     from nova.consensus.options import EngineOptions, EngineStatus
@@ -17,11 +20,15 @@ if TYPE_CHECKING:
     from nova.consensus.pbft import PBFT
     from nova.consensus.quorum import All, Flexible, Grid, Majority, One, Weighted
     from nova.consensus.raft import Raft
+    from nova.consensus.serving import ClientServer
     from nova.consensus.steering import steer
 
 _HOMES = {
     "adaptive": ("AdaptiveConsensus", "Decision", "Observation"),
+    "answering": ("ServingOptions",),
+    "client": ("ClientOptions", "ConsensusClient"),
     "core": ("Command", "Epoch"),
+    "dialogue": ("MemberStatus",),
     "engine": ("ConsensusEngine",),
     "epaxos": ("EPaxos",),
     "options": ("EngineOptions", "EngineStatus"),
@@ -29,6 +36,7 @@ _HOMES = {
     "pbft": ("PBFT",),
     "quorum": ("All", "Flexible", "Grid", "Majority", "One", "Weighted"),
     "raft": ("Raft",),
+    "serving": ("ClientServer",),
     "steering": ("steer",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -37,7 +45,10 @@ __all__ = [
     "PBFT",
     "AdaptiveConsensus",
     "All",
+    "ClientOptions",
+    "ClientServer",
     "Command",
+    "ConsensusClient",
     "ConsensusEngine",
     "Decision",
     "EPaxos",
@@ -47,10 +58,12 @@ __all__ = [
     "Flexible",
     "Grid",
     "Majority",
+    "MemberStatus",
     "Observation",
     "One",
     "Paxos",
     "Raft",
+    "ServingOptions",
     "Weighted",
     "steer",
 ]

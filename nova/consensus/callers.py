@@ -198,6 +198,46 @@ class Callers:
         for call in calls:
             call.settle(error)
 
+    @property
+    def opening(self) -> bytes | None:
+        """What opens the session that is asked for and not there yet."""
+        return self._opening
+
+    def reopen(self) -> None:
+        """What was to open a session will not: begin anew."""
+        self._opening = None
+        self.pump()
+
+    def flies(self, number: int) -> bool:
+        """Whether the command with this number has no answer yet."""
+        return number in self._flying
+
+    def flown(self, after: int) -> list[tuple[int, Call]]:
+        """What flies with a number above this one, in order."""
+        flying = self._flying
+        return [(number, flying[number]) for number in range(after + 1, self._sequence + 1) if number in flying]
+
+    def refused(self, sequence: int, error: NovaError, rest: NovaError | None = None) -> None:
+        """Nothing from this number on was taken, nor will be: the numbers are free again. What waits behind it is told
+        the same, `rest` if given: nothing takes effect without what was asked for before it."""
+        numbers = [number for number, _ in self.flown(sequence - 1)]
+        calls = [self._flying.pop(number) for number in numbers] + list(self.backlog)
+        self._sequence = min(self._sequence, sequence - 1)
+        self.backlog = deque()
+        split: dict[int, NovaError] = {}
+        for index, call in enumerate(calls):
+            told = rest if rest is not None and index else error
+            if isinstance(call.waiter, Many):
+                if call.place:  # the first that we meet of this call: those before it were taken
+                    retry_ns = error.retry_after_ns if isinstance(error, UnavailableError) else 0
+                    text = (
+                        f"the first {call.place} of the commands were taken, and may be applied; the others are not: "
+                    )
+                    told = split.setdefault(id(call.waiter), UnknownOutcomeError(text + str(told), retry_ns))
+                else:
+                    told = split.setdefault(id(call.waiter), told)
+            call.settle(told)
+
     def withdraw(self, waiter: Waiter | Many) -> bool:
         """Nobody waits for these any more; whether none of them was submitted."""
         self.backlog = deque(call for call in self.backlog if call.waiter is not waiter)

@@ -14,7 +14,6 @@ A disk that fails, or a state that cannot be, ends the member: it falls silent, 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import time
@@ -27,6 +26,7 @@ from typing import Any, Final
 from nova.consensus.callers import Callers, Many, Waiter
 from nova.consensus.chain import Switched
 from nova.consensus.core import (
+    Command,
     Epoch,
     NotLeaderError,
     OverloadedError,
@@ -45,7 +45,7 @@ from nova.errors import LimitError, NovaError, PeerError, UnavailableError, Usag
 from nova.metrics import Registry
 from nova.runtime import Runtime, seeded
 from nova.transport import Identity, Mesh, TcpTransport
-from nova.transport.tcp import split_address
+from nova.transport.tcp import is_loopback
 from nova.types import NodeId, Outputs
 
 log = logging.getLogger("nova.consensus")
@@ -106,7 +106,7 @@ class ConsensusEngine:
         self._listen = listen or members[node]
         if key is None:
             for address in (*members.values(), self._listen):
-                if not _is_loopback(address):
+                if not is_loopback(address):
                     raise UsageError(f"{address} can be reached from other machines; give a cluster key")
         self._protocols = protocols(keys)
         protocol_named(protocol, self._protocols)
@@ -131,6 +131,7 @@ class ConsensusEngine:
         self._deadlines: deque[tuple[float, Waiter | Many]] = deque()
         self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._leader: NodeId | None = None
+        self._attached: Callable[[Answered], None] | None = None
         self._log_bytes = self._log_bytes_covered = 0
 
     # -- life --
@@ -404,6 +405,29 @@ class ConsensusEngine:
                 future.set_exception(UsageError(f"the machine refused the query: {outcome.data.decode()}"))
         self._measures.reads.inc(len(reads.asked))
 
+    # -- the clients of others: see nova.consensus.serving --
+
+    def attach(self, answered: Callable[[Answered], None] | None) -> None:
+        """Who hears what became of commands that were `submit`ted; one at a time, None: nobody any more."""
+        if answered is not None and self._attached is not None:
+            raise UsageError(f"the engine of {self.node} has a server for clients; close it first")
+        self._attached = answered
+
+    def submit(self, command: Command) -> None:
+        """Take a command that somebody else numbered; raises as `propose`, and `attach`ed is told of its outcome."""
+        self._must_serve()
+        self._replica.submit(command)
+        self._runtime.wake()
+
+    def forget(self, command: Command) -> None:
+        """Nobody waits any more for a command that was submitted: it may be applied, or not."""
+        self._replica.forget(command)
+
+    @property
+    def applied(self) -> int:
+        """Position up to which the machine has applied."""
+        return self._replica.applied_position
+
     # -- operators --
 
     def status(self) -> EngineStatus:
@@ -556,6 +580,8 @@ class ConsensusEngine:
             call = self._callers.answered(event.command, event.outcome)
             if call is not None:
                 self._measures.latency.observe(time.perf_counter() - call.began_s)
+            elif self._attached is not None:
+                self._attached(event)
             self._pump()
         elif kind is ReadsAnswered:
             self._reads_answered(event.id, event.outcomes)
@@ -736,16 +762,6 @@ class _Member:
         except Exception as error:
             engine._fatal(error)
             return Outputs()
-
-
-def _is_loopback(address: str) -> bool:
-    host, _ = split_address(address)
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 __all__ = ["ConsensusEngine", "EngineOptions", "EngineStatus"]
