@@ -1,27 +1,18 @@
-"""Members of one Multi-Paxos group, messages that a test delivers one by one, and disks that sync when it says so."""
+"""Members of one Multi-Paxos group, and how a test makes one of them the leader."""
 
 from __future__ import annotations
-
-import random
 
 from nova.consensus.core import Entry, Epoch, Kind
 from nova.consensus.paxos import Paxos, records
 from nova.consensus.paxos.ballots import Ballots
 from nova.types import Outputs
-from tests.consensus.net import Member, Net
-
-T = 10
-"""Election timeout in ticks, as configured below."""
+from tests.consensus.net import Member, Net, T
 
 
 class PaxosMember(Member):
-    def start(self):
+    def make(self, chance):
         epoch = Epoch(0, "paxos", self.net.epoch_members, options=self.net.options)
-        self.core = Paxos(self.name, epoch, random.Random(f"{self.net.seed} {self.name}"), lambda: self.now_ns)
-        for record in self.disk:
-            self.core.replay(record)
-        self.take(self.core.recovered())
-        return self
+        return Paxos(self.name, epoch, chance, lambda: self.now_ns)
 
     @property
     def log(self):
@@ -36,25 +27,18 @@ class PaxosMember(Member):
 
 
 class PaxosNet(Net):
-    """The group. Nothing arrives before `deliver`."""
+    """A Multi-Paxos group, its members named from 1 on."""
 
-    def __init__(self, count=3, *, seed=0, auto=True, members=None, **options):
-        self.seed = seed
-        self.options = {"election_ticks": T, **options}
-        names = [str(number) for number in range(1, count + 1)]
-        self.epoch_members = tuple(members or names)
+    member = PaxosMember
+
+    def __init__(self, count=3, **options):
+        super().__init__(count, **options)
         self.ballots = Ballots(self.epoch_members)
-        self.flying = []
-        self.cuts = set()
-        self.members = {name: PaxosMember(self, name, auto=auto) for name in names}
-        for member in self.members.values():
-            member.start()
 
     def forget_leaders(self):
         """Nobody has heard of a leader for an election timeout."""
-        for member in self:
-            if member.core is not None:
-                member.core._pace.heard = T
+        for member in self.alive:
+            member.core._pace.heard = T
 
     def elect(self, name):
         """Make this one the leader."""

@@ -62,7 +62,7 @@ def sent(net):
     found = []
     while net.flying:
         found.append(net.flying[0][2])
-        net._arrive(*net.flying.pop(0), None)
+        net.arrive(*net.flying.pop(0))
     return found
 
 
@@ -278,7 +278,7 @@ def test_45_on_a_hot_key_every_command_is_executed_soon_after_its_commit():
         due = [each for at, each in late if at <= tick]
         late = [pair for pair in late if pair[0] > tick]
         for each in due:
-            net._arrive(*each, None)
+            net.arrive(*each)
         for member in net:
             for instance in member.core.instances.values():
                 name = (member.name, instance.id)
@@ -312,7 +312,7 @@ def test_68_the_seal_stands_at_one_place_and_nothing_is_executed_behind_it():
             chance.shuffle(net.flying)
             for _ in range(chance.randrange(12)):
                 if net.flying:
-                    net._arrive(*net.flying.pop(), None)
+                    net.arrive(*net.flying.pop())
         chance.shuffle(net.flying)
         net.deliver()
         net.run(20 * R)

@@ -526,7 +526,7 @@ def test_reads_of_several_keys_fit_one_order():
         for name in (1, 2, 3):
             net[name].take(net[name].core.read(name))
         while net.flying:
-            net._arrive(*net.flying.pop(chance.randrange(len(net.flying))), None)
+            net.arrive(*net.flying.pop(chance.randrange(len(net.flying))))
         seen = []
         for member in net:
             (place,) = [number for number, event in enumerate(member.events) if isinstance(event, ReadReady)]
