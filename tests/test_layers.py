@@ -28,6 +28,7 @@ LAYERS = {
     "nova.store": 6,
     "nova.swarm": 6,
     "nova.balancing.proxy": 5,
+    "nova.consensus.balloting": 5,
     "nova.consensus.client": 5,
     "nova.consensus.directory": 5,
     "nova.consensus.engine": 5,

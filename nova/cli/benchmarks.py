@@ -29,6 +29,7 @@ import typer
 
 from nova._version import __version__
 from nova.cli import conflict_works as conflicts
+from nova.cli import consensus_net
 from nova.cli import consensus_works as consensus
 from nova.cli.output import Json, print_json, print_table
 from nova.clock import ClockBatch, HybridLogicalClock, VectorClock
@@ -687,7 +688,15 @@ CASES = [
              (Peer("PySyncObj", consensus.sync_object_commits(clients), "pysyncobj"),))
         for clients in (1, 64, 256)
     ),
-    Case("consensus", "the same, linearizable read, 64 callers", consensus.group_reads(64),
+    *(
+        Case("consensus", f"the same over the network, {clients} caller{'s' * (clients > 1)} on one connection",
+             consensus_net.port_puts(clients), f"pwrite + fdatasync, {clients} in a commit",
+             bare_commits([consensus.COMMAND] * clients, consensus.each_of(clients)),
+             clients * consensus.each_of(clients))
+        for clients in (1, 64, 256)
+    ),
+    Case("consensus", "a group of 3 in this process and two more, linearizable read, 64 callers",
+         consensus.group_reads(64),
          "asyncio futures that are set in the next turn", simple(lambda: future_rounds(64, consensus.each_of(64))),
          64 * consensus.each_of(64)),
     Case("consensus", "the same, read by lease, 64 callers", consensus.group_reads(64, lease=True),

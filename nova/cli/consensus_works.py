@@ -78,10 +78,10 @@ async def _member(config: dict[str, Any]) -> None:
 
 
 class Followers:
-    """Processes that end with this one: `python -m nova.cli.consensus_works KIND CONFIG`."""
+    """Processes that end with this one: `python -m MODULE KIND CONFIG`."""
 
-    def __init__(self, kind: str, configs: list[dict[str, Any]]) -> None:
-        command = [sys.executable, "-m", "nova.cli.consensus_works", kind]
+    def __init__(self, kind: str, configs: list[dict[str, Any]], *, module: str = "nova.cli.consensus_works") -> None:
+        command = [sys.executable, "-m", module, kind]
         self._processes = [
             subprocess.Popen([*command, json.dumps(config)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             for config in configs

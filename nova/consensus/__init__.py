@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nova.consensus.adaptive import AdaptiveConsensus, Decision, Observation
     from nova.consensus.answering import ServingOptions
+    from nova.consensus.balloting import BallotBox, GroupAsker, Voter
     from nova.consensus.client import ClientOptions, ConsensusClient
     from nova.consensus.core import Command, Epoch
     from nova.consensus.dialogue import MemberStatus
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "adaptive": ("AdaptiveConsensus", "Decision", "Observation"),
     "answering": ("ServingOptions",),
+    "balloting": ("BallotBox", "GroupAsker", "Voter"),
     "client": ("ClientOptions", "ConsensusClient"),
     "core": ("Command", "Epoch"),
     "dialogue": ("MemberStatus",),
@@ -45,6 +47,7 @@ __all__ = [
     "PBFT",
     "AdaptiveConsensus",
     "All",
+    "BallotBox",
     "ClientOptions",
     "ClientServer",
     "Command",
@@ -57,6 +60,7 @@ __all__ = [
     "Epoch",
     "Flexible",
     "Grid",
+    "GroupAsker",
     "Majority",
     "MemberStatus",
     "Observation",
@@ -64,6 +68,7 @@ __all__ = [
     "Paxos",
     "Raft",
     "ServingOptions",
+    "Voter",
     "Weighted",
     "steer",
 ]

@@ -134,6 +134,7 @@ class Member:
         config = {
             "node": self.name, "members": members, "voters": sorted(members), "directory": str(self.directory),
             "listen": group.addresses[self.name], "options": group.options, "disk_ms": group.disk_ms,
+            "clients": group.ports, "serving": group.serving,
         }  # fmt: skip
         with open(self.words_file, "ab") as words:
             self.process = await asyncio.create_subprocess_exec(
@@ -216,10 +217,19 @@ class Member:
 
 
 class Group:
-    """The members, and what clients saw of them. disk_ms: what every write of theirs takes longer."""
+    """The members, and what clients saw of them.
 
-    def __init__(self, folder: Path, names: str = "abc", disk_ms: int = 0, **options: Any) -> None:
-        self.folder, self.disk_ms = folder, disk_ms
+    disk_ms  what every write of theirs takes longer
+    serving  options of their ports for clients, `ports`; None: they have none
+    """
+
+    def __init__(
+        self, folder: Path, names: str = "abc", disk_ms: int = 0, serving: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        self.folder, self.disk_ms, self.serving = folder, disk_ms, serving
+        self.ports: dict[str, str] = {}
+        if serving is not None:
+            self.ports = {name: f"127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
         self.addresses = {name: f"127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
         self.options = {"segment_bytes": 1 << 20, **options}
         self.proxies = Proxies(self.addresses)

@@ -6,6 +6,7 @@ python consensus_member.py '{"node": "a", "members": {...}, "directory": "...", 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import resource
@@ -14,7 +15,9 @@ import sys
 import time
 from typing import Any
 
+from nova.consensus.answering import ServingOptions
 from nova.consensus.engine import ConsensusEngine, EngineOptions
+from nova.consensus.serving import ClientServer
 from nova.errors import NovaError
 from nova.sim.machine import KeyValue, answer, append, get
 from nova.storage.log import FileLog
@@ -75,7 +78,12 @@ async def main(config: dict[str, Any]) -> None:
             told = {"id": request["id"], "error": type(error).__name__, "text": str(error)}
         print(json.dumps(told), flush=True)
 
-    async with engine:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(engine)
+        if ports := config.get("clients"):
+            options = ServingOptions(**config["serving"])
+            server = ClientServer(engine, ports[config["node"]], addresses=ports, options=options)
+            await stack.enter_async_context(server)
         print(json.dumps({"id": 0, "result": "ready"}), flush=True)
         tasks = set()
         while line := await reader.readline():
