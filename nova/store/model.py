@@ -64,6 +64,16 @@ class Entry(msgspec.Struct, frozen=True):
     strategy: str | None = None
 
 
+class StrongEntry(Entry, frozen=True, kw_only=True):
+    """What a strong key holds: no clock and no siblings, since its changes have one order.
+
+    version  number of the change that made it, in that order; hand it back as `expect`. `revision` is the same number,
+             `dot` the writer with it
+    """
+
+    version: int
+
+
 class Change(msgspec.Struct, frozen=True):
     """One item of the change feed. `deleted` changes carry no value."""
 
