@@ -107,6 +107,12 @@ class StrongKeys:
     ) -> None:
         self.engine, self.machine = engine, machine
         self._node, self._now_ms, self._bytes_max = node, now_ms, bytes_max
+        self._closed = False
+
+    def close(self) -> None:
+        """End all watches, without an error. The engine is the caller's to close."""
+        self._closed = True
+        self.machine.ring()
 
     # -- changes --
 
@@ -236,7 +242,7 @@ class StrongKeys:
                 f"since is {seen}, the newest revision of strong keys that is known here is {self.machine.revision}; "
                 "they start with /v1/consensus"
             )
-        while True:
+        while not self._closed:
             changed = self.machine.changed
             changes, seen = self.machine.changes(seen, prefix)
             for change in changes:
