@@ -15,6 +15,8 @@ from nova.cli.output import (
     DEFAULT_NODE,
     Clock,
     Conditional,
+    Consistency,
+    Expect,
     Json,
     Node,
     Token,
@@ -36,6 +38,7 @@ def put(
     merge: Annotated[bool, typer.Option("--merge", help="Write the fields of VALUE, leave the others alone.")] = False,
     context: Clock = None,
     conditional: Conditional = False,
+    expect: Expect = None,
     node: Node = DEFAULT_NODE,
     token: Token = None,
     as_json: Json = False,
@@ -55,18 +58,31 @@ def put(
         )
         if given
     }
+    if expect is not None:
+        body["expect"] = expect
     with Client(node, token) as client:
         entry = _telling_conflicts(lambda: client.put(key_path("/v1/keys", key), body), as_json)
-    print_json(entry) if as_json else print(f"{key} written at revision {entry['revision']}")
+    if as_json:
+        print_json(entry)
+    elif "version" in entry:
+        print(f"{key} written, version {entry['version']}")
+    else:
+        print(f"{key} written at revision {entry['revision']}")
 
 
-def get(key: Key, node: Node = DEFAULT_NODE, token: Token = None, as_json: Json = False) -> None:
-    """Print what a key holds; --json adds its clock and any concurrent values.
+def get(
+    key: Key,
+    consistency: Consistency = None,
+    node: Node = DEFAULT_NODE,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a key holds; --json adds its clock and any concurrent values, or the version of a strong key.
 
     Example: nova get vm/7
     """
     with Client(node, token) as client:
-        entry = client.get(key_path("/v1/keys", key))
+        entry = client.get(key_path("/v1/keys", key), consistency=consistency)
     if as_json:
         print_json(entry)
         return
@@ -80,6 +96,7 @@ def delete(
     key: Key,
     context: Clock = None,
     conditional: Conditional = False,
+    expect: Expect = None,
     node: Node = DEFAULT_NODE,
     token: Token = None,
     as_json: Json = False,
@@ -89,7 +106,7 @@ def delete(
     Example: nova delete vm/7
     """
     parse_clock(context)
-    query = {"context": context, "conditional": "true" if conditional else None}
+    query = {"context": context, "conditional": "true" if conditional else None, "expect": expect}
     with Client(node, token) as client:
         entry = _telling_conflicts(lambda: client.delete(key_path("/v1/keys", key), **query), as_json)
     print_json(entry) if as_json else print(f"{key} deleted at revision {entry['revision']}")
@@ -99,6 +116,7 @@ def list_keys(
     prefix: Annotated[str, typer.Argument(help="Only keys that start so.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="At most so many keys.")] = 100,
     after: Annotated[str | None, typer.Option(help="Only keys behind this one.")] = None,
+    consistency: Consistency = None,
     node: Node = DEFAULT_NODE,
     token: Token = None,
     as_json: Json = False,
@@ -110,7 +128,9 @@ def list_keys(
     entries: list[dict[str, Any]] = []
     with Client(node, token) as client:
         while len(entries) < limit:
-            page = client.get("/v1/keys", prefix=prefix, limit=min(1000, limit - len(entries)), after=after)
+            page = client.get(
+                "/v1/keys", prefix=prefix, limit=min(1000, limit - len(entries)), after=after, consistency=consistency
+            )
             entries += page["keys"]
             after = page["next"]
             if after is None:
@@ -136,6 +156,7 @@ def watch(
     prefix: Annotated[str, typer.Argument(help="Only keys that start so.")] = "",
     since: Annotated[int | None, typer.Option(min=0, help="Changes after this revision; default: from now on.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after so many changes.")] = None,
+    kind: Annotated[str | None, typer.Option("--class", help="Only keys of this class: eventual or strong.")] = None,
     node: Node = DEFAULT_NODE,
     token: Token = None,
     as_json: Json = False,
@@ -145,7 +166,7 @@ def watch(
     Example: nova watch vm/ --since 0
     """
     with Client(node, token) as client:
-        for number, change in enumerate(client.watch(prefix, since), 1):
+        for number, change in enumerate(client.watch(prefix, since, kind), 1):
             if as_json:
                 print_json(change)
             else:
@@ -179,5 +200,6 @@ def _telling_conflicts(write: Any, as_json: bool) -> Any:
                 print_json(error.current)
             else:
                 current = error.current.get("current") or {}
-                print_pretty({"current": current.get("value"), "clock": current.get("clock"), **error.current["yours"]})
+                known = "version" if "version" in current else "clock"
+                print_pretty({"current": current.get("value"), known: current.get(known), **error.current["yours"]})
         raise
