@@ -24,6 +24,7 @@ COMMANDS = {
     "watch": ("nova.cli.keys", "watch", "node"),
     "status": ("nova.cli.cluster", "status", "node"),
     "peers": ("nova.cli.cluster", "peers", "node"),
+    "consensus": ("nova.cli.consensus", "consensus", "node"),
     "conflicts": ("nova.cli.explain", "conflicts", "node"),
     "why": ("nova.cli.explain", "why", "node"),
     "audit": ("nova.cli.audit", "audit", "node"),

@@ -51,9 +51,11 @@ class Client:
     def delete(self, path: str, **query: Any) -> Any:
         return self._json("DELETE", _with_query(path, query), None)
 
-    def watch(self, prefix: str, since: int | None) -> Iterator[dict[str, Any]]:
+    def watch(self, prefix: str, since: int | None, kind: str | None = None) -> Iterator[dict[str, Any]]:
         """Changes as they come; ends with UnavailableError when the node does."""
-        response = self._open("GET", _with_query("/v1/watch", {"prefix": prefix or None, "since": since}), None)
+        response = self._open(
+            "GET", _with_query("/v1/watch", {"prefix": prefix or None, "since": since, "class": kind}), None
+        )
         event = data = b""
         try:
             while line := response.readline():

@@ -28,7 +28,7 @@ def dashboard(
     Example: nova dashboard --node http://127.0.0.1:8420
     """
     from nova.client import Client
-    from nova.server.config import is_loopback, split_address
+    from nova.server.addresses import is_loopback, split_address
 
     host, port = split_address(listen)
     if not is_loopback(listen) and not insecure:

@@ -15,6 +15,8 @@ from nova.cli.output import (
     DEFAULT_NODE,
     Clock,
     Conditional,
+    Consistency,
+    Expect,
     Json,
     Node,
     Token,
@@ -36,6 +38,7 @@ def put(
     merge: Annotated[bool, typer.Option("--merge", help="Write the fields of VALUE, leave the others alone.")] = False,
     context: Clock = None,
     conditional: Conditional = False,
+    expect: Expect = None,
     node: Node = DEFAULT_NODE,
     token: Token = None,
     as_json: Json = False,
@@ -55,9 +58,16 @@ def put(
         )
         if given
     }
+    if expect is not None:
+        body["expect"] = expect
     with Client(node, token) as client:
         entry = _telling_conflicts(lambda: client.put(key_path("/v1/keys", key), body), as_json)
-    print_json(entry) if as_json else print(f"{key} written at revision {entry['revision']}")
+    if as_json:
+        print_json(entry)
+    elif "version" in entry:
+        print(f"{key} written, version {entry['version']}")
+    else:
+        print(f"{key} written at revision {entry['revision']}")
 
 
 def get(
@@ -65,18 +75,20 @@ def get(
     at: Annotated[
         str | None, typer.Option(metavar="TIME", help="What it held then: Unix milliseconds, or 2026-01-31T12:00:00Z.")
     ] = None,
+    consistency: Consistency = None,
     node: Node = DEFAULT_NODE,
     token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """Print what a key holds, or held at a time; --json adds its clock and any concurrent values.
+    """Print what a key holds, or held at a time; --json adds its clock and any concurrent values, or the version of a
+    strong key.
 
     The past reaches back to the oldest checkpoint. For one key, too, the node builds the whole state of that time.
 
     Example: nova get vm/7
     """
     with Client(node, token) as client:
-        entry = client.get(key_path("/v1/keys", key), at=at)
+        entry = client.get(key_path("/v1/keys", key), at=at, consistency=consistency)
     if as_json:
         print_json(entry)
         return
@@ -90,6 +102,7 @@ def delete(
     key: Key,
     context: Clock = None,
     conditional: Conditional = False,
+    expect: Expect = None,
     node: Node = DEFAULT_NODE,
     token: Token = None,
     as_json: Json = False,
@@ -99,7 +112,7 @@ def delete(
     Example: nova delete vm/7
     """
     parse_clock(context)
-    query = {"context": context, "conditional": "true" if conditional else None}
+    query = {"context": context, "conditional": "true" if conditional else None, "expect": expect}
     with Client(node, token) as client:
         entry = _telling_conflicts(lambda: client.delete(key_path("/v1/keys", key), **query), as_json)
     print_json(entry) if as_json else print(f"{key} deleted at revision {entry['revision']}")
@@ -109,6 +122,7 @@ def list_keys(
     prefix: Annotated[str, typer.Argument(help="Only keys that start so.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="At most so many keys.")] = 100,
     after: Annotated[str | None, typer.Option(help="Only keys behind this one.")] = None,
+    consistency: Consistency = None,
     node: Node = DEFAULT_NODE,
     token: Token = None,
     as_json: Json = False,
@@ -120,7 +134,9 @@ def list_keys(
     entries: list[dict[str, Any]] = []
     with Client(node, token) as client:
         while len(entries) < limit:
-            page = client.get("/v1/keys", prefix=prefix, limit=min(1000, limit - len(entries)), after=after)
+            page = client.get(
+                "/v1/keys", prefix=prefix, limit=min(1000, limit - len(entries)), after=after, consistency=consistency
+            )
             entries += page["keys"]
             after = page["next"]
             if after is None:
@@ -146,6 +162,7 @@ def watch(
     prefix: Annotated[str, typer.Argument(help="Only keys that start so.")] = "",
     since: Annotated[int | None, typer.Option(min=0, help="Changes after this revision; default: from now on.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after so many changes.")] = None,
+    kind: Annotated[str | None, typer.Option("--class", help="Only keys of this class: eventual or strong.")] = None,
     node: Node = DEFAULT_NODE,
     token: Token = None,
     as_json: Json = False,
@@ -155,7 +172,7 @@ def watch(
     Example: nova watch vm/ --since 0
     """
     with Client(node, token) as client:
-        for number, change in enumerate(client.watch(prefix, since), 1):
+        for number, change in enumerate(client.watch(prefix, since, kind), 1):
             if as_json:
                 print_json(change)
             else:
@@ -189,5 +206,6 @@ def _telling_conflicts(write: Any, as_json: bool) -> Any:
                 print_json(error.current)
             else:
                 current = error.current.get("current") or {}
-                print_pretty({"current": current.get("value"), "clock": current.get("clock"), **error.current["yours"]})
+                known = "version" if "version" in current else "clock"
+                print_pretty({"current": current.get("value"), known: current.get(known), **error.current["yours"]})
         raise

@@ -21,6 +21,16 @@ Conditional = Annotated[
     bool, typer.Option("--conditional", help="Refuse (exit code 4) unless --context is the present clock.")
 ]
 
+Expect = Annotated[
+    int | None,
+    typer.Option(
+        "--expect", min=0, help="Of a strong key: refuse (exit code 4) unless it has this version; 0: nothing."
+    ),
+]
+Consistency = Annotated[
+    str | None, typer.Option("--consistency", help="Of strong keys: linearizable (the default), lease or local.")
+]
+
 DEFAULT_NODE = "http://127.0.0.1:8420"
 
 

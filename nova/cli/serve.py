@@ -82,6 +82,6 @@ def serve(
     }
     settings = load(config, os.environ, flags)
 
-    from nova.server.node import run
+    from nova.server.process import run
 
     return run(settings)

@@ -50,6 +50,7 @@ from nova.types import NodeId, Outputs
 
 log = logging.getLogger("nova.consensus")
 
+EPOCHS_MAX: Final = 64
 HAND_OVER_S: Final = 1.0
 """How long a leader that closes waits for another one to take over."""
 
@@ -133,6 +134,8 @@ class ConsensusEngine:
         self._leader: NodeId | None = None
         self._attached: Callable[[Answered], None] | None = None
         self._log_bytes = self._log_bytes_covered = 0
+        self.epochs: deque[Epoch] = deque(maxlen=EPOCHS_MAX)
+        """Those that began here since the start, oldest first, and the one that it started in."""
 
     # -- life --
 
@@ -171,6 +174,7 @@ class ConsensusEngine:
                 ),
             )
             first = self._directory.recover(self._replica)  # on this thread: so are all calls of the machine
+            self.epochs.append(self._replica.epoch)
             # Unique over restarts: an answer to a read of an earlier life must not answer one of this.
             self._read_id = self._directory.incarnation << 40
             self._callers = Callers(self._replica.submit, lambda: os.urandom(16), calls_max=options.calls_max)
@@ -517,6 +521,11 @@ class ConsensusEngine:
             )
         return epoch
 
+    @property
+    def addresses(self) -> dict[NodeId, str]:
+        """name -> host:port of the members that this one talks to, itself included."""
+        return dict(self._addresses)
+
     def cut(self, peers: Iterable[NodeId]) -> None:
         """Chaos: break the streams with these members and refuse new ones, until `cut` with others, or none."""
         self._mesh.heal()
@@ -612,6 +621,7 @@ class ConsensusEngine:
     def _switched(self, epoch: Epoch) -> None:
         log.info("%s: epoch %d begins: %s among %s", self.node, epoch.number, epoch.protocol, list(epoch.members))
         self._measures.switches.inc()
+        self.epochs.append(epoch)
 
     def _due_for_checkpoint(self) -> bool:
         options, replica = self.options, self._replica

@@ -16,6 +16,7 @@ from litestar.enums import MediaType
 from litestar.exceptions import HTTPException
 from litestar.types import Scope, Send
 
+from nova.consensus.core import NotLeaderError
 from nova.errors import (
     CompactedError,
     KeyNotFoundError,
@@ -24,7 +25,8 @@ from nova.errors import (
     UnavailableError,
     UsageError,
 )
-from nova.server.config import NodeConfig, is_loopback, split_address
+from nova.server.addresses import is_loopback, split_address
+from nova.server.config import NodeConfig
 from nova.server.models import Headers, NotWritten, Written, encode
 from nova.store.model import Entry
 
@@ -66,6 +68,7 @@ def problem(error: Exception, request_id: bytes) -> tuple[int, bytes, Headers]:
             status, extra = 410, {"oldest": oldest}
         case UnavailableError():
             status = 503
+            extra = {"leader": error.leader} if isinstance(error, NotLeaderError) else {}
             headers = [(b"retry-after", b"%d" % max(1, -(-error.retry_after_ns // 1_000_000_000)))]
         case HTTPException(status_code=status) if status < 500:
             code, message = _litestar_words(error)
@@ -185,6 +188,18 @@ def flag(query: dict[str, list[str]], name: str) -> bool:
     if text not in ("true", "1", "false", "0"):
         raise UsageError(f"{name}={text!r} is neither true nor false")
     return text in ("true", "1")
+
+
+def number(query: dict[str, list[str]], name: str) -> int | None:
+    if (text := query.get(name, [None])[-1]) is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,19}", text):
+        raise UsageError(f"{name}={text!r} is no whole number of 0 or more")
+    return int(text)
+
+
+def consistency_in(query: dict[str, list[str]]) -> str | None:
+    return query.get("consistency", [None])[-1]
 
 
 PORT = re.compile(rb":[0-9]*$")

@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs
 
 from litestar import Litestar
@@ -40,11 +40,13 @@ from nova.server.answers import (
     body_over,
     check_depth,
     conflict,
+    consistency_in,
     entry_json,
     flag,
     is_request_id,
     key_in,
     litestar_problem,
+    number,
     own_hosts,
     parse_body,
     problem,
@@ -57,6 +59,10 @@ from nova.server.routes import routes
 from nova.store.decisions import Decided, Waiting
 from nova.store.model import Change, Entry, Put
 from nova.store.points import Point, Rollback
+from nova.store.strong.commands import Condition, Operation
+
+if TYPE_CHECKING:
+    from nova.store.strong import Transacted
 
 log = logging.getLogger("nova.server")
 
@@ -75,6 +81,8 @@ Points = list[Point]
 Waits = list[Waiting]
 Checkpoints = list[Checkpoint]
 Values = dict[str, Any]
+Conditions = Sequence[Condition]
+Operations = Sequence[Operation]
 
 
 class Backend(Protocol):
@@ -82,12 +90,21 @@ class Backend(Protocol):
 
     async def put(self, put: Put) -> Entry: ...
     async def put_many(self, puts: Puts) -> Results: ...
-    async def get(self, key: str) -> Entry: ...
+    async def get(self, key: str, consistency: str | None = None) -> Entry: ...
     async def past(self, key: str, at_ms: int) -> Entry: ...
-    async def delete(self, key: str, context: dict[str, int] | None, conditional: bool) -> Entry: ...
-    async def list(self, prefix: str, limit: int, after: str | None) -> Page: ...
-    def watch(self, since: int | None, prefix: str) -> AsyncIterator[Change | None]:
+    async def delete(
+        self, key: str, context: dict[str, int] | None, conditional: bool, expect: int | None = None
+    ) -> Entry: ...
+    async def list(self, prefix: str, limit: int, after: str | None, consistency: str | None = None) -> Page: ...
+    async def transact(self, key: str, conditions: Conditions, operations: Operations) -> Transacted: ...
+    def consensus(self) -> Values: ...
+    async def consensus_add(self, node: str, address: str | None, learner: bool) -> Values: ...
+    async def consensus_remove(self, node: str) -> Values: ...
+    async def consensus_transfer(self, node: str) -> Values: ...
+    async def consensus_switch(self, protocol: str, members: Names, addresses: dict[str, str]) -> Values: ...
+    def watch(self, since: int | None, prefix: str, kind: str | None = None) -> AsyncIterator[Change | None]:
         """Changes after revision `since`, None: from now on. A None item says that nothing happened for a while.
+        `kind`: of keys of this class only.
 
         Raises CompactedError before the first item if that is too long ago.
         """
@@ -192,25 +209,33 @@ class Api(Litestar):
     # what the key routes do, on either way; all answers are JSON
 
     async def put(self, key: str, write: KeyWrite, body_bytes: int) -> bytes:
-        self._check_key(key)
-        self._check_value(write.value, body_bytes)
+        self.check_key(key)
+        self.check_value(write.value, body_bytes)
         try:
             return entry_json(
-                await self.backend.put(Put(key, write.value, write.kind, write.merge, write.context, write.conditional))
+                await self.backend.put(
+                    Put(key, write.value, write.kind, write.merge, write.context, write.conditional, write.expect)
+                )
             )
         except StaleContextError as error:
             raise conflict(error, write.value, write.context) from None
 
-    async def get(self, key: str, at: str | None = None) -> bytes:
+    async def get(self, key: str, consistency: str | None = None, at: str | None = None) -> bytes:
         """What a key holds, or held `at` a time."""
-        self._check_key(key)
-        return entry_json(await (self.backend.get(key) if at is None else self.backend.past(key, time_ms(at, "at"))))
+        self.check_key(key)
+        if at is None:
+            return entry_json(await self.backend.get(key, consistency))
+        if consistency is not None:
+            raise UsageError(
+                f"consistency is {consistency!r}, and at {at!r}; the past is the node's own: give one of both"
+            )
+        return entry_json(await self.backend.past(key, time_ms(at, "at")))
 
-    async def delete(self, key: str, context: str | None, conditional: bool) -> bytes:
-        self._check_key(key)
+    async def delete(self, key: str, context: str | None, conditional: bool, expect: int | None) -> bytes:
+        self.check_key(key)
         clock = None if context is None else parse_body(decode_clock, context.encode())
         try:
-            return entry_json(await self.backend.delete(key, clock, conditional))
+            return entry_json(await self.backend.delete(key, clock, conditional, expect))
         except StaleContextError as error:
             raise conflict(error, None, clock) from None
 
@@ -223,8 +248,8 @@ class Api(Litestar):
         good: list[Put] = []
         for put_ in batch.puts:
             try:
-                self._check_key(put_.key)
-                self._check_value(put_.value, self._body_bytes_max)
+                self.check_key(put_.key)
+                self.check_value(put_.value, self._body_bytes_max)
             except UsageError as error:
                 results.append(error)
             else:
@@ -256,10 +281,11 @@ class Api(Litestar):
                 if not scope["query_string"]:
                     return await self.get(key)
                 query = parse_qs(scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)
-                return await self.get(key, query.get("at", [None])[-1])
+                return await self.get(key, consistency_in(query), query.get("at", [None])[-1])
             case "DELETE":
                 query = parse_qs(scope["query_string"].decode("ascii", "replace"))
-                return await self.delete(key, query.get("context", [None])[-1], flag(query, "conditional"))
+                context = query.get("context", [None])[-1]
+                return await self.delete(key, context, flag(query, "conditional"), number(query, "expect"))
             case method:
                 raise Refusal(
                     405,
@@ -335,14 +361,14 @@ class Api(Litestar):
         if origin.partition(b"://")[2] != headers.get(b"host"):
             raise Refusal(403, "forbidden", "writes from web pages of another origin are refused; use a program")
 
-    def _check_key(self, key: str) -> None:
+    def check_key(self, key: str) -> None:
         # Only a key of more than a quarter of the limit's characters can be over its bytes.
         if not key:
             raise UsageError("the key is empty; a key has at least 1 byte")
         if len(key) * 4 > self._key_bytes_max and (size := len(key.encode())) > self._key_bytes_max:
             raise LimitError(f"the key has {size} bytes; the limit is {self._key_bytes_max}: shorten it")
 
-    def _check_value(self, value: Any, bytes_max: int) -> None:
+    def check_value(self, value: Any, bytes_max: int) -> None:
         """`bytes_max` is what the value cannot be longer than, known from where it stood."""
         if isinstance(value, dict | list):
             check_depth(value)

@@ -11,7 +11,6 @@ either in a stronger place replaces both of a weaker one.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 import socket
@@ -23,6 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_h
 import msgspec
 
 from nova.errors import ConfigError
+from nova.server import group_config
+from nova.server.addresses import is_loopback, split_address
+from nova.server.group_config import Consensus
 
 if TYPE_CHECKING:
     from nova.conflict.policy import Policy
@@ -83,6 +85,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     vote_otherwise   a strategy, by default lww; with manual a tie or a time-out waits for somebody
     escalate       who is told, one after the other, of a conflict that waits for somebody; each after one more
     escalate_ms    of these, counted from when the conflict was found
+    classes        key prefix -> class of the keys below it: eventual or strong; without one a key is eventual
     link_delay_ms  region -> one-way delay that is added to what is sent there (emulation, for demonstrations)
     """
 
@@ -113,6 +116,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     vote_otherwise: str = "lww"
     escalate: list[str] = []
     escalate_ms: int = 3_600_000
+    classes: dict[str, str] = {}
+    consensus: Consensus = Consensus()
     link_delay_ms: dict[str, float] = {}
 
     def __repr__(self) -> str:
@@ -124,7 +129,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 AUDIT_KEY_BYTES_MIN, AUDIT_KEY_BYTES_MAX = 16, 64
 SECRETS = ("key", "token", "audit_key")
-TABLES: dict[str, type[msgspec.Struct]] = {"limits": Limits, "gossip": Gossip}
+TABLES: dict[str, type[msgspec.Struct]] = {"limits": Limits, "gossip": Gossip, "consensus": Consensus}
 
 # "limits.body_bytes_max" -> its type; free tables (kinds, ...) are leaves
 LEAVES: dict[str, Any] = {
@@ -167,28 +172,6 @@ def load(
     config = msgspec.convert(values, NodeConfig)
     _check_whole(config, settings)
     return config
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """("127.0.0.1", 7420) from "127.0.0.1:7420"; IPv6 hosts stand in brackets. Raises ValueError with the mend."""
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", address)
-    if match is None:
-        raise ValueError('is not HOST:PORT; write it like "127.0.0.1:7420" or "[::1]:7420"')
-    port = int(match[3])
-    if port > 65535:
-        raise ValueError(f"has the port {port}; ports end at 65535")
-    return match[1] or match[2], port
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach HOST:PORT."""
-    host, _ = split_address(address)
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name may resolve to anything
 
 
 class _Setting(msgspec.Struct):
@@ -521,6 +504,13 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "escalate": _check_escalate,
     "escalate_ms": _between(1_000, 30 * 86_400_000),
     "link_delay_ms": _check_delays,
+    "classes": group_config.check_classes,
+    "consensus.members": group_config.check_members,
+    "consensus.listen": group_config.check_listen,
+    "consensus.protocol": group_config.check_protocol,
+    "consensus.tick_ms": _between(1, 1_000),
+    "consensus.timeout_ms": _between(10, 600_000),
+    "consensus.bytes_max": _between(MIB, 16 * GIB),
     "limits.body_bytes_max": _between(KIB, 64 * MIB),
     "limits.value_bytes_max": _between(1, 16 * MIB),
     "limits.key_bytes_max": _between(16, 64 * KIB),
@@ -558,6 +548,8 @@ def _check_whole(config: NodeConfig, settings: Mapping[str, _Setting]) -> None:
             "gossip.probe_timeout_ms",
             f"gossip.probe_timeout_ms {gossip.probe_timeout_ms} must be below gossip.probe_ms {gossip.probe_ms}",
         )
+    if (found := group_config.wrong(config)) is not None:
+        raise _whole(settings, *found)
     if not config.insecure and not (config.key and config.token):
         missing = " and ".join(secret for secret in ("key", "token") if not getattr(config, secret))
         for name in ("listen", "http"):

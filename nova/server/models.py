@@ -21,12 +21,17 @@ class KeyWrite(msgspec.Struct, forbid_unknown_fields=True):
     merge: bool = False
     context: dict[str, int] | None = None
     conditional: bool = False
+    expect: int | None = None
 
 
 class KeyEntry(Entry, frozen=True, kw_only=True):
-    """An entry, with the milliseconds of its timestamp since 1970 for readers whose integers end at 2^53."""
+    """An entry, with the milliseconds of its timestamp since 1970 for readers whose integers end at 2^53.
+
+    `version` is there for strong keys only: hand it back as `expect`.
+    """
 
     time_ms: int
+    version: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class KeyPage(msgspec.Struct):
@@ -217,6 +222,105 @@ class Keep(msgspec.Struct, forbid_unknown_fields=True):
 
 class Dropped(msgspec.Struct):
     dropped: int
+
+
+class Check(msgspec.Struct, forbid_unknown_fields=True):
+    """A condition on a strong key; give one of the fields. version 0: it holds nothing."""
+
+    version: int | msgspec.UnsetType = msgspec.UNSET
+    value: Any = msgspec.UNSET
+    exists: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class Step(msgspec.Struct, forbid_unknown_fields=True):
+    """An operation on a strong key; give one of the fields: put a value, add to a number, delete, get."""
+
+    put: Any = msgspec.UNSET
+    add: int | float | msgspec.UnsetType = msgspec.UNSET
+    delete: bool | msgspec.UnsetType = msgspec.UNSET
+    get: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class Transaction(msgspec.Struct, forbid_unknown_fields=True):
+    """Operations on one strong key that are all carried out, in order, if all conditions hold; else none."""
+
+    do: list[Step]
+    if_: list[Check] = msgspec.field(name="if", default_factory=list)
+
+
+class TransactionDone(msgspec.Struct):
+    """`entry`: what the key holds now, null for nothing; `results`: what it held behind each operation."""
+
+    entry: KeyEntry | None
+    results: list[Any]
+    revision: int
+
+
+class EpochLink(msgspec.Struct):
+    """One link of the chain of epochs: which protocol orders, among whom, from which position on."""
+
+    number: int
+    protocol: str
+    members: list[str]
+    start: int
+    former: str | None
+
+
+class GroupMember(msgspec.Struct):
+    """`lag`: entries that it does not have yet, as this node knows: a leader of all, others of themselves."""
+
+    node: str
+    address: str
+    role: str
+    leads: bool
+    connected: bool
+    position: int | None
+    lag: int | None
+
+
+class GroupStatus(msgspec.Struct):
+    """The group of the strong keys, as this node sees it. Nodes with equal `revision` have equal `digest`."""
+
+    node: str
+    protocol: str
+    role: str
+    leader: str | None
+    leader_http: str
+    term: int
+    epoch: int
+    epochs: list[EpochLink]
+    settled: bool
+    members: list[GroupMember]
+    committed: int
+    applied: int
+    revision: int
+    compacted: int
+    keys: int
+    bytes: int
+    bytes_max: int
+    digest: str
+    classes: dict[str, str]
+    failure: str | None
+
+
+class AddMember(msgspec.Struct, forbid_unknown_fields=True):
+    """Who shall vote, or only learn; `address`: HOST:PORT of its consensus.listen, null if it is known."""
+
+    node: str
+    address: str | None = None
+    learner: bool = False
+
+
+class TransferTo(msgspec.Struct, forbid_unknown_fields=True):
+    node: str
+
+
+class SwitchTo(msgspec.Struct, forbid_unknown_fields=True):
+    """The protocol of the next epoch, and its members (none: as now), with addresses of those that are new."""
+
+    protocol: str
+    members: list[str] = []
+    addresses: dict[str, str] = {}
 
 
 class Cut(msgspec.Struct, forbid_unknown_fields=True):

@@ -6,9 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
-import socket
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,10 +15,9 @@ from nova._version import __version__
 from nova.conflict.healing.checkpoints import Schedule
 from nova.errors import CompactedError, LimitError, NovaError, StaleContextError, UnavailableError, UsageError
 from nova.metrics import Registry
-from nova.runtime import Runtime, new_loop, seeded, wall_ns
-from nova.server.api import make_app
+from nova.runtime import Runtime, seeded, wall_ns
 from nova.server.config import NodeConfig, store_config
-from nova.server.serving import bind, make_server
+from nova.server.no_group import NoGroup, check_eventual
 from nova.server.upkeep import LIST_MAX, Upkeep
 from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
 from nova.store.core import Durable
@@ -50,7 +46,7 @@ Waits = list[Waiting]
 TICK_MS = 100
 
 
-class Node(Upkeep):
+class Node(Upkeep, NoGroup):
     """Everything behind the HTTP API (its `Backend`). Made by `run`; lives on the running loop.
 
     Readers never see a write that is not on disk yet: a key that is being committed makes them wait for the commit.
@@ -149,6 +145,12 @@ class Node(Upkeep):
             self.mesh.dial(seed)
         self._housekeeper = self._loop.create_task(self._keep_house())
 
+    def stopping(self) -> None:
+        """Take no more writes, end the watches and the healings."""
+        self._stopped.set()
+        self._changed.set()
+        self.end_healings("this node is stopping; ask another one")
+
     async def stop(self) -> None:
         """Tell the peers, bring everything to disk, close. Nothing that was acknowledged depends on this."""
         if hasattr(self, "runtime"):
@@ -189,7 +191,8 @@ class Node(Upkeep):
         await self._durable(self.replica.newest_token)  # of every write, and of what a refusal tells
         return results
 
-    async def get(self, key: str) -> Entry:
+    async def get(self, key: str, consistency: str | None = None) -> Entry:
+        check_eventual(consistency)
         token = self.replica.token_of(key)
         try:
             # What it holds now, even if that is nothing; by the time this is on disk there may be newer that is not.
@@ -197,7 +200,11 @@ class Node(Upkeep):
         finally:
             await self._durable(token)
 
-    async def delete(self, key: str, context: dict[str, int] | None, conditional: bool) -> Entry:
+    async def delete(
+        self, key: str, context: dict[str, int] | None, conditional: bool, expect: int | None = None
+    ) -> Entry:
+        if expect is not None:
+            raise UsageError(f"{key!r} is eventual and has no version to expect; hand its clock back as context")
         self._check_writable()
         rows = self.replica.space.get(key)
         kind = self.replica.view(rows).kind if rows is not None else ""
@@ -211,12 +218,17 @@ class Node(Upkeep):
         await self._durable(token)
         return entry
 
-    async def list(self, prefix: str, limit: int, after: str | None) -> tuple[Entries, str | None]:
+    async def list(
+        self, prefix: str, limit: int, after: str | None, consistency: str | None = None
+    ) -> tuple[Entries, str | None]:
+        check_eventual(consistency)
         entries, following = self.replica.scan(prefix, min(limit, LIST_MAX), after or "")
         await self._durable(self.replica.newest_token)  # of what is shown, and of deletes that let it be missing
         return entries, following
 
-    async def watch(self, since: int | None, prefix: str) -> AsyncIterator[Change | None]:
+    async def watch(self, since: int | None, prefix: str, kind: str | None = None) -> AsyncIterator[Change | None]:
+        if kind not in (None, "eventual"):
+            raise UsageError(f"class is {kind!r}; keys of this node are eventual")
         seen = self.replica.feed.newest if since is None else since
         if seen > self.replica.space.revision:
             raise UsageError(
@@ -464,41 +476,4 @@ def _rss_bytes() -> int:
         return 0
 
 
-async def _serve(config: NodeConfig) -> None:
-    sock: socket.socket = bind(config.http)
-    node = None
-    try:
-        node = Node(config)
-        await node.start()
-        server = make_server(make_app(node, config))
-        serving = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]))
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        host, port = sock.getsockname()[:2]
-        log.info("%s (%s) serves http://%s:%d, peers at %s", config.name, config.region, host, port, node.listen)
-        stopping = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        node._stopped.set()
-        node._changed.set()
-        node.end_healings("this node is stopping; ask another one")
-        server.should_exit = True
-        await serving
-    finally:
-        sock.close()
-        if node is not None:
-            await node.stop()
-
-
-def run(config: NodeConfig) -> None:
-    """Run a node until SIGTERM or SIGINT. Raises NovaError if it cannot start."""
-    logging.basicConfig(
-        level=os.environ.get("NOVA_LOG", "INFO").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_serve(config))
-
-
-__all__ = ["Node", "run"]
+__all__ = ["Node"]

@@ -12,7 +12,7 @@ from litestar import Litestar
 from nova.errors import (
     ConfigError,
 )
-from nova.server.config import split_address
+from nova.server.addresses import split_address
 
 
 def bind(address: str) -> socket.socket:

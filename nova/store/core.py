@@ -143,6 +143,8 @@ class Replica:
         rows = self.space.get(key)
         kind = self._kind_for(key, rows, request.kind)
         self._check_condition(key, rows, request)
+        if request.expect is not None:
+            raise UsageError(f"{key!r} is eventual and has no version to expect; hand its clock back as context")
         self.check_frozen(key)
         leaves: dict[str, Any]
         drops: list[str] = []

@@ -17,6 +17,7 @@ class Put(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     merge        True: `value` is an object whose fields are written (null deletes one) and the others are left alone
     context      the clock that was read; the write supersedes what that clock knows. None: what this node knows now
     conditional  refuse (StaleContextError, HTTP 409) unless `context` is the present clock of the key
+    expect       of a strong key: the version that it has to have, 0: it holds nothing
     """
 
     key: str
@@ -25,6 +26,7 @@ class Put(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     merge: bool = False
     context: dict[str, int] | None = None
     conditional: bool = False
+    expect: int | None = None
 
 
 class Sibling(msgspec.Struct, frozen=True):
@@ -62,6 +64,16 @@ class Entry(msgspec.Struct, frozen=True):
     siblings: list[Sibling] = []
     conflict: str | None = None
     strategy: str | None = None
+
+
+class StrongEntry(Entry, frozen=True, kw_only=True):
+    """What a strong key holds: no clock and no siblings, since its changes have one order.
+
+    version  number of the change that made it, in that order; hand it back as `expect`. `revision` is the same number,
+             `dot` the writer with it
+    """
+
+    version: int
 
 
 class Change(msgspec.Struct, frozen=True):

@@ -233,7 +233,7 @@ def test_a_group_without_a_command_shows_its_help(nova: Any) -> None:
 
 def test_the_shell_completes_commands(nova: Any) -> None:
     env = {"_NOVA_COMPLETE": "complete_bash", "COMP_WORDS": "nova con", "COMP_CWORD": "1"}
-    assert nova(**env).stdout.split() == ["conflicts", "config"]
+    assert nova(**env).stdout.split() == ["consensus", "conflicts", "config"]
 
 
 def test_the_version_comes_at_once(nova: Any) -> None:

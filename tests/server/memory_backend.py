@@ -13,6 +13,7 @@ import uvloop
 
 from nova.conflict.audit import AuditQuery
 from nova.conflict.healing.checkpoints import Checkpoint
+from nova.consensus.core import NotLeaderError
 from nova.errors import (
     CompactedError,
     CorruptionError,
@@ -26,7 +27,8 @@ from nova.server.config import NodeConfig
 from nova.server.models import HealReport
 from nova.server.serving import bind, make_server
 from nova.store.decisions import Candidate, Decided, Waiting
-from nova.store.model import Change, Entry, Put
+from nova.store.model import Change, Entry, Put, StrongEntry
+from nova.store.strong import Transacted
 
 KEEP_ALIVE_S = 0.2
 
@@ -37,6 +39,10 @@ class MemoryBackend:
         self.changes: list[Change] = []
         self.oldest = oldest
         self.cut: list[str] = []
+        self.asked: list[Any] = []
+        self.leader = "n1"
+        self.voters = ["n1", "n2"]
+        self.protocol = "raft"
         self.taken: Sequence[Checkpoint] = ()
         self.is_ready = True
         self.open_watches = 0
@@ -53,7 +59,61 @@ class MemoryBackend:
         clock = current.clock if current else {}
         if put.conditional and (put.context or {}) != clock:
             raise StaleContextError(f"{put.key} has moved on; read it again", current)
+        if put.expect is not None:
+            have = current.revision if current else 0
+            if put.expect != have:
+                raise StaleContextError(f"{put.key!r} is at version {have}, expected version {put.expect}", current)
         return await self._write(put.key, put.kind or "register", put.value, deleted=False)
+
+    async def transact(self, key: str, conditions: Sequence[Any], operations: Sequence[Any]) -> Transacted:
+        self.asked.append((key, list(conditions), list(operations)))
+        if key == "stale":
+            raise StaleContextError("condition 1 does not hold", self.entries.get(key))
+        entry = StrongEntry(key, "register", 1, {}, 7 << 16, "n1", ("n1", 3), 3, version=3)
+        return Transacted(entry, [None, {"a": 1}], 3)
+
+    def consensus(self) -> dict[str, Any]:
+        members = [
+            {
+                "node": node, "address": f"127.0.0.1:{number}", "role": "voter", "leads": node == self.leader,
+                "connected": True, "position": 7, "lag": number,
+            }
+            for number, node in enumerate(self.voters)
+        ]  # fmt: skip
+        epoch = {"number": 1, "protocol": self.protocol, "members": self.voters, "start": 5, "former": "paxos"}
+        return {
+            "node": "n1", "protocol": self.protocol, "role": "leader", "leader": self.leader, "leader_http": "",
+            "term": 4, "epoch": 1, "epochs": [epoch], "settled": True, "members": members, "committed": 7, "applied": 7,
+            "revision": 3, "compacted": 0, "keys": 2, "bytes": 150, "bytes_max": 1000, "digest": "ab" * 16,
+            "classes": {"cfg/": "strong"}, "failure": None,
+        }  # fmt: skip
+
+    def _lead(self) -> None:
+        if self.leader != "n1":
+            raise NotLeaderError("n1", self.leader)
+
+    async def consensus_add(self, node: str, address: str | None, learner: bool) -> dict[str, Any]:
+        self._lead()
+        if not address:
+            raise UsageError(f"{node} is not known here; give the HOST:PORT of its consensus.listen")
+        self.voters.append(node)
+        return self.consensus()
+
+    async def consensus_remove(self, node: str) -> dict[str, Any]:
+        self._lead()
+        self.voters.remove(node)
+        return self.consensus()
+
+    async def consensus_transfer(self, node: str) -> dict[str, Any]:
+        self._lead()
+        self.leader = node
+        return self.consensus()
+
+    async def consensus_switch(self, protocol: str, members: Sequence[str], addresses: dict[str, str]) -> Any:
+        if protocol not in ("raft", "paxos"):
+            raise UsageError(f"protocol {protocol!r} is unknown; there are paxos, raft")
+        self.protocol, self.voters = protocol, list(members) or self.voters
+        return self.consensus()
 
     async def _write(self, key: str, kind: str, value: Any, *, deleted: bool) -> Entry:
         revision = len(self.changes) + 1
@@ -77,23 +137,33 @@ class MemoryBackend:
                 results.append(error)
         return results
 
-    async def get(self, key: str) -> Entry:
+    async def get(self, key: str, consistency: str | None = None) -> Entry:
+        if consistency not in (None, "linearizable", "lease", "local"):
+            raise UsageError(f"consistency is {consistency!r}; use one of linearizable, lease, local")
+        self.asked.append(("get", key, consistency))
         if key not in self.entries:
             raise KeyNotFoundError(f"{key!r} holds nothing; nova list shows the keys")
         return self.entries[key]
 
-    async def delete(self, key: str, context: dict[str, int] | None, conditional: bool) -> Entry:
+    async def delete(
+        self, key: str, context: dict[str, int] | None, conditional: bool, expect: int | None = None
+    ) -> Entry:
         current = await self.get(key)
+        self.asked.append(("delete", key, expect))
         if conditional and context != current.clock:
             raise StaleContextError(f"{key} has moved on; read it again", current)
         return await self._write(key, current.kind, None, deleted=True)
 
-    async def list(self, prefix: str, limit: int, after: str | None) -> tuple[list[Entry], str | None]:
+    async def list(
+        self, prefix: str, limit: int, after: str | None, consistency: str | None = None
+    ) -> tuple[list[Entry], str | None]:
+        self.asked.append(("list", prefix, consistency))
         keys = sorted(key for key in self.entries if key.startswith(prefix) and (after is None or key > after))
         page = keys[:limit]
         return [self.entries[key] for key in page], page[-1] if len(keys) > limit else None
 
-    async def watch(self, since: int | None, prefix: str) -> AsyncIterator[Change | None]:
+    async def watch(self, since: int | None, prefix: str, kind: str | None = None) -> AsyncIterator[Change | None]:
+        self.asked.append(("watch", prefix, kind))
         if since is not None and since < self.oldest:
             raise CompactedError(f"changes up to {self.oldest} are forgotten; list the keys again", self.oldest)
         at = len(self.changes) if since is None else since
