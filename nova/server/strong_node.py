@@ -172,6 +172,9 @@ class StrongNode(Node):
         self._only_eventual(key, "never has conflicts to decide")
         return await super().decide(key, shown, values, by)
 
+    def status(self) -> dict[str, Any]:
+        return {**super().status(), "strong_keys": len(self.group.machine)}
+
     def stopping(self) -> None:
         super().stopping()
         self.group.keys.close()
