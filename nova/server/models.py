@@ -67,7 +67,10 @@ class BatchResults(msgspec.Struct):
 
 
 class Status(msgspec.Struct):
-    """The node in numbers; `digest` is equal on nodes that hold equal states."""
+    """The node in numbers; `digest` is equal on nodes that hold equal states.
+
+    `strong_keys` is there if the node is of a group, of which /v1/consensus tells more; `keys` are the eventual ones.
+    """
 
     name: str
     region: str
@@ -88,6 +91,7 @@ class Status(msgspec.Struct):
     log: dict[str, int]
     http: str
     listen: str
+    strong_keys: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Peer(msgspec.Struct):

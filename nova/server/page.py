@@ -67,6 +67,17 @@ async function refresh() {
     at("digest").textContent = String(status.digest).slice(0, 16);
     fill("peer-rows", peers.peers.map(p => [p.node, p.region, p.state, p.connected ? "yes" : "no",
       p.rtt_ms == null ? "-" : p.rtt_ms.toFixed(1) + " ms", count(p.lag_ops), size(p.sent_bytes), size(p.received_bytes)]), "no peers");
+    const group = status.strong_keys == null ? null : await ask("/v1/consensus");
+    at("group").hidden = !group;
+    if (group) {
+      at("leader").textContent = group.leader || (group.protocol === "epaxos" ? "all alike" : "nobody leads");
+      at("leader").className = group.failure || (!group.leader && group.protocol !== "epaxos") ? "bad" : "";
+      at("term").textContent = count(group.term);
+      at("strong").textContent = count(group.keys);
+      at("epochs").textContent = group.epochs.map(e => e.number + " " + e.protocol).join(" \u2192 ");
+      fill("member-rows", group.members.map(m => [m.node, m.leads ? "leader" : m.role, m.connected ? "yes" : "no",
+        count(m.lag), m.address]), "no members");
+    }
     fill("conflict-rows", feed.conflicts.map(c => [new Date(c.detected_ms).toLocaleTimeString(), c.key, c.types.join(", "),
       c.resolution ? c.resolution.strategy : "-", c.status]), "no conflicts");
     at("error").textContent = "";
@@ -98,6 +109,10 @@ PAGE = f"""<!doctype html>
 <div><b id="digest">-</b>digest</div></div>
 <h2>Peers</h2><div class="scroll"><table><thead><tr><th>node<th>region<th>state<th>connected<th>round trip<th>lag<th>sent<th>received</tr></thead>
 <tbody id="peer-rows"></tbody></table></div>
+<section id="group" hidden><h2>Strong keys</h2><div class="cards"><div><b id="leader">-</b>leader</div><div><b id="term">-</b>term</div>
+<div><b id="strong">-</b>strong keys</div></div><p>Epochs: <span id="epochs"></span></p>
+<div class="scroll"><table><thead><tr><th>member<th>role<th>connected<th>entries behind<th>address</tr></thead>
+<tbody id="member-rows"></tbody></table></div></section>
 <h2>Latest conflicts</h2><div class="scroll"><table><thead><tr><th>time<th>key<th>types<th>strategy<th>status</tr></thead>
 <tbody id="conflict-rows"></tbody></table></div>
 <p class="dim">API: <a href="/openapi.json">/openapi.json</a>, metrics: <a href="/metrics">/metrics</a>. For maps, charts and history: nova dashboard</p>

@@ -107,18 +107,11 @@ class StrongNode(Node):
         limit = min(limit, LIST_MAX)
         strong, more = await self.group.keys.list(prefix, limit, after or "", consistency=consistency or "linearizable")
         # The group may hold keys of a prefix that is not strong any more, as the store may hold such that are now.
-        found: list[Entry] = [entry for entry in strong if self._strong(entry.key)]
-        ends = [more] if more is not None else []
+        pages: list[tuple[Entries, str | None]] = [([entry for entry in strong if self._strong(entry.key)], more)]
         if KeyClass.EVENTUAL in below:
             eventual, more = await super().list(prefix, limit, after, None)
-            found += [entry for entry in eventual if not self._strong(entry.key)]
-            ends += [more] if more is not None else []
-        # Behind the end of the shorter page nothing is known of its side.
-        end = min(ends, default=None)
-        page = sorted((entry for entry in found if end is None or entry.key <= end), key=lambda entry: entry.key)
-        if len(page) > limit:
-            return page[:limit], page[limit - 1].key
-        return page, end
+            pages.append(([entry for entry in eventual if not self._strong(entry.key)], more))
+        return merged(pages, limit)
 
     async def watch(self, since: int | None, prefix: str, kind: str | None = None) -> AsyncIterator[Change | None]:
         below = self.classes.below(prefix)
@@ -177,6 +170,9 @@ class StrongNode(Node):
         self._only_eventual(key, "never has conflicts to decide")
         return await super().decide(key, shown, values, by)
 
+    def status(self) -> dict[str, Any]:
+        return {**super().status(), "strong_keys": len(self.group.machine)}
+
     def stopping(self) -> None:
         super().stopping()
         self.group.keys.close()
@@ -221,6 +217,18 @@ class StrongNode(Node):
     ) -> dict[str, Any]:
         await self.group.switch(protocol, members, addresses)
         return self.consensus()
+
+
+def merged(pages: Sequence[tuple[Entries, str | None]], limit: int) -> tuple[Entries, str | None]:
+    """Pages of several sources as one in order of key; each comes with the key up to which it was looked at, None: to
+    its end."""
+    # Behind the end of the shortest page nothing is known of its side.
+    end = min((more for _, more in pages if more is not None), default=None)
+    found = [entry for entries, _ in pages for entry in entries if end is None or entry.key <= end]
+    found.sort(key=lambda entry: entry.key)
+    if len(found) > limit:
+        return found[:limit], found[limit - 1].key
+    return found, end
 
 
 def _chosen(kind: str) -> KeyClass:

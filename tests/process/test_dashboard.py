@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from fake_nodes import FakeCluster, conflict, fake_cluster
 from real_nodes import TOKEN
+from test_strong_nodes import leader_of, strong
 
 pytest.importorskip("nicegui", reason="the dashboard needs the extra ui: pip install 'novacron[ui]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs the extra test")
@@ -207,6 +208,49 @@ def test_the_dashboard_shows_a_live_cluster_without_errors_or_outside_requests(p
         own = urlsplit(url).netloc
         assert {urlsplit(address).netloc for address in asked if not address.startswith(("data:", "blob:"))} == {own}
         assert filled_s < 2.0 or os.environ.get("CI"), f"the first filled page took {filled_s:.2f} s"
+
+
+def test_the_group_of_strong_keys_is_shown_as_it_changes(page_of, nodes, tmp_path):
+    group = nodes.start("a", "b", "c", environment=strong("abc"))
+    a = group[0]
+    leader = leader_of(group)
+    a.put("cfg/x", 1)
+    with dashboard(a.http, TOKEN, tmp_path) as url:
+        page, plain = page_of.new_page(), page_of.new_page()
+        complaints: list[str] = []
+        for each in (page, plain):
+            each.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(url)
+        card = page.get_by_test_id("group")
+        card.wait_for()
+        rows = card.get_by_test_id("member")
+
+        def shows(node):
+            return any(row.startswith(f"{node.name}\tleader\tyes") for row in rows.all_inner_texts())
+
+        eventually(lambda: rows.count() == 3 and shows(leader))
+        eventually(lambda: "0 raft" in card.locator(".chain").inner_text())
+        # all caught up: no member is behind, and each has applied the same
+        eventually(lambda: {row.split("\t")[3] for row in rows.all_inner_texts()} == {"0"})
+        plain.goto(f"http://{a.http}/")
+        plain.get_by_label("Token").fill(TOKEN)
+        plain.get_by_role("button", name="Show").click()
+        plain.locator("#group").wait_for()
+        eventually(lambda: plain.locator("#leader").inner_text() == leader.name)
+
+        other = next(node for node in group if node is not leader)
+        leader.call("POST", "/v1/consensus/transfer", {"node": other.name})
+        eventually(lambda: shows(other) and not shows(leader))
+        other.call("POST", "/v1/consensus/switch", {"protocol": "paxos"})
+        eventually(lambda: "0 raft → 1 paxos" in card.locator(".chain").inner_text())
+        eventually(lambda: plain.locator("#epochs").inner_text() == "0 raft → 1 paxos")
+        assert plain.locator("#member-rows tr").count() == 3
+        follower = next(node for node in group if node is not leader_of(group) and node is not a)
+        follower.kill()
+        eventually(lambda: any(row.split("\t")[2] == "no" for row in rows.all_inner_texts()))
+        assert complaints == []
+        page.close()
+        plain.close()
 
 
 def test_the_dashboard_refuses_to_listen_beyond_loopback():

@@ -155,6 +155,48 @@ def links(view: ClusterView) -> str:
     )
 
 
+def group(view: ClusterView) -> str:
+    """Who orders the strong keys: leader, term, the chain of epochs, how far each member is. Empty without a group."""
+    told = view.group()
+    if told is None:
+        return ""
+    view_name = "view" if told["protocol"] == "pbft" else "term"
+    leader = told["leader"] or ("all alike" if told["protocol"] == "epaxos" else "nobody leads")
+    tiles = (
+        ("leader", leader),
+        (view_name, f"{told['term']:,}"),
+        ("epoch", f"{told['epoch']} {told['protocol']}"),
+        ("strong keys", f"{told['keys']:,}"),
+        ("revision", f"{told['revision']:,}"),
+    )
+    rows = []
+    for member in told["members"]:
+        state = "leader" if member["leads"] else member["role"]
+        reached = "yes" if member["connected"] else "no"
+        behind = "-" if member["lag"] is None else f"{member['lag']:,}"
+        applied = "-" if member["applied"] is None else f"{member['applied']:,}"
+        rows.append(
+            f'<tr data-testid="member"><td>{escape(member["node"])}</td><td>{escape(state)}</td>'
+            f'<td class="{"good" if member["connected"] else "bad"}">{reached}</td><td>{behind}</td>'
+            f"<td>{applied}</td></tr>"
+        )
+    chain = " → ".join(
+        f'<span class="chip" title="from position {link["start"]}, {escape(", ".join(link["members"]))}">'
+        f"{link['number']} {escape(link['protocol'])}</span>"
+        for link in told["epochs"]
+    )
+    failed = f'<div class="bad">{escape(told["failure"])}</div>' if told["failure"] else ""
+    return (
+        '<div class="card" data-testid="group"><h2>Strong keys</h2><div class="tiles">'
+        + "".join(
+            f'<div class="tile num"><b>{escape(value)}</b><span class="dim">{name}</span></div>'
+            for name, value in tiles
+        )
+        + f'</div>{failed}<div class="chain">epochs: {chain}</div><table class="links num"><tr><th>member</th>'
+        f"<th>role</th><th>connected</th><th>entries behind</th><th>applied</th></tr>{''.join(rows)}</table></div>"
+    )
+
+
 def statistics(view: ClusterView) -> str:
     """Conflicts by type and by strategy."""
     by_type, by_strategy = view.conflicts["by_type"], view.conflicts["by_strategy"]

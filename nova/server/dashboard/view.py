@@ -31,6 +31,7 @@ class NodeView:
         self.region = ""
         self.status: dict[str, Any] = {}
         self.peers: list[dict[str, Any]] = []
+        self.group: dict[str, Any] | None = None
         self.error = "not asked yet"
         self.rate = 0.0
         self._last: tuple[float, int, int] | None = None
@@ -42,6 +43,7 @@ class NodeView:
     async def ask(self) -> None:
         try:
             status, peers = await asyncio.gather(self.client.get("/v1/status"), self.client.get("/v1/peers"))
+            self.group = await self.client.get("/v1/consensus") if "strong_keys" in status else None
         except NovaError as error:
             self.error, self.rate, self._last = str(error), 0.0, None
             return
@@ -87,6 +89,21 @@ class ClusterView:
     @property
     def digests(self) -> set[str]:
         return {node.status["digest"] for node in self.up}
+
+    def group(self) -> dict[str, Any] | None:
+        """The group of the strong keys as the node tells it that is furthest; a leader, who knows how far the others
+        are, goes before one that follows it. Epochs are those that any node has seen. None: no node has a group."""
+        told = [node.group for node in self.up if node.group is not None]
+        if not told:
+            return None
+        best = max(told, key=lambda each: (each["epoch"], each["term"], each["role"] == "leader", each["applied"]))
+        epochs = {link["number"]: link for each in told for link in each["epochs"]}
+        own = {each["node"]: each for each in told}
+        members = [
+            {**member, "applied": own[member["node"]]["applied"] if member["node"] in own else None}
+            for member in best["members"]
+        ]
+        return {**best, "members": members, "epochs": [epochs[number] for number in sorted(epochs)]}
 
     def ordered(self) -> list[NodeView]:
         return sorted(self.nodes.values(), key=lambda node: node.name)
