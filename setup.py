@@ -42,6 +42,7 @@ KERNELS = {
     "keyspace": ["csrc/digest.c"],
     "log": ["csrc/log.c"],
     "frame": ["csrc/frame.c"],
+    "commands": [],
     "meter": ["csrc/meter.c"],
     "merge": ["csrc/digest.c", "csrc/text.c"],
     "ottext": ["csrc/ottext.c"],

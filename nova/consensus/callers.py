@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
+from nova._native.commands import Call, CallTable
 from nova.consensus.core import Command, OverloadedError, SealedError, SessionExpiredError, UnknownOutcomeError
 from nova.consensus.sessions import OPEN, WINDOW, Code, Outcome
 from nova.errors import NovaError, UnavailableError
@@ -63,29 +64,8 @@ class Many:
             self._waiter.set_exception(exception)
 
 
-class Call(NamedTuple):
-    """A command that is waited for; `began_s` on the caller's clock, `place` in a `Many`."""
-
-    waiter: Waiter | Many
-    place: int
-    began_s: float
-    data: bytes
-    key: bytes
-
-    def settle(self, answer: bytes | NovaError) -> None:
-        """Tell who waits."""
-        waiter = self.waiter
-        if isinstance(waiter, Many):
-            waiter.settle(self.place, answer)
-        elif not waiter.done():
-            if isinstance(answer, bytes):
-                waiter.set_result(answer)
-            else:
-                waiter.set_exception(answer)
-
-
-class Callers:
-    """All that this process asks for.
+class Callers(CallTable):
+    """All that this process asks for. What is done for each command is in `CallTable`, compiled.
 
     submit     takes a command (`ReplicatedMachine.submit`)
     fresh      makes bytes that nobody made before: they tell the opening of one session from another
@@ -93,52 +73,39 @@ class Callers:
     """
 
     def __init__(self, submit: Callable[[Command], None], fresh: Callable[[], bytes], *, calls_max: int) -> None:
-        self._submit, self._fresh, self._calls_max = submit, fresh, calls_max
-        self.session = 0
-        self._sequence = 0
+        super().__init__(submit, Command, (OverloadedError, SealedError), Code.OK, deque(), WINDOW, calls_max)
+        self._submit, self._fresh = submit, fresh
         self._opening: bytes | None = None
-        self._flying: dict[int, Call] = {}
-        self.backlog: deque[Call] = deque()
-        """What waits for a session, or for answers to what flies."""
-        self._answered = 0
         self._per_tick = 0.0
         self._tick_ns = 0
-
-    def __len__(self) -> int:
-        return len(self._flying) + len(self.backlog)
 
     @property
     def flying(self) -> int:
         """Commands that were submitted and have no answer."""
         return len(self._flying)
 
-    def ask(self, commands: Sequence[tuple[bytes, bytes]], waiter: Waiter, now_s: float) -> Waiter | Many:
-        """Take (data, key) pairs, in order. Raises OverloadedError: then none was taken."""
-        flying = self._flying
-        if len(flying) + len(self.backlog) + len(commands) > self._calls_max:
-            raise OverloadedError(
-                f"{len(self)} commands wait for an answer, {len(commands)} more are too many; the limit is "
-                f"{self._calls_max}: try again when some are answered",
-                self.retry_after_ns,
-            )
+    def ask(
+        self, commands: Sequence[tuple[bytes, bytes]], waiter: Waiter, now_s: float, timed: bool = False
+    ) -> Waiter | Many:
+        """Take (data, key) pairs, in order. Raises OverloadedError: then none was taken.
+
+        timed  they fail with `overdue`; else whoever waits sees to that
+        """
         if len(commands) == 1:
-            call = Call(waiter, -1, now_s, *commands[0])
-            if self.session and not self.backlog and len(flying) < WINDOW:  # the usual case, without the queue
-                try:
-                    self._submit(Command(self.session, self._sequence + 1, call.data, call.key))
-                except (OverloadedError, SealedError):
-                    self.backlog.append(call)
-                    return waiter
-                self._sequence += 1
-                flying[self._sequence] = call
-                return waiter
-            self.backlog.append(call)
-            self.pump()
+            self.ask_one(*commands[0], waiter, now_s, timed)
             return waiter
+        self.admit(len(commands))
         many = Many(waiter, len(commands))
-        self.backlog += [Call(many, index, now_s, data, key) for index, (data, key) in enumerate(commands)]
+        self.backlog += [Call(many, index, now_s, data, key, timed) for index, (data, key) in enumerate(commands)]
         self.pump()
         return many
+
+    def _overloaded(self, count: int) -> OverloadedError:
+        return OverloadedError(
+            f"{len(self)} commands wait for an answer, {count} more are too many; the limit is {self.calls_max}: try "
+            "again when some are answered",
+            self.retry_after_ns,
+        )
 
     def pump(self) -> None:
         """Let fly what may: after answers, and when time has passed."""
@@ -152,36 +119,19 @@ class Callers:
         backlog, flying = self.backlog, self._flying
         while backlog and len(flying) < WINDOW:
             call = backlog[0]
-            if not call.waiter.done():
-                try:
-                    self._submit(Command(self.session, self._sequence + 1, call.data, call.key))
-                except (OverloadedError, SealedError):
-                    return  # others fill the queue, or the successor has not begun: later
-                self._sequence += 1
-                flying[self._sequence] = call
+            if not call.waiter.done() and not self.fly(call):
+                return  # others fill the queue, or the successor has not begun: later
             backlog.popleft()
 
-    def answered(self, command: Command, outcome: Outcome) -> Call | None:
-        """A command was applied, or refused; who waited for it, if anybody did."""
-        if command.session == self.session:
-            call = self._flying.pop(command.sequence, None) if command.session else None
-            if call is None:
-                self._opened(command, outcome)
-                return None
-            if outcome.code is Code.OK:
-                self._answered += 1
-                call.settle(outcome.data)
-                return call
-            if outcome.code is Code.EXPIRED:
-                self._flying[command.sequence] = call
-                self._expired()
-                return call
-            call.settle(
-                UnknownOutcomeError(f"command {command.sequence} of session {command.session}: {outcome.code.name}")
-            )
-            return call
-        self._opened(command, outcome)
-        return None
+    def _refused(self, command: Command, outcome: Outcome, call: Call) -> None:
+        """A command that flew has another outcome than an answer."""
+        if outcome.code is Code.EXPIRED:
+            self._flying[command.sequence] = call
+            self._expired()
+            return
+        call.settle(
+            UnknownOutcomeError(f"command {command.sequence} of session {command.session}: {outcome.code.name}")
+        )
 
     def _opened(self, command: Command, outcome: Outcome) -> None:
         if command.sequence == OPEN and not command.session and command.data == self._opening:

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from nova._native.commands import Answers, settle_reads
 from nova.consensus.callers import Callers, Many, Waiter
 from nova.consensus.chain import Switched
 from nova.consensus.core import (
@@ -55,12 +56,16 @@ HAND_OVER_S: Final = 1.0
 """How long a leader that closes waits for another one to take over."""
 
 
+_Query = tuple[bytes, asyncio.Future[bytes], float, bool]
+"""(query, who waits, when it began, whether it fails when the time of all reads is over)."""
+
+
 class _Reads:
     """Queries that went out as one."""
 
     __slots__ = ("age", "asked")
 
-    def __init__(self, asked: list[tuple[bytes, asyncio.Future[bytes]]]) -> None:
+    def __init__(self, asked: list[_Query]) -> None:
         self.age = 0
         self.asked = asked
 
@@ -124,12 +129,11 @@ class ConsensusEngine:
         self._saving: asyncio.Task[None] | None = None
         self._checkpointing = False
         self._save_not_before = 0.0
-        self._asking: list[tuple[bytes, asyncio.Future[bytes]]] = []
+        self._asking: list[_Query] = []
         self._asking_due = False
         self._reading: dict[int, _Reads] = {}
         self._reads = 0
         self._read_id = 0
-        self._deadlines: deque[tuple[float, Waiter | Many]] = deque()
         self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._leader: NodeId | None = None
         self._attached: Callable[[Answered], None] | None = None
@@ -209,7 +213,15 @@ class ConsensusEngine:
             _Member(self),
             self._directory.log,
             send=self._send,
-            applied=self._applied,
+            applied=Answers(
+                self._callers,
+                Answered,
+                observe=self._measures.latency.observe,
+                clock=time.perf_counter,
+                pump=self._pump,
+                other=self._applied,
+                fatal=self._fatal,
+            ),
             fatal=self._fatal,
             tick_ms=self.options.tick_ms,
         )
@@ -314,25 +326,17 @@ class ConsensusEngine:
                 raise UsageError(f"a command of {len(data) + len(key)} bytes; the limit is {limit}: split it")
         future: asyncio.Future[Any] = self._loop.create_future()
         try:
-            waiter = self._callers.ask(commands, future, time.perf_counter())
+            waiter = self._callers.ask(commands, future, time.perf_counter(), timeout_s is None)
         except OverloadedError:
             self._measures.refused.inc()
             raise
-        self._due(waiter, timeout_s)
+        if timeout_s is not None:
+            self._loop.call_later(timeout_s, self._late, waiter, timeout_s)
         self._runtime.wake()
         return future
 
-    def _due(self, waiter: Waiter | Many, timeout_s: float | None) -> None:
-        if timeout_s is None:
-            self._deadlines.append((self._loop.time() + self.options.timeout_ms / 1000, waiter))
-        else:
-            self._loop.call_later(timeout_s, self._late, waiter, timeout_s)
-
     def _late(self, waiter: Waiter | Many, after_s: float) -> None:
         if waiter.done():
-            return
-        if isinstance(waiter, _ReadWaiter):
-            waiter.set_exception(UnavailableError(f"the read has no answer after {after_s:g} s; {self._who_leads()}"))
             return
         if self._callers.withdraw(waiter):
             text = f"the command could not be sent within {after_s:g} s and is not applied; {self._who_leads()}"
@@ -340,6 +344,10 @@ class ConsensusEngine:
         else:
             text = f"no answer after {after_s:g} s: the command may or may not have been applied, or may be yet; "
             waiter.set_exception(UnknownOutcomeError(text + self._who_leads()))
+
+    def _late_read(self, future: asyncio.Future[bytes], after_s: float) -> None:
+        if not future.done():
+            future.set_exception(UnavailableError(f"the read has no answer after {after_s:g} s; {self._who_leads()}"))
 
     def _who_leads(self) -> str:
         leader = self._replica.core.leader
@@ -358,10 +366,11 @@ class ConsensusEngine:
                 "are answered",
                 self._callers.retry_after_ns,
             )
-        future = _ReadWaiter(loop=self._loop)
+        future: asyncio.Future[bytes] = self._loop.create_future()
         self._reads += 1
-        self._asking.append((query, future))
-        self._due(future, timeout_s)
+        self._asking.append((query, future, self._loop.time(), timeout_s is None))
+        if timeout_s is not None:
+            self._loop.call_later(timeout_s, self._late_read, future, timeout_s)
         if not self._asking_due:
             self._asking_due = True
             self._loop.call_soon(self._ask_reads)
@@ -379,13 +388,13 @@ class ConsensusEngine:
             return
         self._read_id += 1
         try:
-            out = self._replica.read_many(self._read_id, [query for query, _ in asked])
+            out = self._replica.read_many(self._read_id, [each[0] for each in asked])
         except (NotLeaderError, SealedError):
             self._asking = asked  # until there is a leader, or a successor, or their time is over
             return
         except OverloadedError as error:
-            for _, future in asked:
-                future.set_exception(error)
+            for each in asked:
+                each[1].set_exception(error)
             return
         self._reading[self._read_id] = _Reads(asked)
         self._do(out)
@@ -396,17 +405,11 @@ class ConsensusEngine:
             self._replica.forget_read(id)
             self._asking += reads.asked
 
-    def _reads_answered(self, id: int, outcomes: Iterable[Outcome]) -> None:
+    def _reads_answered(self, id: int, outcomes: Sequence[Outcome]) -> None:
         reads = self._reading.pop(id, None)
         if reads is None:
             return
-        for (_, future), outcome in zip(reads.asked, outcomes, strict=True):
-            if future.done():
-                continue
-            if outcome.code is Code.OK:
-                future.set_result(outcome.data)
-            else:
-                future.set_exception(UsageError(f"the machine refused the query: {outcome.data.decode()}"))
+        settle_reads(reads.asked, outcomes, Code.OK, _refusal)
         self._measures.reads.inc(len(reads.asked))
 
     # -- the clients of others: see nova.consensus.serving --
@@ -585,13 +588,9 @@ class ConsensusEngine:
 
     def _take(self, event: Any) -> None:
         kind = type(event)
-        if kind is Answered:
-            call = self._callers.answered(event.command, event.outcome)
-            if call is not None:
-                self._measures.latency.observe(time.perf_counter() - call.began_s)
-            elif self._attached is not None:
+        if kind is Answered:  # none of our own callers
+            if self._attached is not None:
                 self._attached(event)
-            self._pump()
         elif kind is ReadsAnswered:
             self._reads_answered(event.id, event.outcomes)
         elif kind is ReadLost:
@@ -655,10 +654,16 @@ class ConsensusEngine:
         self._log_bytes = self._directory.log.size_bytes
         self._callers.ticked(self.options.tick_ms * 1_000_000)
         self._pump()
-        now = self._loop.time()
-        deadlines, after_s = self._deadlines, self.options.timeout_ms / 1000
-        while deadlines and (deadlines[0][0] <= now or deadlines[0][1].done()):
-            self._late(deadlines.popleft()[1], after_s)
+        after_s = self.options.timeout_ms / 1000
+        for waiter in self._callers.overdue(time.perf_counter() - after_s):
+            self._late(waiter, after_s)
+        begun = self._loop.time() - after_s
+        for asked in (self._asking, *(reads.asked for reads in self._reading.values())):
+            for each in asked:
+                if each[2] > begun:  # they stand in the order in which they began
+                    break
+                if each[3]:
+                    self._late_read(each[1], after_s)
         for id in [id for id, reads in self._reading.items() if reads.age >= self.options.retry_ticks]:
             self._read_again(id)
         for reads in self._reading.values():
@@ -699,13 +704,13 @@ class ConsensusEngine:
         self._callers.fail(error)
         waiting = [*self._asking, *(each for reads in self._reading.values() for each in reads.asked)]
         self._asking, self._reading = [], {}
-        for _, future in waiting:
-            if not future.done():
-                future.set_exception(error)
+        for each in waiting:
+            if not each[1].done():
+                each[1].set_exception(error)
 
 
-class _ReadWaiter(asyncio.Future[bytes]):
-    """A future that is known to be a read's."""
+def _refusal(outcome: Outcome) -> UsageError:
+    return UsageError(f"the machine refused the query: {outcome.data.decode()}")
 
 
 class Measures:

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
+from nova._native import commands as native
+from nova._native.commands import Pending, name_of
 from nova.consensus.chain import Chain, Frame, Written
 from nova.consensus.core import (
     Command,
@@ -92,20 +94,6 @@ class ReplicatedConfig(msgspec.Struct, frozen=True):
 MESSAGES: Final = (Forward, *CONTROL)
 
 
-class _Pending:
-    __slots__ = ("age", "command", "queued")
-
-    def __init__(self, command: Command) -> None:
-        self.command = command
-        self.age = 0
-        self.queued = True
-
-    @property
-    def retries(self) -> bool:
-        """It takes effect once, however often it is proposed."""
-        return self.command.session != 0 or self.command.sequence == OPEN
-
-
 class ReplicatedMachine:
     """One member.
 
@@ -135,7 +123,7 @@ class ReplicatedMachine:
         self.failure: str | None = None
         self._term = 0
         self._queue: deque[Command] = deque()
-        self._pending: dict[tuple[int, int, bytes], _Pending] = {}
+        self._pending: dict[tuple[int, int, bytes], Pending] = {}
         self._reads: dict[int, bytes | tuple[bytes, ...]] = {}
         self._ready: list[tuple[int, int]] = []  # (position, id) of reads that wait until this much is applied
         self._since_checkpoint = 0
@@ -166,10 +154,7 @@ class ReplicatedMachine:
             )
         if len(command.data) > self.config.entry_bytes_max:
             raise UsageError(f"a command of {len(command.data)} bytes; the limit is {self.config.entry_bytes_max}")
-        name = _name(command)
-        if name not in self._pending:
-            self._pending[name] = _Pending(command)
-            self._queue.append(command)
+        native.submit(self._pending, self._queue, command, OPEN)
 
     def forget_read(self, id: int) -> None:
         """Nobody waits for this read any more."""
@@ -177,7 +162,7 @@ class ReplicatedMachine:
 
     def forget(self, command: Command) -> None:
         """Nobody waits for this any more (a time-out): it may still be applied, or never."""
-        self._pending.pop(_name(command), None)
+        self._pending.pop(name_of(command), None)
 
     def read(self, id: int, query: bytes) -> Outputs:
         """Read linearizably; a `ReadAnswered` follows, or a ReadLost: ask again. Raises NotLeaderError."""
@@ -259,11 +244,7 @@ class ReplicatedMachine:
 
     def tick(self) -> Outputs:
         """Let a tick pass; commands of sessions that have waited too long are proposed again."""
-        late = False
-        for pending in self._pending.values():
-            pending.age += 1
-            late = late or (not pending.queued and pending.age >= self.config.retry_ticks and pending.retries)
-        if late:
+        if native.aged(self._pending, self.config.retry_ticks):
             self._ask_again(self.config.retry_ticks)
         return self._done(self.chain.tick())
 
@@ -272,7 +253,7 @@ class ReplicatedMachine:
         for pending in self._pending.values():
             if not pending.queued and pending.age >= age_ticks_min and pending.retries:
                 pending.age, pending.queued = 0, True
-        others = [command for command in self._queue if _name(command) not in self._pending]
+        others = [command for command in self._queue if name_of(command) not in self._pending]
         self._queue = deque(others)
         self._queue += [pending.command for pending in self._pending.values() if pending.queued]
 
@@ -293,25 +274,15 @@ class ReplicatedMachine:
             except (OverloadedError, SealedError):
                 self._queue.extendleft(reversed(batch))
                 break
-            for command in batch:
-                if (pending := self._pending.get(_name(command))) is not None:
-                    pending.queued = False
+            native.proposed(self._pending, batch)
         if queued and self._askers:
             last = self.core.status.last
             self._askers = {asker: position or last for asker, position in self._askers.items()}
         return self._done(out)
 
     def _batch(self) -> list[Command]:
-        batch: list[Command] = []
-        size = 0
-        while self._queue and len(batch) < BATCH_MAX:
-            size += len(self._queue[0].data) + len(self._queue[0].key) + 24
-            if batch and size > self.config.entry_bytes_max:
-                break
-            batch.append(self._queue.popleft())
-            if not self.core.ordered:  # an entry is what commutes or not
-                break
-        return batch
+        # Without a total order an entry is what commutes or not.
+        return native.take(self._queue, BATCH_MAX if self.core.ordered else 1, self.config.entry_bytes_max)
 
     def applied(self, event: Any) -> Outputs:
         """An event is due: its records are on disk, and so is the state of a `Checkpoint`. All others were acted upon
@@ -378,15 +349,10 @@ class ReplicatedMachine:
             commands = unpack(entry.data)
             if not self.sessions.ordered:  # no-ops commute, so members have told different ones: they don't count
                 self.applied_position = max(self.applied_position, entry.position)
-            for command, outcome in zip(commands, self.sessions.apply(entry.position, commands), strict=True):
-                name = _name(command)
-                if outcome.code is Code.GAP:
-                    # Not applied, and may yet be: what is missing before it is proposed again, and it soon after.
-                    if (gap := self._pending.get(name)) is not None:
-                        gap.age = self.config.retry_ticks
-                    continue
-                if self._pending.pop(name, None) is not None:
-                    out.append(Answered(command, outcome, entry.position))
+            outcomes = self.sessions.apply(entry.position, commands)
+            out += native.answer(
+                self._pending, commands, outcomes, entry.position, Answered, Code.GAP, self.config.retry_ticks
+            )
         return out + self._answer_reads()
 
     def _answer_reads(self) -> list[Any]:
@@ -406,15 +372,10 @@ class ReplicatedMachine:
             if isinstance(query, bytes):
                 out.append(ReadAnswered(id, self.machine.read(query)))
             else:
-                out.append(ReadsAnswered(id, tuple([self._found(each) for each in query])))
+                found = native.found(self.machine.read, query, Outcome, Code.OK, Code.REFUSED)
+                out.append(ReadsAnswered(id, tuple(found)))
         self._ready = later
         return out
-
-    def _found(self, query: bytes) -> Outcome:
-        try:
-            return Outcome(Code.OK, self.machine.read(query))
-        except Exception as error:  # a query changes nothing: it is the asker's trouble, not the member's
-            return Outcome(Code.REFUSED, f"{type(error).__name__}: {error}".encode())
 
     def install(self, snapshot: Snapshot, start: int) -> None:
         """Replace machine and sessions by a state of the epoch that begins at `start`."""
@@ -485,9 +446,3 @@ class ReplicatedMachine:
     def recovered(self) -> Outputs:
         """The log is at its end; what comes back is to be done like that of any other call."""
         return self._done(self.chain.recovered())
-
-
-def _name(command: Command) -> tuple[int, int, bytes]:
-    if command.session:
-        return command.session, command.sequence, b""
-    return 0, command.sequence, command.data

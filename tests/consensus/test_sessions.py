@@ -34,8 +34,9 @@ class Counting:
         self.applied = data.split(b"\n") if data else []
 
 
-@pytest.fixture
-def sessions():
+@pytest.fixture(params=[True, False], ids=["compiled", "plain"])
+def sessions(request, monkeypatch):
+    monkeypatch.setattr(Sessions, "compiled", request.param)
     return Sessions(Counting(), sessions_max=3, window=4)
 
 

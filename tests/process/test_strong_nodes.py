@@ -152,6 +152,7 @@ def test_what_strong_keys_do_not_have_is_refused_and_why_tells_what_there_is(gro
         ("GET", "/v1/points/cfg/w", None),
         ("POST", "/v1/points/cfg/w", {}),
         ("POST", "/v1/rollback/cfg/w", {"to": "x"}),
+        ("GET", "/v1/keys/cfg/w?at=0", None),
         ("POST", "/v1/decisions/cfg/w", {"shown": "x", "values": {}}),
     ):
         assert "strong" in refused(a, method, path, body)[2]
