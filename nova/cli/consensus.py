@@ -53,6 +53,7 @@ def _with_lags_of_leader(group: dict[str, Any], node: str, token: str | None) ->
 
 
 def _print(group: dict[str, Any]) -> None:
+    adaptive = group["adaptive"]
     print_facts(
         {
             "node": f"{group['node']}, {group['role']}",
@@ -64,6 +65,7 @@ def _print(group: dict[str, Any]) -> None:
             "revision": group["revision"],
             "digest": group["digest"],
             "classes": ", ".join(f"{prefix or 'all'} {kind}" for prefix, kind in group["classes"].items()) or "none",
+            **({"adaptive": f"{adaptive['policy']}; {adaptive['decision'] or 'no change so far'}"} if adaptive else {}),
             **({"failure": group["failure"]} if group["failure"] else {}),
         }
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from nova.consensus.adaptive import AdaptiveConsensus, Decision, Observation
 from nova.consensus.engine import ConsensusEngine
@@ -24,6 +24,7 @@ async def steer(
     *,
     every_s: float = EVERY_S,
     decided: Callable[[Decision], None] | None = None,
+    options: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> None:
     """Look every `every_s` seconds, and switch the group when the controller says so; until cancelled.
 
@@ -33,6 +34,7 @@ async def steer(
 
     observe  what this member measures now; what it does not know is left out
     decided  told of every decision that is acted upon, before it is
+    options  of a protocol, for the epoch that it begins; None: its defaults
     """
     if not every_s > 0:
         raise UsageError(f"every_s is {every_s}; give a number above 0")
@@ -48,7 +50,7 @@ async def steer(
         if decided is not None:
             decided(decision)
         try:
-            await engine.switch(decision.strong)
+            await engine.switch(decision.strong, options=options(decision.strong) if options is not None else None)
         except (UsageError, UnavailableError) as error:
             log.warning("%s stays with %s: %s", engine.node, epoch.protocol, error)
 

@@ -508,6 +508,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "consensus.members": group_config.check_members,
     "consensus.listen": group_config.check_listen,
     "consensus.protocol": group_config.check_protocol,
+    "consensus.policy": group_config.check_policy,
     "consensus.tick_ms": _between(1, 1_000),
     "consensus.timeout_ms": _between(10, 600_000),
     "consensus.bytes_max": _between(MIB, 16 * GIB),

@@ -50,7 +50,7 @@ class Group:
                 timeout_ms=group.timeout_ms,
                 entry_bytes_max=max(256 * 1024, value_bytes_max + limits.key_bytes_max + OVERHEAD_BYTES),
                 segment_bytes=limits.segment_bytes,
-                protocol=self._options(group.protocol),
+                protocol=self.options(group.protocol),
             ),
             metrics=registry,
         )
@@ -68,7 +68,8 @@ class Group:
         ):
             registry.gauge(f"nova_strong_{name}", help, function=function)
 
-    def _options(self, protocol: str) -> dict[str, Any]:
+    def options(self, protocol: str) -> dict[str, Any]:
+        """Of a protocol, for an epoch that begins."""
         return {"lease_reads": True} if protocol == "raft" and self.config.consensus.lease_reads else {}
 
     @property
@@ -184,7 +185,7 @@ class Group:
         known = {*self.engine.addresses, *(addresses or {})}
         if strangers := sorted(set(members) - known):
             raise UsageError(f"{strangers[0]} is not known here; give its address, too: {strangers[0]}=HOST:PORT")
-        await self.engine.switch(protocol, members, self._options(protocol), addresses=addresses)
+        await self.engine.switch(protocol, members, self.options(protocol), addresses=addresses)
 
     def _leading(self) -> Any:
         core = self.engine.status().core

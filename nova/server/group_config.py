@@ -27,6 +27,8 @@ class Consensus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tick_ms      an election takes some tens of ticks; the same at all members
     timeout_ms   a call without an answer for so long fails
     bytes_max    of all strong keys and values; more is refused
+    adaptive     let what the nodes measure choose between raft and paxos; the same at all members
+    policy       by which rules: measured or classic (`nova.consensus.adaptive`)
     """
 
     members: dict[str, str] = {}
@@ -37,6 +39,8 @@ class Consensus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tick_ms: int = 20
     timeout_ms: int = 10_000
     bytes_max: int = 256 * 1024 * 1024
+    adaptive: bool = False
+    policy: str = "measured"
 
 
 def check_classes(classes: dict[str, str]) -> None:
@@ -74,6 +78,14 @@ def check_protocol(protocol: str) -> None:
 
     if protocol not in CRASH_FAULTS:
         raise ValueError(f"is no protocol that a node can begin a group with; use one of {', '.join(CRASH_FAULTS)}")
+
+
+def check_policy(policy: str) -> None:
+    """Raises ValueError."""
+    from nova.consensus.adaptive import POLICIES
+
+    if policy not in POLICIES:
+        raise ValueError(f"is no policy; use one of {', '.join(POLICIES)}")
 
 
 def wrong(config: NodeConfig) -> tuple[str, str] | None:

@@ -282,6 +282,13 @@ class GroupMember(msgspec.Struct):
     lag: int | None
 
 
+class AdaptiveStatus(msgspec.Struct):
+    """By which policy the protocol is chosen, and the last decision that this node acted upon, with its inputs."""
+
+    policy: str
+    decision: str | None
+
+
 class GroupStatus(msgspec.Struct):
     """The group of the strong keys, as this node sees it. Nodes with equal `revision` have equal `digest`."""
 
@@ -305,6 +312,7 @@ class GroupStatus(msgspec.Struct):
     digest: str
     classes: dict[str, str]
     failure: str | None
+    adaptive: AdaptiveStatus | None
 
 
 class AddMember(msgspec.Struct, forbid_unknown_fields=True):

@@ -160,6 +160,7 @@ class Node(Upkeep, NoGroup):
             self.runtime.submit(self.cluster.leave())
             await self.runtime.stop()
             await self.mesh.close()
+            await self.transport.close()
             if self._failure is None and self.directory.since_snapshot_bytes > 1 << 20:
                 await self._snapshot()
         self.directory.close()

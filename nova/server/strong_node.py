@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from nova.errors import NovaError, UsageError
+from nova.server.adaptive import Adaptive
 from nova.server.config import NodeConfig
 from nova.server.group import Group
 from nova.server.node import Names, Node, Points, Puts, Results
@@ -27,6 +28,7 @@ class StrongNode(Node):
     def __init__(self, config: NodeConfig) -> None:
         super().__init__(config)
         self.classes = KeyClasses(config.classes)
+        self._adaptive: Adaptive | None = None
         try:
             self.group = Group(config, self.registry)
         except BaseException:
@@ -37,13 +39,27 @@ class StrongNode(Node):
         """As `Node.start`, and take part in the group; there may be no leader yet."""
         await super().start()
         await self.group.engine.start()
+        if self.config.consensus.adaptive:
+            self._adaptive = Adaptive(self.group, self._links, self.config.region)
+            self._adaptive.start()
 
     async def stop(self) -> None:
         """As `Node.stop`; leadership is handed over before."""
         try:
+            if self._adaptive is not None:
+                await self._adaptive.stop()
             await self.group.engine.aclose()
         finally:
             await super().stop()
+
+    def _links(self) -> dict[str, tuple[float, str]]:
+        """peer -> (round trip in milliseconds, region), of those that are connected."""
+        members = self.cluster.membership.members
+        return {
+            peer: (link.rtt_ms, members[peer].region)
+            for peer, link in self.mesh.stats().items()
+            if link.connected and peer in members
+        }
 
     def _strong(self, key: str) -> bool:
         return self.classes.of(key) is KeyClass.STRONG
@@ -198,7 +214,8 @@ class StrongNode(Node):
         status = self.group.status()
         leader = self.cluster.membership.members.get(status["leader"] or "")
         http = self.config.http if status["leader"] == self.config.name else leader.http if leader is not None else ""
-        return {**status, "leader_http": http}
+        adaptive = self._adaptive.status() if self._adaptive is not None else None
+        return {**status, "leader_http": http, "adaptive": adaptive}
 
     async def consensus_add(self, node: str, address: str | None, learner: bool) -> dict[str, Any]:
         await self.group.add(node, address, learner=learner)

@@ -87,3 +87,35 @@ def test_members_join_lead_and_leave_and_protocols_change_under_load(nodes):
     assert links == [(0, "raft"), (1, "paxos"), (2, "raft")]
     for node in group:
         assert writer.done <= node.get("cfg/n")["value"] <= writer.done + writer.doubt
+
+
+def test_measured_round_trips_choose_the_protocol(nodes):
+    """The links of the nodes are emulated to be slow; what they measure makes them leave raft, by themselves."""
+    slow = ",".join(f"region-{name}=40" for name in "abc")
+    environment = strong("abc", consensus_adaptive="true", link_delay_ms=slow)
+    group = nodes.start("a", "b", "c", environment=environment)
+    assert group[0].put("cfg/x", 1, expect=0)["version"] == 1
+    eventually(lambda: {node.call("GET", "/v1/consensus")["protocol"] for node in group} == {"paxos"}, 30)
+    told = [node.call("GET", "/v1/consensus")["adaptive"] for node in group]
+    reasons = [each["decision"] for each in told if each["decision"]]
+    assert any(reason.startswith("paxos") and "rtt_ms" in reason for reason in reasons), told
+    assert "measured v1" in nova(group[0], "status")
+    assert group[1].get("cfg/x")["value"] == 1
+    assert group[2].put("cfg/x", 2, expect=1)["value"] == 2
+
+
+def test_near_nodes_stay_with_raft_and_a_learner_takes_what_comes(nodes):
+    ports = free_ports(4)
+    members = {name: f"127.0.0.1:{port}" for name, port in zip("abcd", ports, strict=True)}
+    three = ",".join(f"{name}={members[name]}" for name in "abc")
+    four = ",".join(f"{name}={address}" for name, address in members.items())
+    group = nodes.start("a", "b", "c", environment=strong("abc", consensus_members=three, consensus_adaptive="true"))
+    leader_of(group)
+    (d,) = nodes.start("d", environment=strong("d", consensus_members=four, consensus_founders="a,b,c"))
+    nova(group[0], "add", "d", members["d"], "--learner")
+    made = d.put("cfg/learned", 1, expect=0)
+    assert group[1].get("cfg/learned") == made
+    assert d.get("cfg/learned") == made
+    eventually(lambda: d.call("GET", "/v1/consensus")["role"] == "learner")
+    assert [node.call("GET", "/v1/consensus")["protocol"] for node in group] == ["raft"] * 3
+    assert group[0].call("GET", "/v1/consensus")["adaptive"] == {"policy": "measured v1", "decision": None}

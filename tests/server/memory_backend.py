@@ -85,7 +85,7 @@ class MemoryBackend:
             "node": "n1", "protocol": self.protocol, "role": "leader", "leader": self.leader, "leader_http": "",
             "term": 4, "epoch": 1, "epochs": [epoch], "settled": True, "members": members, "committed": 7, "applied": 7,
             "revision": 3, "compacted": 0, "keys": 2, "bytes": 150, "bytes_max": 1000, "digest": "ab" * 16,
-            "classes": {"cfg/": "strong"}, "failure": None,
+            "classes": {"cfg/": "strong"}, "failure": None, "adaptive": None,
         }  # fmt: skip
 
     def _lead(self) -> None:

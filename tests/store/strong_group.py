@@ -34,12 +34,14 @@ async def eventually(condition, what="", seconds=30):
 class Group:
     """name -> StrongKeys; `async with` starts all and closes what still runs."""
 
-    def __init__(self, folder, names="abc", *, bytes_max=1 << 24, protocol="raft", lease=False, **options):
+    def __init__(
+        self, folder, names="abc", *, bytes_max=1 << 24, protocol="raft", lease=False, protocol_options=None, **options
+    ):
         self.addresses = {name: f"127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
         self.folder, self.protocol, self.bytes_max = folder, protocol, bytes_max
         self.options = EngineOptions(**{"segment_bytes": 1 << 20, "timeout_ms": 20_000, "close_ms": 2_000, **options})
-        if lease:
-            self.options = msgspec.structs.replace(self.options, protocol={"lease_reads": True})
+        if given := {**(protocol_options or {}), **({"lease_reads": True} if lease else {})}:
+            self.options = msgspec.structs.replace(self.options, protocol=given)
         self.up: dict[str, StrongKeys] = {}
 
     async def start(self, name):

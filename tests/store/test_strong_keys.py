@@ -179,3 +179,29 @@ def test_where_reads_go_by_lease_strict_ones_go_through_the_log(tmp_path):
         assert leader.engine.status().core.last >= before + 6
 
     run(scenario, tmp_path, lease=True)
+
+
+def test_a_member_that_was_away_comes_back_by_a_snapshot_and_its_watch_says_what_it_lacks(tmp_path):
+    async def scenario(group):
+        await group["a"].put("first", 1)
+        await group.stop("c")
+        for number in range(60):
+            await group["a"].put(f"k{number % 7}", number)
+        await eventually(lambda: all(keys.engine.status().checkpoint for keys in group))
+        await group.start("c")
+        await group.same()
+        assert (await group["c"].get("k3")).value == 59
+        assert (await group["c"].put("first", 2, expect=1)).version == 62
+        await group.same()
+        if group["c"].machine.compacted:  # it may as well have got the entries
+            with pytest.raises(CompactedError):
+                await anext(group["c"].watch(0))
+        assert (await anext(group["c"].watch(61))).key == "first"
+        for name in "abc":
+            await group.stop(name)
+        for name in "abc":
+            await group.start(name)
+        assert (await group["b"].get("first")).version == 62
+        await group.same()
+
+    run(scenario, tmp_path, checkpoint_entries=10, protocol_options={"trailing": 5})

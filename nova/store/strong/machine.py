@@ -70,6 +70,8 @@ class StrongMachine:
         """Changes so far."""
         self.bytes = 0
         """Size of the state, as `bytes_max` counts."""
+        self.asked = self.stale = 0
+        """Transactions since this machine was made, and those whose conditions did not hold; not part of the state."""
         self._held: dict[str, Held] = {}
         self._keys: list[str] = []
         self._digest = 0
@@ -95,6 +97,7 @@ class StrongMachine:
             asked = unpack_command(data)
         except (msgspec.MsgspecError, ValueError) as error:
             return Told(Verdict.REFUSED, self.revision, None, reason=f"no command of strong keys: {error}")
+        self.asked += 1
         before = self._held.get(asked.key)
         if not asked.key or len(asked.conditions) > CONDITIONS_MAX or len(asked.operations) > OPERATIONS_MAX:
             reason = (
@@ -105,6 +108,7 @@ class StrongMachine:
             return Told(Verdict.REFUSED, self.revision, before, reason=reason)
         for index, condition in enumerate(asked.conditions):
             if not _holds(condition, before):
+                self.stale += 1
                 return Told(Verdict.STALE, self.revision, before, index)
         value = None if before is None else before.value
         changes = False
