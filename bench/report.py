@@ -57,7 +57,10 @@ NOTES = {
     "consensus": "Three processes on loopback and on one disk; commands of 128 bytes, on the disks of two members "
     "before they are answered. Our callers are in the process of the leader; those of PySyncObj in that of any member, "
     "and it answers before its journal is synced. etcd is asked by keep-alive connections to its JSON gateway, so its "
-    "figures pay for HTTP and ours do not. All peers take turns, five rounds; the median and the best are shown.",
+    "figures pay for HTTP and ours do not. All peers take turns, five rounds; the median and the best are shown. *Over "
+    "the network* all members are processes, and the callers another one; ours and etcd's gRPC carry all callers on "
+    "one connection, where the name does not say otherwise. *Signed* members are simulated, with real signatures: "
+    "rates are of virtual time, and beside them stands what a core for each member would bear.",
     "keyspace": "The kernel keeps vector clocks, a digest and the bytes for log and wire; the peer keeps one pointer.",
     "sync": "Per key that differs. Deltas are what a peer gets while the history reaches back; afterwards the rows "
     "that differ are found by set reconciliation. *By state* is the last resort, for when most differs: whole ranges "

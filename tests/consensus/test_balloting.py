@@ -207,7 +207,7 @@ def test_beyond_the_limit_ended_votes_are_forgotten_and_open_ones_never():
 def test_what_counts_is_kept_and_no_more():
     box = BallotBox()
     one = ask("1")
-    ballots = [("a", "q" * 100), ("a", "x"), ("a", "y"), ("b", "x"), ("b", "x"), ("stranger", "x")]
+    ballots = [("stranger", "x"), ("a", "q" * 100), ("a", "x"), ("a", "y"), ("b", "x"), ("b", "x")]
     assert tell(box, one, *(Voted(one.id, voter, choice) for voter, choice in ballots)) == [DONE] * 7
     assert recorded(box, "1").ballots == [("a", "q" * 64), ("a", "x"), ("b", "x")]
     assert recorded(box, "1").ended

@@ -417,6 +417,7 @@ def test_with_faults_an_answer_needs_as_many_members_as_cannot_all_lie(tmp_path,
                 await client.read(get("k"), "local")
             with pytest.raises(UsageError, match="the machine refused the query"):
                 await client.read(b"\xc1")
+            assert not client._core._votes, "late replies are not kept"
             await engines.stop("abcd"[("abcd".index(liar) + 1) % 4])  # a sound one is gone: f + 1 of the others suffice
             assert answer(await client.propose(append("k", 50))) == 51
         async with engines.client(

@@ -172,14 +172,17 @@ class SimClient:
     def _tick(self):
         world = self.cell.world
         silent = self.core.tick(world.now, TICK_NS)
-        gone = self.stream is None or self.stream.node not in world.up
-        if not gone:
-            _, _, streams = self.cell.port(self.stream.node)
-            gone = self.stream not in streams
-        if silent or gone:
+        if silent or self._gone():
             self.go(self._next())
         self.flush()
         world.at(TICK_NS, self._tick)
+
+    def _gone(self):
+        """The stream was broken by a member that fell."""
+        if self.stream is None or self.stream.node not in self.cell.world.up:
+            return True
+        _, _, streams = self.cell.port(self.stream.node)
+        return self.stream not in streams
 
 
 __all__ = ["MS", "Many", "Net", "SimClient", "Told"]

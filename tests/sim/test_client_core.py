@@ -174,3 +174,101 @@ def test_88_under_overload_the_surplus_is_refused_at_once_and_the_rest_stays_qui
     assert p99(refused) <= 2 * Net.delay_ns, "at once: the way there and back"
     assert len(crowded) > 200
     assert p99(crowded) < 5 * p99(alone), (p99(crowded), p99(alone))
+
+
+def test_a_port_that_refused_a_command_takes_no_later_one_until_it_comes_again():
+    cell = Net(1, serving=ServingOptions(calls_max=2))
+    cell.delay_ns = 20 * MS  # longer than a commit takes
+    client = cell.client()
+    opened = client.ask(machine.append("k", 0))
+    assert cell.world.run(until=opened.done, ticks_max=500)
+    asked = [client.ask(machine.append("k", number)) for number in range(1, 6)]
+    # On their way before the refusal is heard of, and there when there is room again.
+    later = []
+    for delay in range(1, 4):
+        cell.world.at(delay * 5 * MS, lambda: later.append(client.ask(machine.append("k", 10 + len(later)))))
+    assert cell.world.run(until=lambda: len(later) == 3 and cell.idle(), ticks_max=500)
+    verdicts = [told.verdict for told in asked + later]
+    assert verdicts == [True, True] + [False] * 6
+    again = client.ask(machine.append("k", 20))
+    if again.error is not None:  # still within the time to come back
+        assert isinstance(again.error, OverloadedError)
+        cell.world.run(30)
+        again = client.ask(machine.append("k", 20))
+    assert cell.world.run(until=again.done, ticks_max=500)
+    assert cell.held("k") == [0, 1, 2, 20]
+
+
+def test_who_asks_a_client_that_was_refused_is_told_at_once_until_it_is_time_to_come_back():
+    cell = Net(4, serving=ServingOptions(calls_max=1))
+    client = cell.client()
+    opened = client.ask(machine.append("k", 0))
+    assert cell.world.run(until=opened.done, ticks_max=500)
+    first, second = client.ask(machine.append("k", 1)), client.ask(machine.append("k", 2))
+    assert cell.world.run(until=second.done, ticks_max=500)
+    assert isinstance(second.error, OverloadedError)
+    third = client.ask(machine.append("k", 3))
+    assert third.done()
+    assert third.error.retry_after_ns == second.error.retry_after_ns > 0
+    assert cell.world.run(until=first.done, ticks_max=500)
+    cell.world.run(second.error.retry_after_ns // 10_000_000 + 2)
+    fourth = client.ask(machine.append("k", 4))
+    assert cell.world.run(until=fourth.done, ticks_max=500)
+    assert cell.held("k") == [0, 1, 4]
+
+
+def test_what_waits_behind_a_command_that_is_too_large_for_a_session_of_many_is_refused_with_it():
+    cell = Net(5)
+    client = cell.client()
+    opened = client.ask(machine.append("k", 0))
+    assert cell.world.run(until=opened.done, ticks_max=500)
+    large = client.ask(machine.put("k", "x" * 200_000))
+    behind = [client.ask(machine.append("k", number)) for number in range(1, 1_500)]  # more than fly at once
+    assert cell.world.run(until=cell.idle, ticks_max=1_000)
+    assert large.verdict is False
+    assert {told.verdict for told in behind} == {False}
+    assert cell.held("k") == [0]
+
+
+def test_one_client_among_others_does_not_take_all_of_a_port():
+    cell = Net(6, serving=ServingOptions(calls_max=100, connection_calls_max=10))
+    greedy, modest = cell.client(), cell.client()
+    opened = [client.ask(machine.append("k", 0)) for client in (greedy, modest)]
+    assert cell.world.run(until=cell.idle, ticks_max=500)
+    assert all(told.verdict for told in opened)
+    many = [greedy.ask(machine.append("many", number)) for number in range(50)]
+    one = modest.ask(machine.append("k", 1))
+    assert cell.world.run(until=cell.idle, ticks_max=500)
+    assert [told.verdict for told in many] == [True] * 10 + [False] * 40
+    assert "of this client wait for an answer, the limit" in str(many[-1].error)
+    assert one.verdict
+
+
+def test_nothing_that_waits_behind_an_expired_session_is_sent_in_a_new_one(monkeypatch):
+    monkeypatch.setitem(Sessions.__init__.__kwdefaults__, "sessions_max", 2)
+    cell = Net(7)
+    client = cell.client()
+    told = client.ask(machine.append("k", 0))
+    assert cell.world.run(until=told.done, ticks_max=500)
+    for _ in range(3):
+        cell.open()
+    asked = [client.ask(machine.append("k", number)) for number in range(1, 1_500)]  # more than fly at once
+    assert cell.world.run(until=cell.idle, ticks_max=1_000)
+    assert {type(told.error) for told in asked[:1_024]} == {SessionExpiredError}
+    assert {told.verdict for told in asked[1_024:]} == {False}
+    assert cell.held("k") == [0]
+
+
+def test_a_member_that_says_nothing_is_left_for_another_one():
+    cell = Net(8)
+    client = cell.client(patience=5)
+    first = client.ask(machine.append("k", 0))
+    assert cell.world.run(until=first.done, ticks_max=500)
+    here = client.stream.node
+    _, _, streams = cell.port(here)
+    streams.clear()  # what is said to it arrives nowhere
+    client._gone = lambda: False
+    asked = client.ask(machine.append("k", 1))
+    assert cell.world.run(until=asked.done, ticks_max=200)
+    assert client.stream.node != here
+    assert cell.held("k") == [0, 1]
