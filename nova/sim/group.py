@@ -37,7 +37,7 @@ from nova.consensus.sessions import OPEN, Code
 from nova.errors import NovaError, UnavailableError, UsageError
 from nova.sim import machine
 from nova.sim.faults import KINDS, SECOND, Change, Fault, Operation, Transfer, random_plan
-from nova.sim.machine import KeyValue
+from nova.sim.machine import Bags, KeyValue
 from nova.sim.network import Link
 from nova.sim.world import InvariantError, World
 from nova.storage.base import Log, Snapshots
@@ -66,6 +66,7 @@ class Subject(msgspec.Struct, frozen=True):
     operations  kinds of what operators can do with it: a core has `change` and `transfer`
     calm        who comes back after a while deposes no leader
     liars       (random, names) -> members that lie, as for `Group`, if that is not told
+    convergent  members apply concurrent commands in different orders (nova.sim.convergent)
     successors  other protocols that an operator switches to meanwhile, at random: name -> (maker, options)
     """
 
@@ -78,6 +79,7 @@ class Subject(msgspec.Struct, frozen=True):
     variants: tuple[dict[str, Any], ...] = ({},)
     operations: tuple[str, ...] = ()
     calm: bool = False
+    convergent: bool = False
     liars: Callable[[Random, Sequence[NodeId]], Mapping[NodeId, Callable[[Any, Random], Any]]] | None = None
     successors: dict[str, tuple[Make, dict[str, Any]]] = {}
 
@@ -89,7 +91,7 @@ class GroupMember:
         self, group: Group, node: NodeId, log: Log, snapshots: Snapshots, random: Random, now_ns: Callable[[], int]
     ) -> None:
         self._snapshots, self._log = snapshots, log
-        self.values = KeyValue()
+        self.values = Bags() if group.subject.convergent else KeyValue()
         self.replica = ReplicatedMachine(
             node,
             group.epoch,

@@ -6,10 +6,12 @@ from typing import Any, Final
 
 from nova.consensus.epaxos import EPaxos
 from nova.consensus.epaxos.messages import MESSAGES as EPAXOS_MESSAGES
+from nova.consensus.eventual import Eventual
+from nova.consensus.eventual.messages import MESSAGES as EVENTUAL_MESSAGES
 from nova.consensus.paxos import Paxos
 from nova.consensus.paxos.messages import MESSAGES as PAXOS_MESSAGES
 from nova.consensus.pbft.messages import MESSAGES as PBFT_MESSAGES
-from nova.consensus.protocols import protocols
+from nova.consensus.protocols import all_messages, protocols
 from nova.consensus.raft import Raft
 from nova.consensus.raft.messages import MESSAGES as RAFT_MESSAGES
 from nova.errors import UsageError
@@ -18,11 +20,17 @@ from nova.sim.faults import OPERATIONS
 from nova.sim.group import Subject
 from nova.sim.invariants import ChainInvariants, LogInvariants
 from nova.sim.invariants_epaxos import EPaxosInvariants
+from nova.sim.invariants_eventual import EventualInvariants
 from nova.sim.invariants_paxos import PaxosInvariants
 from nova.sim.invariants_pbft import PBFTInvariants
 
 PROTOCOLS: Final = protocols(dealt)
 """name -> maker of a core, of every protocol."""
+
+CONVERGENT: Final = frozenset(("eventual",))
+"""Those whose members apply concurrent commands in different orders: their machine has to be convergent."""
+
+ALL_MESSAGES: Final = all_messages()
 
 # Small windows and checkpoints, so that a short history has many, and members that were away need snapshots.
 _OPTIONS: Final[dict[str, dict[str, Any]]] = {
@@ -30,6 +38,7 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "paxos": {"trailing": 20},
     "epaxos": {"trailing": 50},
     "pbft": {"checkpoint_interval": 20, "window": 60},
+    "eventual": {"retained_max": 20},
 }
 
 RAFT_VARIANTS: Final[tuple[dict[str, Any], ...]] = (
@@ -37,6 +46,13 @@ RAFT_VARIANTS: Final[tuple[dict[str, Any], ...]] = (
     {"lease_reads": True, "trailing": 10},
     {"append_entries_max": 3, "flying_count_max": 4, "trailing": 5, "chunk_bytes": 200},
     {"append_entries_max": 1, "flying_count_max": 2, "trailing": 0, "chunk_bytes": 1_000},
+)
+
+EVENTUAL_VARIANTS: Final[tuple[dict[str, Any], ...]] = (
+    {},
+    {"w": 1},
+    {"w": 3, "push_bytes_max": 100},
+    {"retained_max": 3, "window": 30, "chunk_bytes": 300},
 )
 
 SUBJECTS: Final = {
@@ -48,13 +64,36 @@ SUBJECTS: Final = {
     "pbft": Subject(
         "pbft", PROTOCOLS["pbft"], PBFT_MESSAGES, PBFTInvariants, nodes=4, options=_OPTIONS["pbft"], liars=liars_mostly
     ),
+    "eventual": Subject(
+        "eventual",
+        Eventual,
+        EVENTUAL_MESSAGES,
+        EventualInvariants,
+        options=_OPTIONS["eventual"],
+        variants=EVENTUAL_VARIANTS,
+        convergent=True,
+    ),
     "adaptive": Subject(
         "raft",
         Raft,
-        (*RAFT_MESSAGES, *PAXOS_MESSAGES, *EPAXOS_MESSAGES, *PBFT_MESSAGES),
+        ALL_MESSAGES,
         ChainInvariants,
         nodes=4,
         # One operator asks one member at a time.
+        successors={
+            name: (make, _OPTIONS[name] | ({"seal_votes": 1} if name == "pbft" else {}))
+            for name, make in PROTOCOLS.items()
+            if name not in CONVERGENT
+        },
+    ),
+    "convergent": Subject(
+        "eventual",
+        Eventual,
+        ALL_MESSAGES,
+        ChainInvariants,
+        nodes=4,
+        options=_OPTIONS["eventual"],
+        convergent=True,
         successors={
             name: (make, _OPTIONS[name] | ({"seal_votes": 1} if name == "pbft" else {}))
             for name, make in PROTOCOLS.items()
