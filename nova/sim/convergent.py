@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from nova.consensus.core import Command
 from nova.consensus.frontier import Frontier
 from nova.consensus.replicated import Answered, ReadAnswered
 from nova.errors import UnavailableError
 from nova.sim import machine
-from nova.sim.group import Client, Group, Read, Subject
+from nova.sim.group import Append, Client, Group, Read, Subject
 from nova.types import NodeId
 
 
@@ -95,8 +96,83 @@ class ConvergentGroup(Group):
         return found
 
 
+class RegionalGroup(ConvergentGroup):
+    """For `hybrid`: clients stay in their region, and write keys that it owns; of these they are promised more.
+
+    A key's values only grow. So its history is linearizable if each read holds every append that was acknowledged
+    before it began, none that began after it ended, and reads hold each other in an order that fits real time.
+    """
+
+    def __init__(self, subject: Subject, seed: int, **options: Any) -> None:
+        self._owned: list[tuple[str, Read]] = []
+        super().__init__(subject, seed, **options)
+
+    @property
+    def _regions(self) -> dict[NodeId, str]:
+        regions: dict[NodeId, str] = self.epoch.options["regions"]
+        return regions
+
+    def _home(self, name: int) -> str:
+        regions = sorted(set(self._regions.values()))
+        return regions[name % len(regions)]
+
+    def _near(self, client: Client, up: list[NodeId]) -> list[NodeId]:
+        return [node for node in up if self._regions[node] == self._home(client.name)]
+
+    def _begin(self, client: Client, up: list[NodeId], touched: set[NodeId]) -> None:
+        if near := self._near(client, up):
+            super()._begin(client, near, touched)
+
+    def _give_up(self, client: Client, up: list[NodeId], touched: set[NodeId]) -> None:
+        if near := self._near(client, up):
+            super()._give_up(client, near, touched)
+
+    def _submit(self, client: Client, command: Command, touched: set[NodeId]) -> None:
+        if command.session and client.command is None:  # a new append: to a key of this region
+            del self.appends[client.value]
+            client.key = f"{self._home(client.name)}{client.key}"
+            self.appends[client.value] = Append(client.key, client.value, self.world.now)
+            data = machine.append(client.key, client.value)
+            command = Command(command.session, command.sequence, data, client.key.encode())
+        super()._submit(client, command, touched)
+
+    def _read(self, client: Client, touched: set[NodeId]) -> None:
+        regions = sorted(set(self._regions.values()))
+        client.key = f"{regions[self._random.randrange(len(regions))]}{client.key}"
+        super()._read(client, touched)
+
+    def _read_answered(self, id: int, data: bytes) -> None:
+        client = self._by_read.get(id)
+        super()._read_answered(id, data)
+        if client is not None and client.key.startswith(self._home(client.name)):
+            self._owned.append((client.key, self.reads[-1]))
+
+    def _key_violations(self, key: str, final: list[int]) -> list[str]:
+        found = super()._key_violations(key, final)
+        appends = [append for append in self.appends.values() if append.key == key]
+        reads = sorted((read for owned, read in self._owned if owned == key), key=lambda read: len(read.values))
+        seen = set[int]()
+        for read in reads:
+            values = set(read.values)
+            if missing := [
+                a.value for a in appends if a.end is not None and a.end < read.begin and a.value not in values
+            ]:
+                found.append(f"I10: a read of {key} at {read.begin} lacks {missing}, acknowledged before")
+            if early := [a.value for a in appends if a.begin > read.end and a.value in values]:
+                found.append(f"I10: a read of {key} that ended at {read.end} has {early}, asked for later")
+            if not values >= seen:
+                found.append(f"I10: a read of {key} at {read.begin} lacks {sorted(seen - values)} of a smaller one")
+            # One that began behind the end of this one may not hold less.
+            if read.end < max((other.begin for other in reads if len(other.values) < len(values)), default=-1):
+                found.append(f"I10: a read of {key} ended at {read.end}, and a later one holds less")
+            seen = values
+        return found
+
+
 def group_of(subject: Subject, seed: int, **options: Any) -> Group:
     """The group that is asked what this subject promises; see `Group`."""
+    if subject.name == "hybrid":
+        return RegionalGroup(subject, seed, **options)
     return (ConvergentGroup if subject.convergent else Group)(subject, seed, **options)
 
 

@@ -67,6 +67,7 @@ class Subject(msgspec.Struct, frozen=True):
     calm        who comes back after a while deposes no leader
     liars       (random, names) -> members that lie, as for `Group`, if that is not told
     convergent  members apply concurrent commands in different orders (nova.sim.convergent)
+    place       (protocol, members, random) -> options that depend on the members
     successors  other protocols that an operator switches to meanwhile, at random: name -> (maker, options)
     """
 
@@ -80,6 +81,7 @@ class Subject(msgspec.Struct, frozen=True):
     operations: tuple[str, ...] = ()
     calm: bool = False
     convergent: bool = False
+    place: Callable[[str, Sequence[NodeId], Random], dict[str, Any]] | None = None
     liars: Callable[[Random, Sequence[NodeId]], Mapping[NodeId, Callable[[Any, Random], Any]]] | None = None
     successors: dict[str, tuple[Make, dict[str, Any]]] = {}
 
@@ -217,7 +219,9 @@ class Group:
             liars = subject.liars(chance.Random(f"{seed} liars"), members)
         self.liars = dict(liars or {})
         variant = subject.variants[chance.Random(f"{seed} options").randrange(len(subject.variants))]
-        self.epoch = Epoch(0, subject.name, members, options={**subject.options, **variant})
+        self._operator = chance.Random(f"{seed} places")
+        options = {**subject.options, **variant, **self._placed(subject.name, members)}
+        self.epoch = Epoch(0, subject.name, members, options=options)
         self.protocols = {
             subject.name: subject.make,
             **{name: make for name, (make, _) in subject.successors.items()},
@@ -276,6 +280,9 @@ class Group:
             stream = self.world.stream("operations")
             plan += random_plan(stream, names, end, faults=count, kinds=kinds, members=members)
         return sorted(plan, key=lambda fault: fault.at_ns)
+
+    def _placed(self, protocol: str, members: Sequence[NodeId]) -> dict[str, Any]:
+        return {} if self.subject.place is None else self.subject.place(protocol, members, self._operator)
 
     # -- running --
 
@@ -406,7 +413,8 @@ class Group:
         names = list(self.world.names)
         members = names if self._operator.random() < 0.6 else self._operator.sample(names, max(3, len(names) - 1))
         try:
-            out = self.world[node].replica.switch(protocol, members, self.subject.successors[protocol][1])
+            options = self.subject.successors[protocol][1] | self._placed(protocol, sorted(members))
+            out = self.world[node].replica.switch(protocol, members, options)
         except (UsageError, UnavailableError):
             return
         self.world.submit(node, out)

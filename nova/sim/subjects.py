@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from nova.consensus.epaxos import EPaxos
 from nova.consensus.epaxos.messages import MESSAGES as EPAXOS_MESSAGES
 from nova.consensus.eventual import Eventual
 from nova.consensus.eventual.messages import MESSAGES as EVENTUAL_MESSAGES
+from nova.consensus.hybrid import Hybrid
 from nova.consensus.paxos import Paxos
 from nova.consensus.paxos.messages import MESSAGES as PAXOS_MESSAGES
 from nova.consensus.pbft.messages import MESSAGES as PBFT_MESSAGES
@@ -21,13 +23,15 @@ from nova.sim.group import Subject
 from nova.sim.invariants import ChainInvariants, LogInvariants
 from nova.sim.invariants_epaxos import EPaxosInvariants
 from nova.sim.invariants_eventual import EventualInvariants
+from nova.sim.invariants_hybrid import HybridInvariants
 from nova.sim.invariants_paxos import PaxosInvariants
 from nova.sim.invariants_pbft import PBFTInvariants
+from nova.types import NodeId, Random
 
 PROTOCOLS: Final = protocols(dealt)
 """name -> maker of a core, of every protocol."""
 
-CONVERGENT: Final = frozenset(("eventual",))
+CONVERGENT: Final = frozenset(("eventual", "hybrid"))
 """Those whose members apply concurrent commands in different orders: their machine has to be convergent."""
 
 ALL_MESSAGES: Final = all_messages()
@@ -39,7 +43,17 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "epaxos": {"trailing": 50},
     "pbft": {"checkpoint_interval": 20, "window": 60},
     "eventual": {"retained_max": 20},
+    "hybrid": {"retained_max": 50, "inner_options": {"trailing": 10}},
 }
+
+
+def placed(protocol: str, members: Sequence[NodeId], random: Random) -> dict[str, Any]:
+    """For `hybrid`: one to three regions, a member each at least."""
+    if protocol != "hybrid":
+        return {}
+    count = 1 + random.randrange(min(3, len(members)))
+    return {"regions": {member: "abc"[place % count] for place, member in enumerate(members)}}
+
 
 RAFT_VARIANTS: Final[tuple[dict[str, Any], ...]] = (
     {},
@@ -73,6 +87,17 @@ SUBJECTS: Final = {
         variants=EVENTUAL_VARIANTS,
         convergent=True,
     ),
+    "hybrid": Subject(
+        "hybrid",
+        Hybrid,
+        Hybrid.messages,
+        HybridInvariants,
+        nodes=5,
+        options=_OPTIONS["hybrid"],
+        variants=({}, {"push_bytes_max": 100}, {"retained_max": 5, "chunk_bytes": 300, "window": 40}),
+        convergent=True,
+        place=placed,
+    ),
     "adaptive": Subject(
         "raft",
         Raft,
@@ -94,6 +119,7 @@ SUBJECTS: Final = {
         nodes=4,
         options=_OPTIONS["eventual"],
         convergent=True,
+        place=placed,
         successors={
             name: (make, _OPTIONS[name] | ({"seal_votes": 1} if name == "pbft" else {}))
             for name, make in PROTOCOLS.items()

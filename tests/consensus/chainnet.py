@@ -118,6 +118,7 @@ class Net:
         self.seed, self.protocols = seed, protocols
         self.now = 0
         every = [f"n{number}" for number in range(count + spares)]
+        self.names = every
         self.epoch = Epoch(0, protocol, tuple(every[:count]), options=options or {})
         self.flying = []
         self.cuts = set()

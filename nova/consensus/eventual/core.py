@@ -107,7 +107,7 @@ class Eventual(Sealing):
                 f"{options.proposals_max}: try again when some have"
             )
         kept = streams.delivered[me] - streams.forgotten[me]
-        if not self._may_forget() and kept >= options.retained_max:
+        if self._droppable() is None and kept >= options.retained_max:
             self._forget()
             kept = streams.delivered[me] - streams.forgotten[me]
             if kept >= options.retained_max:
@@ -193,8 +193,8 @@ class Eventual(Sealing):
     def _safe(self) -> Vector:
         return tuple(self._copied)
 
-    def _may_forget(self) -> bool:
-        return 2 * self.w > len(self.members)
+    def _droppable(self) -> Vector | None:
+        return tuple(self.streams.delivered) if 2 * self.w > len(self.members) else None
 
     # -- outputs --
 

@@ -5,7 +5,7 @@ what they have (`Marks`); who sees for a whole beat that it lacks something asks
 it, whether its proposer lives or not. Who has forgotten it says that it is gone, and sends its snapshot, chunk by
 chunk; what was delivered beyond that snapshot is delivered again on top of it.
 
-A dot is kept until it is on every member's disk. Where more than half have to store one (`_may_forget`), those that a
+A dot is kept until it is on every member's disk. Where more than half have to store one (`_droppable`), those that a
 silent member lacks are dropped beyond `retained_max` of a stream, and that member gets a snapshot: everybody who is
 heard has them then. Else nobody drops them: two who had dropped what the other lacks could help each other no more.
 """
@@ -111,13 +111,16 @@ class Spread:
         """A member has more on its disk."""
         raise NotImplementedError
 
-    def _may_forget(self) -> bool:
-        """A dot that was delivered is on so many disks that silent members need not be waited for."""
+    def _droppable(self) -> Vector | None:
+        """Up to where dots are on so many disks that silent members need not be waited for; None: nowhere."""
         raise NotImplementedError
 
     def _ended(self) -> Entry | None:
         """The seal, if this epoch has one and everything before it is delivered."""
         raise NotImplementedError
+
+    def _taken(self, dot: Dot) -> None:
+        """A dot came."""
 
     def _safe(self) -> Vector:
         return tuple(self._bounds())
@@ -155,6 +158,7 @@ class Spread:
         """Take a dot, if it is the next of its stream and not too far ahead."""
         if dot.number > self._limit(dot.owner) or not self.streams.take(dot):
             return False
+        self._taken(dot)
         self._fresh.append(dot)
         return True
 
@@ -345,7 +349,7 @@ class Spread:
         packed, self._pull = bytes(pull.incoming.data), None
         try:
             snapshot = unpack_snapshot(packed)
-            vector = self._unpack_core(snapshot)[0]
+            vector, _, extra = self._unpack_core(snapshot)
         except CorruptionError:
             return
         if not covers(vector, self.streams.forgotten) or covers(self.streams.delivered, vector):
@@ -353,16 +357,17 @@ class Spread:
         self._flush(out)
         out.persist += [SNAPSHOT + piece for piece in pieces(packed)]
         out.apply.append(Installed(snapshot))
-        again = self._adopt(snapshot, vector)
+        again = self._adopt(snapshot, vector, extra)
         self._tell(again, out)
 
-    def _adopt(self, snapshot: Snapshot, vector: Vector) -> list[Dot]:
+    def _adopt(self, snapshot: Snapshot, vector: Vector, extra: bytes) -> list[Dot]:
         before = list(self.streams.received)
         again = self.streams.adopt(vector)
         for owner, number in enumerate(self.streams.received):
             if number > before[owner]:  # the snapshot holds what was missing, and gets durable with this turn
                 self._writing.append((self._token + 1, owner, number))
         self._keep(snapshot, vector)
+        self._adopt_extra(extra)
         return again
 
     def _keep(self, snapshot: Snapshot, vector: Vector) -> None:
@@ -393,8 +398,9 @@ class Spread:
     def _forget(self) -> None:
         """Drop what everybody has; and, where that is allowed, what only silent ones lack, if it is too much."""
         stable = joined_low(list(self._have.values()))
-        if self._may_forget():
-            heard = joined_low([self._have[member] for member in self._alive()])
+        droppable = self._droppable()
+        if droppable is not None:
+            heard = joined_low([*(self._have[member] for member in self._alive()), list(droppable)])
             keep = self.options.retained_max
             stable = tuple(
                 max(all_have, min(live, delivered - keep))
@@ -422,7 +428,10 @@ class Spread:
         self._restore_extra(extra)
 
     def _restore_extra(self, extra: bytes) -> None:
-        """Take back what `_extra` gave."""
+        """Take back what `_extra` gave to this member."""
+
+    def _adopt_extra(self, extra: bytes) -> None:
+        """Take what `_extra` gave to another member."""
 
     def _rest(self) -> None:
         """The dots that the restored state holds, and that are kept for others, count as delivered."""
@@ -441,12 +450,14 @@ class Spread:
         try:
             if tag == DOTS:
                 for dot in _unpack_dots(data):
-                    self.streams.take(dot)
+                    if self.streams.take(dot):
+                        self._taken(dot)
             elif tag == SNAPSHOT:
                 snapshot = self._pieces.take(data)
                 if snapshot is not None:
                     self._rest()
-                    self._again = self._adopt(snapshot, self._unpack_core(snapshot)[0])
+                    vector, _, extra = self._unpack_core(snapshot)
+                    self._again = self._adopt(snapshot, vector, extra)
                     self._installed = snapshot
             else:
                 self._replay(tag, data)
