@@ -13,8 +13,8 @@ import typer
 from nova.cli.histories import History
 from nova.cli.output import Json, print_json
 from nova.errors import UsageError
+from nova.sim.convergent import group_of
 from nova.sim.faults import Fault, dump_plan, load_plan
-from nova.sim.group import Group
 from nova.sim.linearize import check_linearizable, read_history
 from nova.sim.shrink import shrink
 from nova.sim.subjects import SUBJECTS
@@ -45,7 +45,7 @@ def _runner(protocol: str, nodes: int, spares: int) -> Runner:
         return Run(violations, history.world.events, history.world.trace, counts, history.plan)
 
     def group(seed: int, faults: int | list[Fault]) -> Run:
-        run = Group(SUBJECTS[protocol], seed, nodes=nodes, spares=spares, faults=faults)
+        run = group_of(SUBJECTS[protocol], seed, nodes=nodes, spares=spares, faults=faults)
         violations = run.run()
         counts = {"commands_acknowledged": run.acknowledged, "reads": len(run.reads)}
         if run.operated:

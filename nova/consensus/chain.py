@@ -31,6 +31,7 @@ import msgspec
 
 from nova.consensus.core import (
     Committed,
+    ConvergentCore,
     Core,
     Entry,
     Epoch,
@@ -45,8 +46,10 @@ from nova.consensus.core import (
     Snapshot,
     StateCore,
     StateWanted,
+    is_convergent,
     unpack_epoch,
 )
+from nova.consensus.frontier import Frontier
 from nova.consensus.notices import CONTROL, Fetch, Holds, Piece, Sealed, Switch, Which
 from nova.consensus.outside import Outside
 from nova.errors import CorruptionError, PeerError, UnavailableError, UsageError
@@ -99,8 +102,9 @@ class Owner(Protocol):
     def began(self) -> list[Any]:
         """A new epoch takes proposals; what was asked of the one before has to be asked again."""
 
-    def reached(self, ordered: bool) -> None:
-        """What is applied from here on is of an epoch with, or without, one order."""
+    def reached(self, ordered: bool, convergent: bool) -> None:
+        """What is applied from here on is of an epoch with, or without, one order; and its members apply what is
+        concurrent in different ones."""
 
 
 class Prefix(msgspec.Struct, frozen=True, array_like=True):
@@ -222,9 +226,24 @@ class Chain:
         """Propose in the newest epoch; raises as `Core.propose`."""
         return self._framed(self._links[-1], self.core.propose(entries))
 
-    def read(self, id: int) -> Outputs:
-        """Read in the newest epoch; raises as `Core.read`."""
-        return self._framed(self._links[-1], self.core.read(id))
+    def read(self, id: int, after: Frontier | None = None) -> Outputs:
+        """Read in the newest epoch, what a session has seen included; raises as `Core.read`, and UnavailableError if it
+        has seen an epoch of which nothing is known here."""
+        if after is not None and after.epoch > self.epoch.number:
+            raise UnavailableError(
+                f"{self.node} is in epoch {self.epoch.number} and has not heard of epoch {after.epoch}; try again",
+                50_000_000,
+            )
+        if after is None or after.epoch < self.epoch.number or not is_convergent(self.core):
+            return self._framed(self._links[-1], self.core.read(id))
+        core = cast(ConvergentCore, self.core)
+        return self._framed(self._links[-1], core.read(id, after.vector))
+
+    @property
+    def frontier(self) -> Frontier:
+        """What a session has seen that was served here just now."""
+        core = self.core
+        return Frontier(self.epoch.number, cast(ConvergentCore, core).frontier if is_convergent(core) else ())
 
     def core_does(self, out: Outputs) -> Outputs:
         """What the newest core wants done about a call of its own."""
@@ -335,7 +354,9 @@ class Chain:
                 newer = not link.core.ordered or snapshot.position > self._owner.applied_position
                 if link in self._links and newer:
                     first = link is self._links[0]
-                    self._owner.reached(link.core.ordered)
+                    self._owner.reached(link.core.ordered, is_convergent(link.core))
+                    if not link.core.ordered:
+                        link.held.clear()  # what the state lacks of it is told again
                     self._owner.install(snapshot, link.epoch.start)
                     if not first:
                         self._reach(link, None, out)
@@ -420,7 +441,7 @@ class Chain:
         if state is not None:
             self._prefix = Prefix(link.epoch.number, state)
         self._arriving = bytearray()
-        self._owner.reached(link.core.ordered)
+        self._owner.reached(link.core.ordered, is_convergent(link.core))
         held, link.held = link.held, []
         entries: list[Entry] = []
         for each in held:

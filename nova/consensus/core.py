@@ -303,6 +303,27 @@ class StateCore(Core, Protocol):
         """The state at a position for which it asked."""
 
 
+class ConvergentCore(Core, Protocol):
+    """A core whose members tell concurrent commands in different orders: `convergent` is True, and `ordered` False.
+
+    A read holds all that was told where it is asked, and what its session saw elsewhere; it is not linearizable.
+    """
+
+    convergent: ClassVar[bool]
+
+    @property
+    def frontier(self) -> tuple[int, ...]:
+        """All that was told here."""
+
+    def read(self, id: int, after: tuple[int, ...] = ()) -> Outputs:
+        """Ask for a state that holds all of `after`: ReadReady or ReadLost follows."""
+
+
+def is_convergent(core: Core) -> bool:
+    """Whether members may apply concurrent commands in different orders: then the machine has to be convergent."""
+    return bool(getattr(core, "convergent", False))
+
+
 @runtime_checkable
 class Reconfigurable(Protocol):
     """What a core can do besides, if it has a leader and its members can change within an epoch."""

@@ -10,6 +10,9 @@ import msgspec
 from nova.consensus.core import Epoch, Make
 from nova.consensus.epaxos import EPaxos
 from nova.consensus.epaxos.messages import MESSAGES as EPAXOS_MESSAGES
+from nova.consensus.eventual import Eventual
+from nova.consensus.eventual.messages import MESSAGES as EVENTUAL_MESSAGES
+from nova.consensus.hybrid import Hybrid
 from nova.consensus.paxos import Paxos
 from nova.consensus.paxos.messages import MESSAGES as PAXOS_MESSAGES
 from nova.consensus.pbft import maker as pbft_maker
@@ -20,7 +23,13 @@ from nova.consensus.raft.messages import MESSAGES as RAFT_MESSAGES
 from nova.errors import UsageError
 from nova.types import NodeId
 
-CRASH_FAULTS: Final[Mapping[str, Make]] = {"raft": Raft, "paxos": Paxos, "epaxos": EPaxos}
+CRASH_FAULTS: Final[Mapping[str, Make]] = {
+    "raft": Raft,
+    "paxos": Paxos,
+    "epaxos": EPaxos,
+    "eventual": Eventual,
+    "hybrid": Hybrid,
+}
 """Name, as an `Epoch` has it -> maker, of those that bear crashes and no lies."""
 
 
@@ -39,5 +48,8 @@ def protocol_named(name: str, known: Mapping[str, Make]) -> Make:
 
 
 def all_messages() -> tuple[type[msgspec.Struct], ...]:
-    """What members may send each other, whatever the epoch: a member is reached by frames of other epochs, too."""
-    return (*RAFT_MESSAGES, *PAXOS_MESSAGES, *EPAXOS_MESSAGES, *PBFT_MESSAGES)
+    """What members may send each other, whatever the epoch: a member is reached by frames of other epochs, too.
+
+    Those of `hybrid` are Raft's, and some of `eventual`.
+    """
+    return (*RAFT_MESSAGES, *PAXOS_MESSAGES, *EPAXOS_MESSAGES, *PBFT_MESSAGES, *EVENTUAL_MESSAGES)

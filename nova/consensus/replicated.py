@@ -31,9 +31,11 @@ from nova.consensus.core import (
     Reconfigurable,
     SealedError,
     Snapshot,
+    is_convergent,
     pack,
     unpack,
 )
+from nova.consensus.frontier import Frontier
 from nova.consensus.notices import CONTROL
 from nova.consensus.sessions import BATCH_MAX, OPEN, Code, Machine, Outcome, Sessions
 from nova.errors import CorruptionError, UsageError
@@ -118,7 +120,7 @@ class ReplicatedMachine:
         self.config = config or ReplicatedConfig()
         self._log_last = log_last
         self.chain = Chain(node, epoch, self, protocols=protocols, random=random, now_ns=now_ns)
-        self.sessions = Sessions(machine, ordered=self.core.ordered)
+        self.sessions = Sessions(machine, ordered=self.core.ordered, convergent=is_convergent(self.core))
         self.applied_position = epoch.start - 1
         self.failure: str | None = None
         self._term = 0
@@ -127,6 +129,7 @@ class ReplicatedMachine:
         self._reads: dict[int, bytes | tuple[bytes, ...]] = {}
         self._ready: list[tuple[int, int]] = []  # (position, id) of reads that wait until this much is applied
         self._since_checkpoint = 0
+        self._strangers: dict[tuple[int, int, bytes], int] = {}  # commands that wait for their session to be known
         self._askers: dict[NodeId, int] = {}  # who forwarded commands, and the position of the newest; 0: queued
         self._followed: NodeId | None = None  # the leader to whom, or by whom, what is pending was proposed
 
@@ -162,22 +165,32 @@ class ReplicatedMachine:
 
     def forget(self, command: Command) -> None:
         """Nobody waits for this any more (a time-out): it may still be applied, or never."""
+        self._strangers.pop(name_of(command), None)
         self._pending.pop(name_of(command), None)
 
-    def read(self, id: int, query: bytes) -> Outputs:
-        """Read linearizably; a `ReadAnswered` follows, or a ReadLost: ask again. Raises NotLeaderError."""
-        return self._read(id, query)
+    def read(self, id: int, query: bytes, after: Frontier | None = None) -> Outputs:
+        """Read linearizably; a `ReadAnswered` follows, or a ReadLost: ask again. Raises NotLeaderError.
 
-    def read_many(self, id: int, queries: Sequence[bytes]) -> Outputs:
+        Where members are convergent: read what is here, when it holds all that was seen by a session (`after`). Raises
+        UnavailableError if that is of an epoch of which nothing is known here.
+        """
+        return self._read(id, query, after)
+
+    def read_many(self, id: int, queries: Sequence[bytes], after: Frontier | None = None) -> Outputs:
         """As `read`, with many queries for the price of one: a `ReadsAnswered` follows."""
-        return self._read(id, tuple(queries))
+        return self._read(id, tuple(queries), after)
 
-    def _read(self, id: int, asked: bytes | tuple[bytes, ...]) -> Outputs:
+    @property
+    def frontier(self) -> Frontier:
+        """What a session has seen that was answered here just now; it joins these, and reads behind them."""
+        return self.chain.frontier
+
+    def _read(self, id: int, asked: bytes | tuple[bytes, ...], after: Frontier | None) -> Outputs:
         if len(self._reads) >= self.config.pending_max:
             raise OverloadedError(f"{len(self._reads)} reads wait for an answer; try again when some are answered")
         self._reads[id] = asked
         try:
-            return self._done(self.chain.read(id))
+            return self._done(self.chain.read(id, after))
         except BaseException:
             del self._reads[id]
             raise
@@ -261,8 +274,13 @@ class ReplicatedMachine:
         """Propose, or forward to the leader, what was submitted since the last turn."""
         out = Outputs()
         queued = bool(self._queue)
+        convergent = queued and is_convergent(self.core)
+        if convergent and not self.chain.whole:
+            return self._done(out)  # what is admitted is a matter of the state before this epoch
         while self._queue:
             batch = self._batch()
+            if convergent and not (batch := self._admitted(batch, out)):
+                continue
             try:
                 # Without a leader they stay in the queue; else they are on their way, and wait for their answer.
                 out.extend(self.chain.propose([(Kind.COMMANDS, pack(batch))]))
@@ -280,9 +298,37 @@ class ReplicatedMachine:
             self._askers = {asker: position or last for asker, position in self._askers.items()}
         return self._done(out)
 
+    def _admitted(self, batch: list[Command], out: Outputs) -> list[Command]:
+        """Those that may be proposed; see `Sessions.admission`. Some are answered, and some wait until they are due."""
+        admitted: list[Command] = []
+        for command in batch:
+            refused = self.sessions.admission(command, self.epoch.start)
+            name = name_of(command)
+            if refused is None:
+                admitted.append(command)
+            elif refused.code is not Code.GAP:
+                if self._pending.pop(name, None) is not None:
+                    out.apply.append(Answered(command, refused, self.applied_position))
+            elif (pending := self._pending.get(name)) is not None:
+                pending.queued = False
+                if command.session and command.session not in self.sessions:
+                    self._strangers[name] = command.session
+        return admitted
+
+    def _welcome(self) -> None:
+        """Commands whose session was not known here may be proposed when it is."""
+        for name, session in list(self._strangers.items()):
+            if session in self.sessions:
+                del self._strangers[name]
+                pending = self._pending.get(name)
+                if pending is not None and not pending.queued:
+                    pending.queued = True
+                    self._queue.append(pending.command)
+
     def _batch(self) -> list[Command]:
-        # Without a total order an entry is what commutes or not.
-        return native.take(self._queue, BATCH_MAX if self.core.ordered else 1, self.config.entry_bytes_max)
+        # Without a total order an entry is what commutes or not; where all of it does, that is nothing to go by.
+        many = self.core.ordered or is_convergent(self.core)
+        return native.take(self._queue, BATCH_MAX if many else 1, self.config.entry_bytes_max)
 
     def applied(self, event: Any) -> Outputs:
         """An event is due: its records are on disk, and so is the state of a `Checkpoint`. All others were acted upon
@@ -302,13 +348,14 @@ class ReplicatedMachine:
         """Machine and sessions."""
         return self.sessions.snapshot()
 
-    def reached(self, ordered: bool) -> None:
+    def reached(self, ordered: bool, convergent: bool) -> None:
         """What is applied from here on is of an epoch with, or without, one order."""
-        self.sessions.order(ordered)
+        self.sessions.order(ordered, convergent)
 
     def began(self) -> list[Any]:
         """Ask the new epoch for what the old one may have left void; sessions tell what was applied."""
         self._askers.clear()
+        self._strangers.clear()
         self._ask_again(0)
         ready = {id for _, id in self._ready}
         lost = tuple(id for id in self._reads if id not in ready)
@@ -353,6 +400,8 @@ class ReplicatedMachine:
             out += native.answer(
                 self._pending, commands, outcomes, entry.position, Answered, Code.GAP, self.config.retry_ticks
             )
+        if self._strangers:
+            self._welcome()
         return out + self._answer_reads()
 
     def _answer_reads(self) -> list[Any]:
@@ -436,7 +485,7 @@ class ReplicatedMachine:
     def restore(self, state: bytes) -> None:
         """Start from the state of a `Checkpoint`, before `replay`. Raises CorruptionError."""
         snapshot = self.chain.restore(state)
-        self.sessions.order(self.core.ordered)
+        self.sessions.order(self.core.ordered, is_convergent(self.core))
         self.install(snapshot, self.epoch.start)
 
     def replay(self, record: bytes) -> None:

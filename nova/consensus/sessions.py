@@ -66,6 +66,8 @@ class Sessions:
 
     ordered       commands of a session must come in order; what comes after a gap is refused. Otherwise (EPaxos) those
                   of different keys may overtake each other within `window`
+    convergent    members apply concurrent commands in different orders (nova.consensus.eventual). No answer is kept
+                  then, for it may differ, and no session expires: `admission` refuses at the proposer what would
     sessions_max  beyond, one expires: that which was silent the longest, or, without one order, the oldest. Commands
                   that open sessions have no key, so they stand in one order with all others everywhere
     window        answers kept of each session
@@ -78,9 +80,16 @@ class Sessions:
     """Tests turn it off, to hold both against each other."""
 
     def __init__(
-        self, machine: Machine, *, ordered: bool = True, sessions_max: int = SESSIONS_MAX, window: int = WINDOW
+        self,
+        machine: Machine,
+        *,
+        ordered: bool = True,
+        convergent: bool = False,
+        sessions_max: int = SESSIONS_MAX,
+        window: int = WINDOW,
     ) -> None:
         self.machine = machine
+        self.convergent = convergent
         self.ordered, self.sessions_max, self.window = ordered, sessions_max, window
         self._sessions: OrderedDict[int, Session] = OrderedDict()
         self.applied = 0
@@ -91,16 +100,34 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def order(self, ordered: bool) -> None:
+    def __contains__(self, session: int) -> bool:
+        return session in self._sessions
+
+    def order(self, ordered: bool, convergent: bool = False) -> None:
         """Go on under a protocol with, or without, one order: from a table that is the same everywhere."""
+        self.convergent = convergent
         if ordered != self.ordered:
             self.ordered = ordered
             self._sessions = OrderedDict(sorted(self._sessions.items()))
 
+    def admission(self, command: Command, start: int) -> Outcome | None:
+        """Before a command is proposed where members are convergent: None if it may be.
+
+        What this member admits all others will: they apply it behind all that was applied here. GAP: not yet, for its
+        session is not known here, or what comes before it; EXPIRED: its session is older than the epoch, which begins
+        at `start` with a table that is the same everywhere. Any other: it was applied.
+        """
+        if command.session:
+            refused = self._refusal(self._sessions.get(command.session), command)
+            young = command.session >= start * BATCH_MAX
+            return Outcome(Code.GAP) if refused is not None and refused.code is Code.EXPIRED and young else refused
+        full = command.sequence == OPEN and len(self._sessions) >= self.sessions_max
+        return Outcome(Code.GAP) if full else None  # it waits for the end of the epoch
+
     def apply(self, position: int, commands: Sequence[Command]) -> list[Outcome]:
         """Apply the commands of one entry; an outcome for each. The id of an opened session is 8 bytes, big-endian."""
         self.last = max(self.last, position)
-        if self.compiled:
+        if self.compiled and not self.convergent:  # where answers are kept
             usual = apply_fresh(
                 self._sessions, commands, self.machine.apply, Outcome, Code.OK, self.ordered, self.window
             )
@@ -137,7 +164,7 @@ class Sessions:
                 raise CorruptionError(f"the machine gave {len(answers)} answers to {len(fresh)} commands")
             for (place, command, session), answer in zip(fresh, answers, strict=True):
                 outcomes[place] = outcome = Outcome(Code.OK, answer)
-                if session is not None and command.sequence in session.answers:
+                if session is not None and command.sequence in session.answers and not self.convergent:
                     session.answers[command.sequence] = outcome
         return [
             outcome if outcome is not None else self._told(command)
@@ -147,7 +174,7 @@ class Sessions:
     def _open(self, position: int, place: int) -> Outcome:
         id = position * BATCH_MAX + place
         self._sessions[id] = Session()
-        while len(self._sessions) > self.sessions_max:
+        while len(self._sessions) > self.sessions_max and not self.convergent:
             if self.ordered:
                 self._sessions.popitem(last=False)
             else:  # a member that got a snapshot does not know in which order they were opened

@@ -37,7 +37,7 @@ from nova.consensus.sessions import OPEN, Code
 from nova.errors import NovaError, UnavailableError, UsageError
 from nova.sim import machine
 from nova.sim.faults import KINDS, SECOND, Change, Fault, Operation, Transfer, random_plan
-from nova.sim.machine import KeyValue
+from nova.sim.machine import Bags, KeyValue
 from nova.sim.network import Link
 from nova.sim.world import InvariantError, World
 from nova.storage.base import Log, Snapshots
@@ -66,6 +66,8 @@ class Subject(msgspec.Struct, frozen=True):
     operations  kinds of what operators can do with it: a core has `change` and `transfer`
     calm        who comes back after a while deposes no leader
     liars       (random, names) -> members that lie, as for `Group`, if that is not told
+    convergent  members apply concurrent commands in different orders (nova.sim.convergent)
+    place       (protocol, members, random) -> options that depend on the members
     successors  other protocols that an operator switches to meanwhile, at random: name -> (maker, options)
     """
 
@@ -78,6 +80,8 @@ class Subject(msgspec.Struct, frozen=True):
     variants: tuple[dict[str, Any], ...] = ({},)
     operations: tuple[str, ...] = ()
     calm: bool = False
+    convergent: bool = False
+    place: Callable[[str, Sequence[NodeId], Random], dict[str, Any]] | None = None
     liars: Callable[[Random, Sequence[NodeId]], Mapping[NodeId, Callable[[Any, Random], Any]]] | None = None
     successors: dict[str, tuple[Make, dict[str, Any]]] = {}
 
@@ -89,7 +93,7 @@ class GroupMember:
         self, group: Group, node: NodeId, log: Log, snapshots: Snapshots, random: Random, now_ns: Callable[[], int]
     ) -> None:
         self._snapshots, self._log = snapshots, log
-        self.values = KeyValue()
+        self.values = Bags() if group.subject.convergent else KeyValue()
         self.replica = ReplicatedMachine(
             node,
             group.epoch,
@@ -215,7 +219,9 @@ class Group:
             liars = subject.liars(chance.Random(f"{seed} liars"), members)
         self.liars = dict(liars or {})
         variant = subject.variants[chance.Random(f"{seed} options").randrange(len(subject.variants))]
-        self.epoch = Epoch(0, subject.name, members, options={**subject.options, **variant})
+        self._operator = chance.Random(f"{seed} places")
+        options = {**subject.options, **variant, **self._placed(subject.name, members)}
+        self.epoch = Epoch(0, subject.name, members, options=options)
         self.protocols = {
             subject.name: subject.make,
             **{name: make for name, (make, _) in subject.successors.items()},
@@ -274,6 +280,9 @@ class Group:
             stream = self.world.stream("operations")
             plan += random_plan(stream, names, end, faults=count, kinds=kinds, members=members)
         return sorted(plan, key=lambda fault: fault.at_ns)
+
+    def _placed(self, protocol: str, members: Sequence[NodeId]) -> dict[str, Any]:
+        return {} if self.subject.place is None else self.subject.place(protocol, members, self._operator)
 
     # -- running --
 
@@ -404,7 +413,8 @@ class Group:
         names = list(self.world.names)
         members = names if self._operator.random() < 0.6 else self._operator.sample(names, max(3, len(names) - 1))
         try:
-            out = self.world[node].replica.switch(protocol, members, self.subject.successors[protocol][1])
+            options = self.subject.successors[protocol][1] | self._placed(protocol, sorted(members))
+            out = self.world[node].replica.switch(protocol, members, options)
         except (UsageError, UnavailableError):
             return
         self.world.submit(node, out)

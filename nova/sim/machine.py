@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from nova.consensus.core import Command
+from nova.errors import UsageError
 
 _pack = msgspec.msgpack.Encoder(order="deterministic").encode
 _unpack = msgspec.msgpack.Decoder().decode
@@ -84,6 +85,22 @@ class KeyValue:
     def restore(self, data: bytes) -> None:
         self.values = _unpack(data)
         self._digest = sum(_hash(key, value) for key, value in self.values.items()) & _MASK
+
+
+class Bags(KeyValue):
+    """A machine for members that apply concurrent commands in different orders: each key has a sorted bag of values.
+
+    Its answers do depend on the order, as those of a convergent machine may.
+    """
+
+    def _one(self, what: str, key: str, *arguments: Any) -> Any:
+        value = self.values.get(key)
+        if what == "get":
+            return value
+        if what != "append":
+            raise UsageError(f"{what} does not commute; convergent machines here know append and get")
+        self._replace(key, value, sorted([*(value or ()), arguments[0]]))
+        return len(value or ()) + 1
 
 
 def _hash(key: str, value: Any) -> int:

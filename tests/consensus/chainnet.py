@@ -34,7 +34,7 @@ class Member:
         return self.first + len(self.records) - 1
 
     def start(self):
-        self.values = KeyValue()
+        self.values = self.net.machine()
         self.replica = ReplicatedMachine(
             self.name,
             self.net.epoch,
@@ -112,11 +112,13 @@ class Member:
 class Net:
     """The group. Nothing arrives before `deliver`."""
 
-    def __init__(self, protocols, protocol, count=3, *, spares=0, seed=0, options=None, retry_ticks=30):
+    def __init__(self, protocols, protocol, count=3, *, spares=0, seed=0, options=None, retry_ticks=30, machine=None):
         self.retry_ticks = retry_ticks
+        self.machine = machine or KeyValue
         self.seed, self.protocols = seed, protocols
         self.now = 0
         every = [f"n{number}" for number in range(count + spares)]
+        self.names = every
         self.epoch = Epoch(0, protocol, tuple(every[:count]), options=options or {})
         self.flying = []
         self.cuts = set()
