@@ -19,6 +19,7 @@ from nova.errors import CompactedError, LimitError, NovaError, StaleContextError
 from nova.metrics import Registry
 from nova.runtime import Runtime, seeded, wall_ns
 from nova.server.config import NodeConfig, store_config
+from nova.server.links import Pace
 from nova.server.no_group import NoGroup, check_eventual
 from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
 from nova.store.core import Durable
@@ -84,6 +85,7 @@ class Node(NoGroup):
         except BaseException:
             self.directory.close()
             raise
+        self.pace = Pace(config.sync, self.registry)
         self._schedule = Schedule(config.limits.checkpoint_ms, self.directory.checkpoints.newest())
         self._metrics()
 
@@ -132,7 +134,9 @@ class Node(NoGroup):
                 suspicion_ms=config.gossip.suspicion_ms,
             ),
             gossip=GossipConfig(
-                tick_ms=TICK_MS, round_ms=config.gossip.round_ms, push_pull_ms=config.gossip.push_pull_ms
+                tick_ms=TICK_MS,
+                round_ms=self.pace.round_ms(config.gossip.round_ms),
+                push_pull_ms=config.gossip.push_pull_ms,
             ),
             antientropy=AntiEntropyConfig(tick_ms=TICK_MS, period_ms=config.gossip.anti_entropy_ms),
             retire=RetireConfig(tick_ms=TICK_MS),
@@ -288,6 +292,7 @@ class Node(NoGroup):
             },
             "http": self.config.http,
             "listen": self.listen,
+            **({"sync": str(self.pace.sync.mode)} if self.pace.configured else {}),
         }
 
     def peers(self) -> Rows:
@@ -537,6 +542,7 @@ class Node(NoGroup):
                 break
             await asyncio.sleep(1)
             try:
+                self._look_at_links()
                 self.directory.index()
                 if self.directory.since_snapshot_bytes > self.config.limits.snapshot_log_bytes:
                     await self._snapshot()
@@ -551,6 +557,12 @@ class Node(NoGroup):
                         log.info("retention dropped %d audit events", dropped)
             except (NovaError, OSError) as error:
                 self._fatal(error)
+
+    def _look_at_links(self) -> None:
+        rtts = (link.rtt_ms for link in self.mesh.stats().values() if link.connected)
+        if self.pace.configured and (round_ms := self.pace.look(time.monotonic_ns(), rtts)) is not None:
+            log.info("the network counts as %s: clocks are told every %d ms", self.pace.sync.mode, round_ms)
+            self.cluster.gossip.pace(round_ms)
 
     async def _checkpoint_due(self) -> None:
         try:

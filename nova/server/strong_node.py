@@ -17,6 +17,7 @@ from nova.store.model import Change, Entry, Put
 from nova.store.points import Rollback
 from nova.store.strong import Transacted
 from nova.store.strong.commands import Condition, Operation
+from nova.sync.statesync import Carrier
 
 Entries = list[Entry]
 
@@ -61,7 +62,7 @@ class StrongNode(Node):
         }
 
     def _strong(self, key: str) -> bool:
-        return self.classes.of(key) is KeyClass.STRONG
+        return self.pace.sync.carrier(self.classes.of(key)) is Carrier.LOG
 
     # -- the API's backend --
 
