@@ -86,6 +86,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     escalate       who is told, one after the other, of a conflict that waits for somebody; each after one more
     escalate_ms    of these, counted from when the conflict was found
     classes        key prefix -> class of the keys below it: eventual or strong; without one a key is eventual
+    sync           what the network is like: datacenter, internet, hybrid, or auto to find it out by round trips; sets
+                   gossip.round_ms (internet 500, else 200). Default: not looked at
     link_delay_ms  region -> one-way delay that is added to what is sent there (emulation, for demonstrations)
     """
 
@@ -118,6 +120,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     escalate_ms: int = 3_600_000
     classes: dict[str, str] = {}
     consensus: Consensus = Consensus()
+    sync: str = ""
     link_delay_ms: dict[str, float] = {}
 
     def __repr__(self) -> str:
@@ -463,6 +466,11 @@ def read_text(file: str | os.PathLike[str]) -> str:
         raise ConfigError(f"{file}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
 
 
+def _check_sync(sync: str) -> None:
+    if sync not in ("", "auto", "datacenter", "internet", "hybrid"):
+        raise ValueError("is no mode; use auto, datacenter, internet or hybrid, or leave it out")
+
+
 def _check_delays(delays: dict[str, float]) -> None:
     for region, delay in delays.items():
         if not 0 <= delay <= 10_000:
@@ -505,6 +513,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "escalate_ms": _between(1_000, 30 * 86_400_000),
     "link_delay_ms": _check_delays,
     "classes": group_config.check_classes,
+    "sync": _check_sync,
     "consensus.members": group_config.check_members,
     "consensus.listen": group_config.check_listen,
     "consensus.protocol": group_config.check_protocol,

@@ -70,6 +70,7 @@ class Status(msgspec.Struct):
     """The node in numbers; `digest` is equal on nodes that hold equal states.
 
     `strong_keys` is there if the node is of a group, of which /v1/consensus tells more; `keys` are the eventual ones.
+    `sync` is the mode of the network, if that is configured.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Status(msgspec.Struct):
     http: str
     listen: str
     strong_keys: int | msgspec.UnsetType = msgspec.UNSET
+    sync: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Peer(msgspec.Struct):

@@ -17,6 +17,7 @@ from nova.errors import CompactedError, LimitError, NovaError, StaleContextError
 from nova.metrics import Registry
 from nova.runtime import Runtime, seeded, wall_ns
 from nova.server.config import NodeConfig, store_config
+from nova.server.links import Pace
 from nova.server.no_group import NoGroup, check_eventual
 from nova.server.upkeep import LIST_MAX, Upkeep
 from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
@@ -78,6 +79,7 @@ class Node(Upkeep, NoGroup):
         except BaseException:
             self.directory.close()
             raise
+        self.pace = Pace(config.sync, self.registry)
         self._schedule = Schedule(config.limits.checkpoint_ms, self.directory.checkpoints.newest())
         self._metrics()
 
@@ -126,7 +128,9 @@ class Node(Upkeep, NoGroup):
                 suspicion_ms=config.gossip.suspicion_ms,
             ),
             gossip=GossipConfig(
-                tick_ms=TICK_MS, round_ms=config.gossip.round_ms, push_pull_ms=config.gossip.push_pull_ms
+                tick_ms=TICK_MS,
+                round_ms=self.pace.round_ms(config.gossip.round_ms),
+                push_pull_ms=config.gossip.push_pull_ms,
             ),
             antientropy=AntiEntropyConfig(tick_ms=TICK_MS, period_ms=config.gossip.anti_entropy_ms),
             retire=RetireConfig(tick_ms=TICK_MS),
@@ -283,6 +287,7 @@ class Node(Upkeep, NoGroup):
             },
             "http": self.config.http,
             "listen": self.listen,
+            **({"sync": str(self.pace.sync.mode)} if self.pace.configured else {}),
         }
 
     def peers(self) -> Rows:
@@ -442,6 +447,12 @@ class Node(Upkeep, NoGroup):
         return UnavailableError(
             f"storage failed: {error}; the newest write of this key is not acknowledged, restart the node", 10**10
         )
+
+    def _look_at_links(self) -> None:
+        rtts = (link.rtt_ms for link in self.mesh.stats().values() if link.connected)
+        if self.pace.configured and (round_ms := self.pace.look(time.monotonic_ns(), rtts)) is not None:
+            log.info("the network counts as %s: clocks are told every %d ms", self.pace.sync.mode, round_ms)
+            self.cluster.gossip.pace(round_ms)
 
     def _metrics(self) -> None:
         space, replica = self.replica.space, self.replica

@@ -12,12 +12,13 @@ from nova.server.config import NodeConfig
 from nova.server.group import Group
 from nova.server.node import Names, Node, Points, Puts, Results
 from nova.server.upkeep import LIST_MAX
-from nova.store.classes import KeyClass, KeyClasses
+from nova.store.classes import READY, KeyClass, KeyClasses
 from nova.store.decisions import Decided
 from nova.store.model import Change, Entry, Put
 from nova.store.points import Rollback
 from nova.store.strong import Transacted
 from nova.store.strong.commands import Condition, Operation
+from nova.sync.statesync import Carrier
 
 Entries = list[Entry]
 
@@ -62,7 +63,10 @@ class StrongNode(Node):
         }
 
     def _strong(self, key: str) -> bool:
-        return self.classes.of(key) is KeyClass.STRONG
+        return self._by_group(self.classes.of(key))
+
+    def _by_group(self, kind: KeyClass) -> bool:
+        return self.pace.sync.carrier(kind) is not Carrier.GOSSIP
 
     # -- the API's backend --
 
@@ -117,14 +121,14 @@ class StrongNode(Node):
     async def list(
         self, prefix: str, limit: int, after: str | None, consistency: str | None = None
     ) -> tuple[Entries, str | None]:
-        below = self.classes.below(prefix)
-        if KeyClass.STRONG not in below:
+        ways = {self._by_group(kind) for kind in self.classes.below(prefix)}
+        if ways == {False}:
             return await super().list(prefix, limit, after, consistency)
         limit = min(limit, LIST_MAX)
         strong, more = await self.group.keys.list(prefix, limit, after or "", consistency=consistency or "linearizable")
         # The group may hold keys of a prefix that is not strong any more, as the store may hold such that are now.
         pages: list[tuple[Entries, str | None]] = [([entry for entry in strong if self._strong(entry.key)], more)]
-        if KeyClass.EVENTUAL in below:
+        if False in ways:
             eventual, more = await super().list(prefix, limit, after, None)
             pages.append(([entry for entry in eventual if not self._strong(entry.key)], more))
         return merged(pages, limit)
@@ -140,7 +144,7 @@ class StrongNode(Node):
             (chosen,) = below
         else:
             chosen = _chosen(kind)
-        changes = super().watch(since, prefix) if chosen is KeyClass.EVENTUAL else self.group.keys.watch(since, prefix)
+        changes = super().watch(since, prefix) if not self._by_group(chosen) else self.group.keys.watch(since, prefix)
         async for change in changes:
             if change is None or self.classes.of(change.key) is chosen:
                 yield change
@@ -249,8 +253,8 @@ def merged(pages: Sequence[tuple[Entries, str | None]], limit: int) -> tuple[Ent
 
 
 def _chosen(kind: str) -> KeyClass:
-    if kind not in (KeyClass.EVENTUAL, KeyClass.STRONG):
-        raise UsageError(f"class is {kind!r}; use eventual or strong")
+    if kind not in READY:
+        raise UsageError(f"class is {kind!r}; use one of {', '.join(READY)}")
     return KeyClass(kind)
 
 

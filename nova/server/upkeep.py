@@ -56,6 +56,9 @@ class Upkeep:
     async def _durable(self, token: int) -> None:
         raise NotImplementedError
 
+    def _look_at_links(self) -> None:
+        raise NotImplementedError
+
     def _check_writable(self) -> None:
         raise NotImplementedError
 
@@ -182,6 +185,7 @@ class Upkeep:
                 break
             await asyncio.sleep(1)
             try:
+                self._look_at_links()
                 self.directory.index()
                 if self.directory.since_snapshot_bytes > self.config.limits.snapshot_log_bytes:
                     await self._snapshot()

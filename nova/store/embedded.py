@@ -106,6 +106,7 @@ class ReplicatedStore:
     raises       UsageError if the directory is in use or belongs to another node or a newer release;
                  CorruptionError if its log is damaged
 
+    Its keys are eventual: strong ones need a group (`nova.store.strong`, or the classes of `nova serve`).
     Calls return when their writes are on disk. Not for use from several threads at once. A cluster of these, with
     transport, membership and an HTTP API, is `nova serve`; two of them in one program meet through `sync_with`.
     """

@@ -213,6 +213,10 @@ class Gossip:
         self._next_round = self._config.ticks(self._config.round_ms)
         self._next_push_pull = 1 + random.randrange(self._config.ticks(self._config.push_pull_ms))
 
+    def pace(self, round_ms: int) -> None:
+        """Tell clocks at most this often from the next round on."""
+        self._config = msgspec.structs.replace(self._config, round_ms=round_ms)
+
     # -- who is there --
 
     def set_peers(self, peers: Mapping[NodeId, Region]) -> None:

@@ -84,6 +84,12 @@ def test_strong_keys_without_a_group_are_refused(toml: Any) -> None:
     assert load(toml('name = "a"\nclasses = { "cfg/" = "eventual" }\n')).consensus.members == {}
 
 
+def test_the_mode_of_the_network_is_one_of_a_few(toml: Any) -> None:
+    assert load(toml('sync = "auto"\n')).sync == "auto"
+    with pytest.raises(ConfigError, match='sync = "lan" is no mode; use auto, datacenter, internet or hybrid'):
+        load(toml('sync = "lan"\n'))
+
+
 def test_other_machines_may_be_members_with_a_key(toml: Any) -> None:
     text = GROUP.replace("127.0.0.1:7521", "10.0.0.2:7521").replace('name = "a"', f'name = "a"\nkey = "{KEY}"')
     assert load(toml(text)).consensus.members["b"] == "10.0.0.2:7521"

@@ -15,6 +15,7 @@ from nova.server.config import Limits, NodeConfig
 from nova.server.group_config import Consensus
 from nova.server.strong_node import StrongNode
 from nova.store.model import Put
+from nova.transport.mesh import PeerStats
 
 
 def free_ports(count: int) -> list[int]:
@@ -115,3 +116,29 @@ def test_hidden_keys_are_of_the_other_class_and_come_back_with_it(tmp_path: Path
                 await node.stop()
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_slow_links_slow_the_pace_of_gossip_where_the_mode_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(sync: str, began: int, ended: int) -> None:
+        settings = config(tmp_path)
+        plain = {name: getattr(settings, name) for name in settings.__struct_fields__}
+        node = StrongNode(NodeConfig(**{**plain, "sync": sync}))
+        await node.start()
+        try:
+            assert node.cluster.gossip._config.round_ms == began
+            node.pace.sync._every_ns = 0
+            far = PeerStats("127.0.0.1:1", True, 1, 0, 0, 180.0, 0)
+            monkeypatch.setattr(node.mesh, "stats", lambda: {"b": far, "c": far})
+            for _ in range(2):
+                node._look_at_links()
+            assert node.cluster.gossip._config.round_ms == ended
+            assert node.status().get("sync") == {"auto": "internet", "": None}.get(sync, sync)
+            assert (b"\nnova_sync_mode_internet 1" in node.metrics()) == (ended == 500)
+        finally:
+            monkeypatch.undo()
+            await node.stop()
+
+    for sync, began, ended in (("auto", 200, 500), ("datacenter", 200, 200), ("internet", 500, 500), ("", 200, 200)):
+        asyncio.run(asyncio.wait_for(scenario(sync, began, ended), 30))
