@@ -16,6 +16,7 @@ import msgspec
 
 from nova.consensus.core import Command, OverloadedError
 from nova.consensus.dialogue import (
+    MESSAGE_BYTES_MIN,
     OVERLOADED,
     TOO_LARGE,
     Answers,
@@ -58,8 +59,9 @@ class ServingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if value < 1:
-                raise UsageError(f"{name} is {value}; give 1 or more")
+            least = MESSAGE_BYTES_MIN if name == "message_bytes_max" else 1
+            if value < least:
+                raise UsageError(f"{name} is {value}; give {least} or more")
 
 
 class _Client:

@@ -22,6 +22,7 @@ from typing import Final
 from nova.consensus.callers import Callers, Many, Waiter
 from nova.consensus.core import Command, OverloadedError, UnknownOutcomeError
 from nova.consensus.dialogue import (
+    BATCH_BYTES,
     CONSISTENCIES,
     LINEARIZABLE,
     LOCAL,
@@ -44,8 +45,6 @@ from nova.consensus.pbft.replies import Replies
 from nova.consensus.sessions import OPEN, Code, Outcome
 from nova.errors import LimitError, NovaError, PeerError, UnavailableError, UsageError
 
-BATCH_BYTES: Final = 256 * 1024
-"""Of the commands in one message, unless it is a single one."""
 OPENING_TICKS: Final = 100
 """With faults: members that cannot agree which session was opened are asked anew after so many."""
 
@@ -259,6 +258,15 @@ class Asking:
         """What `Callers` lets fly: to be taken by `take`. Without a stream it stays behind, and is known to."""
         if not self._links or self._stall is not None:
             raise OverloadedError("no member takes commands now")
+
+    def unsendable(self, name: Link, question: Question, error: LimitError) -> None:
+        """The stream takes no message as large as this. What was to follow it on this stream must not be sent."""
+        if isinstance(question, Propose):
+            self.step(name, Refused(question.session, question.first, TOO_LARGE, str(error), 0))
+        elif isinstance(question, Query):
+            read = self._reads.pop(question.id, None)
+            if read is not None and not read.waiter.done():
+                read.waiter.set_exception(error)
 
     # -- replies --
 

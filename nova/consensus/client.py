@@ -27,12 +27,13 @@ from nova.consensus.core import UnknownOutcomeError
 from nova.consensus.dialogue import (
     LINEARIZABLE,
     MemberStatus,
+    Propose,
     Standing,
     client_cluster,
     question_codec,
     reply_codec,
 )
-from nova.errors import PeerError, UnavailableError, UsageError
+from nova.errors import LimitError, PeerError, UnavailableError, UsageError
 from nova.transport import Identity, Limits, Stream, TcpTransport
 from nova.transport.tcp import is_loopback, split_address
 from nova.types import NodeId
@@ -260,10 +261,17 @@ class ConsensusClient:
     def _flush(self) -> None:
         """All that was asked in a turn of the loop goes as one."""
         self._flush_due = False
+        full: set[Any] = set()
         for address, question in self._core.take():
             stream = self._streams.get(str(address))
-            if stream is not None and not stream.send(self._questions.encode(question)) and not stream.closed:
-                stream.abort("the member does not read what it is asked")
+            if stream is None or (address in full and isinstance(question, Propose)):
+                continue
+            try:
+                if not stream.send(self._questions.encode(question)) and not stream.closed:
+                    stream.abort("the member does not read what it is asked")
+            except LimitError as error:  # asked before the member told its limit, or a query: nothing was queued
+                full.add(address)
+                self._core.unsendable(address, question, error)
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self.options.tick_ms / 1000, self._tick)

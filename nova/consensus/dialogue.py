@@ -128,6 +128,11 @@ LEASE: Final = "lease"
 LOCAL: Final = "local"
 CONSISTENCIES: Final = (LINEARIZABLE, LEASE, LOCAL)
 
+BATCH_BYTES: Final = 256 * 1024
+"""Of the commands in one message, unless it is a single one."""
+MESSAGE_BYTES_MIN: Final = 2 * BATCH_BYTES
+"""A port has to take a batch, however small the commands are and so much they weigh besides."""
+
 OVERLOADED: Final = "overloaded"
 TOO_LARGE: Final = "limit"
 

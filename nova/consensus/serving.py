@@ -73,8 +73,10 @@ class ClientServer:
         self.options = options or ServingOptions()
         self._engine, self._listen, self._key, self._cluster = engine, listen, key, cluster
         self._addresses = dict(addresses or {})
+        # A message holds a command and a few numbers.
+        self._command_bytes_max = min(engine.options.entry_bytes_max, self.options.message_bytes_max - 1_024)
         self._core = Answering(
-            engine.submit, engine.forget, command_bytes_max=engine.options.entry_bytes_max, options=self.options
+            engine.submit, engine.forget, command_bytes_max=self._command_bytes_max, options=self.options
         )
         self._questions, self._replies = question_codec(), reply_codec()
         self._streams: set[Stream] = set()
@@ -287,7 +289,7 @@ class ClientServer:
         status = engine.status()
         return Standing(
             engine.node, status.core.leader, status.epoch.number, status.epoch.protocol, status.core.members,
-            dict(self._addresses), engine.options.entry_bytes_max,
+            dict(self._addresses), self._command_bytes_max,
         )  # fmt: skip
 
     def _status(self, id: int) -> MemberStatus:

@@ -371,6 +371,30 @@ def test_what_no_client_says_ends_the_stream_and_nothing_else(tmp_path, payload,
     run(scenario, tmp_path, "a")
 
 
+def test_what_is_larger_than_a_message_may_be_is_refused_before_it_is_sent(tmp_path):
+    async def scenario(engines):
+        await engines.start("a")
+        async with engines.client("a") as client:  # it does not know the limit yet
+            asked = [append("k", 0), append("k", "x" * 600_000), append("k", 1)]
+            told = await asyncio.gather(*(client.propose(each) for each in asked), return_exceptions=True)
+            assert answer(told[0]) == 1
+            assert isinstance(told[1], LimitError)
+            assert isinstance(told[2], UnavailableError)
+            assert not isinstance(told[2], UnknownOutcomeError)
+            with pytest.raises(LimitError, match="the limit is 523264"):
+                await client.propose(append("k", "x" * 524_000))
+            with pytest.raises(LimitError, match="over the limit of 524288"):
+                await client.read(get("x" * 600_000))
+            batch = await client.propose_many([b"\x93\xa3put\xa1x\x01"] * 40_000)  # as little as there is, together
+            assert len(batch) == 40_000
+            assert answer(await client.propose(append("k", 2))) == 2
+            assert await numbers(client) == [0, 2]
+
+    run(scenario, tmp_path, "a", serving=ServingOptions(message_bytes_max=1 << 19), entry_bytes_max=1 << 21)
+    with pytest.raises(UsageError, match="message_bytes_max is 4000; give 524288 or more"):
+        ServingOptions(message_bytes_max=4_000)
+
+
 def test_what_a_client_that_went_away_waited_for_is_forgotten(tmp_path):
     async def scenario(engines):
         await engines.start()
