@@ -29,10 +29,18 @@ run: .stamps/run .stamps/native  ## start the demo cluster
 	$(PY) -m nova demo $(ARGS)
 
 test: .stamps/test .stamps/native .stamps/chromium  ## run every test
-	# Tests that start clusters, or a browser, get the machine for themselves: they have deadlines.
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m 'not process and not browser' $(ARGS)
-	$(PY) -m pytest -m 'process or browser' $(ARGS) || [ $$? = 5 ]  # 5: none were selected
-	$(PY) -m nova simulate --seeds $(SEEDS)
+	# The simulator's seeds use one processor, so they run beside the tests that use all.
+	said=$$(mktemp)
+	$(PY) -m nova simulate --seeds $(SEEDS) >"$$said" 2>&1 &
+	simulation=$$!
+	trap 'kill $$simulation 2>/dev/null || true; rm -f "$$said"' EXIT
+	# By test and not by file: some files take minutes, and whoever is done takes over from the others.
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m 'not process and not browser' $(ARGS)
+	wait $$simulation || { cat "$$said"; exit 1; }
+	cat "$$said"
+	# Tests that start clusters, or a browser, get the machine for themselves: they have deadlines. Only the files that
+	# name their marks are collected, since the others take half a minute.
+	$(PY) -m pytest $(if $(ARGS),,$$(grep -rlE --include='test_*.py' 'mark\.(process|browser)' tests)) -m 'process or browser' $(ARGS) || [ $$? = 5 ]  # 5: none were selected
 
 bench: .stamps/bench .stamps/native  ## run every benchmark, write docs/benchmarks.md
 	$(PY) bench/report.py $(ARGS)

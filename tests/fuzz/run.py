@@ -1,6 +1,7 @@
 """Coverage-guided fuzzing (libFuzzer) of native code that strangers reach, decoders first, under ASan and UBSan.
 
-usage: python tests/fuzz/run.py [--seconds N] [--jobs N] [TARGET ...]      python tests/fuzz/run.py --again FILE
+usage: python tests/fuzz/run.py [--seconds N] [--jobs N] [TARGET ... | c | python]
+       python tests/fuzz/run.py --again FILE
 
 Builds into build/fuzz and runs each target, two at a time unless told otherwise, for N seconds (20) from the corpus of
 the last run and from seeds made of real objects. Exit status 1 if a decoder crashes, hangs, takes too much memory or
@@ -124,7 +125,10 @@ def make_seeds(targets: list[str]) -> None:
     import decoders  # type: ignore[import-not-found]
 
     words = "".join(f'"{"".join(f"{chr(92)}x{byte:02x}" for byte in magic)}"\n' for magic in decoders.MAGICS)
-    (BUILD / "dictionary").write_text(words)
+    # In one piece: another run of this may be about to read it.
+    fresh = BUILD / f"dictionary-{os.getpid()}"
+    fresh.write_text(words)
+    fresh.replace(BUILD / "dictionary")
     for target in targets:
         folder = BUILD / "seeds" / target
         shutil.rmtree(folder, ignore_errors=True)
@@ -177,13 +181,17 @@ def fuzz(target: str, seconds: int) -> tuple[bool, str]:
 def main() -> int:
     every = [*IN_C, *IN_PYTHON]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(every)}; all if none is named")
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help=f"of {', '.join(every)}; c or python: all of that kind"
+    )
     parser.add_argument("--seconds", type=int, default=20, help="for each target")
     parser.add_argument("--jobs", type=int, default=2, help="targets at a time")
     parser.add_argument(
         "--again", type=Path, metavar="FILE", help="run one input that failed, in build/fuzz/findings/TARGET"
     )
     asked = parser.parse_args()
+    kinds = {"c": list(IN_C), "python": IN_PYTHON}
+    asked.targets = [target for name in asked.targets for target in kinds.get(name, [name])]
     if unknown := set(asked.targets) - set(every):
         parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(every)}")
     if asked.again:
