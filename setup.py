@@ -43,6 +43,7 @@ KERNELS = {
     "log": ["csrc/log.c"],
     "frame": ["csrc/frame.c"],
     "commands": [],
+    "raft": [],
     "meter": ["csrc/meter.c"],
     "merge": ["csrc/digest.c", "csrc/text.c"],
     "ottext": ["csrc/ottext.c"],

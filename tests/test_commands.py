@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nova._native import commands as native
 from nova.consensus.callers import Callers
 from nova.consensus.core import Command, OverloadedError
-from nova.consensus.replicated import Answered
+from nova.consensus.replicated import Answered, ReplicatedConfig
 from nova.consensus.sessions import OPEN, Code, Outcome, Sessions
 from nova.errors import CorruptionError
 
@@ -153,7 +153,7 @@ def test_an_answer_ends_the_wait_and_a_gap_does_not():
     pending, queue = {}, deque()
     mine, other = Command(5, 1, b"a"), Command(5, 2, b"b")
     for command in (mine, other, mine):
-        native.submit(pending, queue, command, OPEN)
+        native.submit(pending, queue, command, OPEN, ReplicatedConfig())
     assert list(queue) == [mine, other]
     assert not native.aged(pending, 1)  # they wait for their turn
     native.proposed(pending, [mine, other, Command(9, 9, b"")])
@@ -166,11 +166,21 @@ def test_an_answer_ends_the_wait_and_a_gap_does_not():
         native.answer(pending, [mine, other], told[:1], 7, Answered, Code.GAP, 50)
 
 
+@pytest.mark.parametrize("limits", [{"queue_max": 2}, {"pending_max": 2}, {"entry_bytes_max": 1}])
+def test_beyond_its_limits_a_queue_takes_nothing(limits):
+    pending, queue = {}, deque()
+    took = [
+        native.submit(pending, queue, Command(5, 1 + n, b"a" * n), OPEN, ReplicatedConfig(**limits)) for n in range(3)
+    ]
+    assert took == [True, True, False]
+    assert len(queue) == len(pending) == 2
+
+
 def test_nobody_holds_what_was_answered():
     pending, queue = {}, deque()
     command = Command(5, 1, b"a" * 50)
     count = sys.getrefcount(command)
-    native.submit(pending, queue, command, OPEN)
+    native.submit(pending, queue, command, OPEN, ReplicatedConfig())
     native.proposed(pending, native.take(queue, 9, 9999))
     native.answer(pending, [command], [Outcome(Code.OK)], 7, Answered, Code.GAP, 50)
     assert sys.getrefcount(command) == count

@@ -27,6 +27,8 @@ cdef class CallTable:
     cdef public dict _flying
     cdef readonly Py_ssize_t calls_max, window
     cdef object submit, command, later, ok
+    cpdef admit(self, Py_ssize_t count)
+    cpdef bint fly(self, Call call) except *
     cdef Call answer(self, object command, object outcome)
 
 

@@ -2,6 +2,7 @@
 #
 # What is done once for each command, and the loops over a batch; all that is rare is Python, in nova/consensus. Nothing
 # here knows a type of that package: commands, outcomes and events come in, or are made by types that were handed in.
+cimport cython
 from cpython.bytes cimport PyBytes_CheckExact
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
@@ -112,6 +113,7 @@ def apply_fresh(sessions not None, commands not None, apply, outcome, ok, bint o
 # --- what was submitted here ------------------------------------------------------------------------------------------
 
 
+@cython.no_gc     # a command holds no more than bytes
 cdef class Pending:
     """A command that waits here for its answer. `retries`: it takes effect once, however often it is proposed."""
 
@@ -131,12 +133,18 @@ def name_of(command):
     return name(command)
 
 
-def submit(dict pending not None, queue not None, command, opening):
-    """Queue a command, unless it waits for its answer already. `opening`: sequence of those that open a session."""
-    cdef tuple named = name(command)
+def submit(dict pending not None, queue not None, command, opening, limits):
+    """Queue a command, unless it waits for its answer already. Whether it was taken: not beyond `limits`, which has
+    queue_max, pending_max and entry_bytes_max. `opening`: sequence of those that open a session."""
+    cdef tuple named
+    if (len(queue) >= <Py_ssize_t>limits.queue_max or len(pending) >= <Py_ssize_t>limits.pending_max
+            or len(command.data) > <Py_ssize_t>limits.entry_bytes_max):
+        return False
+    named = name(command)
     if PyDict_GetItemWithError(pending, named) == NULL:
         pending[named] = Pending(command, command.session != 0 or command.sequence == opening)
         queue.append(command)
+    return True
 
 
 def take(queue not None, Py_ssize_t count_max, Py_ssize_t bytes_max):
@@ -206,6 +214,7 @@ def answer(dict pending not None, commands not None, list outcomes not None, pos
 # --- who waits --------------------------------------------------------------------------------------------------------
 
 
+@cython.no_gc     # nobody who waits knows of it
 cdef class Call:
     """A command that is waited for.
 
@@ -252,7 +261,7 @@ cdef class CallTable:
     def __len__(self):
         return len(self._flying) + len(self.backlog)
 
-    def admit(self, Py_ssize_t count):
+    cpdef admit(self, Py_ssize_t count):
         """Raise what `_overloaded` gives if so many more are too many."""
         if len(self._flying) + len(self.backlog) + count > self.calls_max:
             raise self._overloaded(count)
@@ -270,7 +279,7 @@ cdef class CallTable:
         self.backlog.append(call)
         self.pump()
 
-    def fly(self, Call call not None):
+    cpdef bint fly(self, Call call) except *:
         """Submit a command as the next one of the session; whether it was taken."""
         try:
             self.submit(self.command(self.session, self._sequence + 1, call.data, call.key))

@@ -105,6 +105,7 @@ class ConsensusEngine:
         self.node, self.machine = node, machine
         self.options = options or EngineOptions()
         self.metrics = metrics or Registry()
+        self._command_bytes_max = self.options.entry_bytes_max
         self._addresses = dict(members)
         self._path, self._key, self._cluster = Path(directory), key, cluster
         if node not in members:
@@ -306,7 +307,19 @@ class ConsensusEngine:
         raises  OverloadedError, SealedError, UnavailableError: it was not applied and will not be. UnknownOutcomeError:
                 it may have been applied, or will be, once. UsageError for one that is too large
         """
-        return await self._ask([(data, key)], timeout_s)  # type: ignore[no-any-return]
+        self._must_serve()
+        if len(data) + len(key) > self._command_bytes_max:
+            raise self._too_large(len(data) + len(key))
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        try:
+            self._callers.ask_one(data, key, future, time.perf_counter(), timeout_s is None)
+        except OverloadedError:
+            self._measures.refused.inc()
+            raise
+        if timeout_s is not None:
+            self._loop.call_later(timeout_s, self._late, future, timeout_s)
+        self._runtime.wake()
+        return await future
 
     async def propose_many(self, commands: Sequence[bytes], *, timeout_s: float | None = None) -> list[bytes]:
         """As `propose`, for many at once: they are applied in their order, though not without others between.
@@ -320,10 +333,9 @@ class ConsensusEngine:
 
     def _ask(self, commands: list[tuple[bytes, bytes]], timeout_s: float | None) -> asyncio.Future[Any]:
         self._must_serve()
-        limit = self.options.entry_bytes_max
         for data, key in commands:
-            if len(data) + len(key) > limit:
-                raise UsageError(f"a command of {len(data) + len(key)} bytes; the limit is {limit}: split it")
+            if len(data) + len(key) > self._command_bytes_max:
+                raise self._too_large(len(data) + len(key))
         future: asyncio.Future[Any] = self._loop.create_future()
         try:
             waiter = self._callers.ask(commands, future, time.perf_counter(), timeout_s is None)
@@ -334,6 +346,9 @@ class ConsensusEngine:
             self._loop.call_later(timeout_s, self._late, waiter, timeout_s)
         self._runtime.wake()
         return future
+
+    def _too_large(self, size: int) -> UsageError:
+        return UsageError(f"a command of {size} bytes; the limit is {self._command_bytes_max}: split it")
 
     def _late(self, waiter: Waiter | Many, after_s: float) -> None:
         if waiter.done():

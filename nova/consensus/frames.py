@@ -16,10 +16,16 @@ class FrameCodec:
 
     def __init__(self, *messages: type[msgspec.Struct]) -> None:
         self._codec: Codec[Any] = Codec(*MESSAGES, *messages)
+        self._last: Frame = (0, None)
+        self._last_bytes = b""
 
     def encode(self, frame: Frame) -> bytes:
-        """The bytes of a frame."""
-        return frame[0].to_bytes(4, "big") + self._codec.encode(frame[1])
+        """The bytes of a frame. What goes to several peers, one behind the other, is encoded once."""
+        number, message = frame
+        if message is not self._last[1] or number != self._last[0]:
+            self._last_bytes = number.to_bytes(4, "big") + self._codec.encode(message)
+            self._last = frame  # held, so that no other message can have its identity
+        return self._last_bytes
 
     def decode(self, data: bytes | memoryview) -> Frame:
         """The frame in these bytes. Raises PeerError."""

@@ -150,14 +150,14 @@ class ReplicatedMachine:
 
         Without an answer it may have been applied or not. Raises OverloadedError: then it was not taken.
         """
-        if len(self._queue) >= self.config.queue_max or len(self._pending) >= self.config.pending_max:
-            raise OverloadedError(
-                f"{len(self._queue)} commands wait to be proposed and {len(self._pending)} for an answer; the limits "
-                f"are {self.config.queue_max} and {self.config.pending_max}: try again when some are answered"
-            )
+        if native.submit(self._pending, self._queue, command, OPEN, self.config):
+            return
         if len(command.data) > self.config.entry_bytes_max:
             raise UsageError(f"a command of {len(command.data)} bytes; the limit is {self.config.entry_bytes_max}")
-        native.submit(self._pending, self._queue, command, OPEN)
+        raise OverloadedError(
+            f"{len(self._queue)} commands wait to be proposed and {len(self._pending)} for an answer; the limits are "
+            f"{self.config.queue_max} and {self.config.pending_max}: try again when some are answered"
+        )
 
     def forget_read(self, id: int) -> None:
         """Nobody waits for this read any more."""

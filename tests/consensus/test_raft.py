@@ -17,6 +17,12 @@ from nova.errors import CorruptionError, UsageError
 from tests.consensus.net import Net, T, with_log
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["plain", "compiled"])
+def compiled(request, monkeypatch):
+    """Every scenario is played by all of Raft in Python, and with what is compiled of it."""
+    monkeypatch.setattr(Raft, "compiled", request.param)
+
+
 def kinds(*types):
     return lambda source, target, message: isinstance(message, types)
 

@@ -25,6 +25,7 @@ from typing import ClassVar
 
 import msgspec
 
+from nova._native.raft import RaftState, Steady
 from nova.consensus.core import (
     Committed,
     Entry,
@@ -74,10 +75,18 @@ RECORD_BYTES = 4 << 20
 """Of entries that are written again behind a snapshot, in one record."""
 
 
-class Raft:
-    """A member; see `nova.consensus.core.Core`."""
+class Raft(RaftState):
+    """A member; see `nova.consensus.core.Core`.
 
+    What comes over and over between a leader and followers that keep up is taken by `Steady`, compiled. All of Raft is
+    here, that included.
+    """
+
+    compiled: ClassVar[bool] = True
+    """Tests turn it off, to hold both against each other."""
     ordered: ClassVar[bool] = True
+    log: EntryLog
+    options: RaftOptions
     messages: ClassVar[tuple[type[msgspec.Struct], ...]] = MESSAGES
 
     def __init__(self, node: NodeId, epoch: Epoch, random: Random, now_ns: Callable[[], int]) -> None:
@@ -155,6 +164,8 @@ class Raft:
 
     def step(self, sender: NodeId, message: Message) -> Outputs:
         """Take a message."""
+        if self.compiled and (usual := _steady.step(self, sender, message)) is not None:
+            return usual
         out = Outputs()
         if message.term > self.term:
             if not self._hears(sender, message, out):
@@ -209,6 +220,8 @@ class Raft:
 
     def propose(self, entries: Sequence[tuple[Kind, bytes]]) -> Outputs:
         """Propose entries, in order."""
+        if self.compiled and (usual := _steady.propose(self, entries)) is not None:
+            return usual
         self._may_propose()
         size = sum(len(data) for _, data in entries)
         if self._uncommitted_bytes and self._uncommitted_bytes + size > self.options.uncommitted_bytes_max:
@@ -280,6 +293,8 @@ class Raft:
 
     def advance(self, token: int) -> Outputs:
         """Everything up to this token is durable."""
+        if self.compiled and (usual := _steady.advance(self, token)) is not None:
+            return usual
         out = Outputs()
         self._durable_token = max(self._durable_token, token)
         self.log.synced(token)
@@ -798,6 +813,10 @@ class Raft:
 
 
 _pack = msgspec.msgpack.Encoder().encode
+_steady = Steady(
+    append=Append, reply=AppendReply, entry=Entry, committed=Committed, persisted=Persisted, outputs=Outputs,
+    pack=_pack, follower=FOLLOWER, leader=LEADER, replicate=Mode.REPLICATE,
+)  # fmt: skip
 _unpack_hard = msgspec.msgpack.Decoder(tuple[int, NodeId | None]).decode
 _unpack_entries = msgspec.msgpack.Decoder(list[Entry]).decode
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from nova._native.raft import LogState
 from nova.consensus.core import Entry
 from nova.errors import CorruptionError
 
 
-class EntryLog:
+class EntryLog(LogState):
     """Entries `first` .. `last`; `offset` is the compacted position before them, `offset_term` its term."""
 
     def __init__(self, offset: int = 0, offset_term: int = 0) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
+from nova._native.raft import ProgressState
+
 
 class Mode(Enum):
     """PROBE: one append at a time, to find where the logs meet. REPLICATE: many. SNAPSHOT: chunks, one at a time."""
@@ -14,7 +16,7 @@ class Mode(Enum):
     SNAPSHOT = 2
 
 
-class Progress:
+class Progress(ProgressState):
     """Where a follower is.
 
     matched   durable there up to this
@@ -23,10 +25,7 @@ class Progress:
     quiet     heartbeats since the last sign of progress
     """
 
-    __slots__ = (
-        "active", "flying", "flying_bytes", "matched", "mode", "next", "paused", "quiet", "snapshot_offset",
-        "snapshot_position",
-    )  # fmt: skip
+    __slots__ = ()
 
     def __init__(self, next: int) -> None:
         self.matched = 0
