@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 
 import pytest
 from engines import Engines, eventually
@@ -164,9 +165,7 @@ def test_a_caller_that_gives_up_leaves_no_hole(tmp_path):
 
 
 def test_an_expired_session_is_told_and_another_one_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "nova.consensus.replicated.Sessions", lambda machine, ordered: Sessions(machine, sessions_max=1)
-    )
+    monkeypatch.setattr("nova.consensus.replicated.Sessions", partial(Sessions, sessions_max=1))
 
     async def scenario(engines):
         await engines.start()
