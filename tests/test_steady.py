@@ -169,6 +169,20 @@ def test_both_do_the_same_whatever_a_peer_says(seed):
             pair.both("advance", three.chance.randrange(pair.core._token + 1))
 
 
+@pytest.mark.parametrize("position", [(1 << 62) + 1, (1 << 63) - 2, 1 << 63])
+def test_a_state_with_a_position_that_is_none_is_left_to_python(position):
+    pair = Pair("b", 1)
+    members = pair.both("snapshot", 0, b"").core
+    pair.both("restore", Snapshot(position, 1, members, b""))
+    pair.both("step", "a", Append(1, position, 1, position, (Entry(position + 1, 1, Kind.COMMANDS, b"x"),)))
+    pair.both("advance", pair.core._token)
+    elect(pair, "a")
+    pair.both("propose", [(Kind.COMMANDS, b"x")])
+    for peer in NAMES:
+        pair.both("step", peer, AppendReply(pair.core.term, pair.core.log.last))
+        pair.both("advance", pair.core._token)
+
+
 def test_what_is_usual_is_not_left_to_python(monkeypatch):
     three = Three(1)
     three.settle()

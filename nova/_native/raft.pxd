@@ -30,4 +30,6 @@ cdef class Steady:
     cdef int lighter(self, RaftState core, tuple entries) except -1
     cdef long long stored(self, RaftState core, object peer, long long matched, long long durable) except -2
     cdef object follow(self, RaftState core, object sender, object message)
+    cdef object replicate_all(self, RaftState core, object entries)
+    cdef object synced(self, RaftState core, object token)
     cdef object lead(self, RaftState core, object sender, object message)

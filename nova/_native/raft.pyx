@@ -29,7 +29,10 @@ cdef class LogState:
     """What `EntryLog` holds."""
 
     cdef long long last_position(self) except? -1:
-        return <long long>self.offset + len(self.entries)
+        cdef long long offset = self.offset
+        if not 0 <= offset <= POSITION_MAX:
+            raise OverflowError(f"position {offset} is none; the highest is {POSITION_MAX}")
+        return offset + len(self.entries)
 
     cdef object newest_term(self):
         """The term of the last entry, or of what is compacted before it."""
@@ -85,10 +88,13 @@ cdef class Steady:
     def step(self, RaftState core not None, sender, message):
         """An append of the leader that is followed, or an acknowledgement of it."""
         kind = type(message)
-        if kind is self.append:
-            return self.follow(core, sender, message)
-        if kind is self.reply:
-            return self.lead(core, sender, message)
+        try:
+            if kind is self.append:
+                return self.follow(core, sender, message)
+            if kind is self.reply:
+                return self.lead(core, sender, message)
+        except OverflowError:   # a position of ours that is none: so far nothing has changed
+            pass
         return None
 
     cdef object commit(self, RaftState core, long long position):
@@ -132,6 +138,12 @@ cdef class Steady:
 
     def propose(self, RaftState core not None, entries not None):
         """Commands for followers that have all that is in the log, or are on the way to."""
+        try:
+            return self.replicate_all(core, entries)
+        except OverflowError:
+            return None
+
+    cdef object replicate_all(self, RaftState core, object entries):
         cdef LogState log = core.log
         cdef ProgressState progress
         cdef long long last = log.last_position(), size = 0, position = last, count = 0
@@ -254,6 +266,12 @@ cdef class Steady:
 
     def advance(self, RaftState core not None, token):
         """Records of a leader, or of a follower, are durable."""
+        try:
+            return self.synced(core, token)
+        except OverflowError:
+            return None
+
+    cdef object synced(self, RaftState core, object token):
         cdef LogState log = core.log
         cdef long long upto, durable, position, waits
         cdef list send = [], events = []
@@ -261,6 +279,7 @@ cdef class Steady:
         cdef tuple held
         if not leads and core.role is not self.follower:
             return None
+        log.last_position()     # it is one
         upto = max(<long long>token, <long long>core._durable_token)
         if leads:
             durable = log.durable

@@ -419,6 +419,7 @@ class ConsensusEngine:
         if reads is not None:
             self._replica.forget_read(id)
             self._asking += reads.asked
+            self._asking.sort(key=lambda each: each[2])  # the oldest first, for `_ticked`
 
     def _reads_answered(self, id: int, outcomes: Sequence[Outcome]) -> None:
         reads = self._reading.pop(id, None)

@@ -197,6 +197,15 @@ def test_a_frame_keeps_its_epoch_and_what_is_none_is_the_peers_fault():
             codec.decode(data)
 
 
+def test_what_goes_to_several_peers_is_encoded_once_and_nothing_else_is_taken_for_it():
+    codec = FrameCodec(*all_messages())
+    message, other = Append(1, 2, 3, 4, ()), Append(1, 2, 3, 5, ())
+    first = codec.encode((7, message))
+    assert codec.encode((7, message)) is first
+    for frame in ((8, message), (8, other), (7, other), (7, message)):
+        assert codec.decode(codec.encode(frame)) == frame
+
+
 def test_a_frame_of_another_epoch_counts_for_nothing():
     group = Three()
     before = group["b"].core.log.last
