@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from nova.consensus.core import Command, Epoch
     from nova.consensus.engine import ConsensusEngine
     from nova.consensus.epaxos import EPaxos
+    from nova.consensus.eventual import Eventual
+    from nova.consensus.frontier import Frontier
+    from nova.consensus.hybrid import Hybrid
     from nova.consensus.options import EngineOptions, EngineStatus
     from nova.consensus.paxos import Paxos
     from nova.consensus.pbft import PBFT
@@ -24,6 +27,9 @@ _HOMES = {
     "core": ("Command", "Epoch"),
     "engine": ("ConsensusEngine",),
     "epaxos": ("EPaxos",),
+    "eventual": ("Eventual",),
+    "frontier": ("Frontier",),
+    "hybrid": ("Hybrid",),
     "options": ("EngineOptions", "EngineStatus"),
     "paxos": ("Paxos",),
     "pbft": ("PBFT",),
@@ -44,8 +50,11 @@ __all__ = [
     "EngineOptions",
     "EngineStatus",
     "Epoch",
+    "Eventual",
     "Flexible",
+    "Frontier",
     "Grid",
+    "Hybrid",
     "Majority",
     "Observation",
     "One",

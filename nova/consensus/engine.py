@@ -28,14 +28,13 @@ from nova.consensus.callers import Callers, Many, Waiter
 from nova.consensus.chain import Switched
 from nova.consensus.core import (
     Epoch,
-    NotLeaderError,
     OverloadedError,
     ReadLost,
-    SealedError,
     UnknownOutcomeError,
 )
 from nova.consensus.directory import MemberDirectory
 from nova.consensus.frames import FrameCodec
+from nova.consensus.frontier import Frontier
 from nova.consensus.options import EngineOptions, EngineStatus
 from nova.consensus.pbft.auth import Authenticator
 from nova.consensus.protocols import all_messages, protocol_named, protocols
@@ -59,7 +58,7 @@ class _Reads:
 
     __slots__ = ("age", "asked")
 
-    def __init__(self, asked: list[tuple[bytes, asyncio.Future[bytes]]]) -> None:
+    def __init__(self, asked: list[tuple[bytes, _ReadWaiter]]) -> None:
         self.age = 0
         self.asked = asked
 
@@ -123,7 +122,7 @@ class ConsensusEngine:
         self._saving: asyncio.Task[None] | None = None
         self._checkpointing = False
         self._save_not_before = 0.0
-        self._asking: list[tuple[bytes, asyncio.Future[bytes]]] = []
+        self._asking: list[tuple[bytes, _ReadWaiter]] = []
         self._asking_due = False
         self._reading: dict[int, _Reads] = {}
         self._reads = 0
@@ -340,9 +339,15 @@ class ConsensusEngine:
         leader = self._replica.core.leader
         return f"{leader} leads" if leader else "no leader is known: is a majority of the members up and connected?"
 
-    async def read(self, query: bytes, *, timeout_s: float | None = None) -> bytes:
+    @property
+    def frontier(self) -> Frontier:
+        """What a session has seen that was answered here just now: joined to what it had, its reads go behind it."""
+        return self._replica.frontier
+
+    async def read(self, query: bytes, *, after: Frontier | None = None, timeout_s: float | None = None) -> bytes:
         """What the machine answers to a query now: linearizable, without an entry in the log. Any member answers.
 
+        after   under `eventual` and `hybrid`: what the session has seen, for which the read waits
         raises  UnavailableError without a leader, OverloadedError; UsageError if the machine refuses the query
         """
         self._must_serve()
@@ -354,6 +359,7 @@ class ConsensusEngine:
                 self._callers.retry_after_ns,
             )
         future = _ReadWaiter(loop=self._loop)
+        future.after = after
         self._reads += 1
         self._asking.append((query, future))
         self._due(future, timeout_s)
@@ -366,21 +372,24 @@ class ConsensusEngine:
             self._reads -= 1
 
     def _ask_reads(self) -> None:
-        """All queries of a turn of the loop go as one."""
+        """All queries of a turn of the loop go as one; sessions that have seen different things, as one each."""
         self._asking_due = False
         asked = [each for each in self._asking if not each[1].done()]
         self._asking = []
-        if not asked or self._failure is not None:
-            return
+        if self._failure is None:
+            for after in dict.fromkeys(future.after for _, future in asked):
+                self._ask_behind(after, [each for each in asked if each[1].after == after])
+
+    def _ask_behind(self, after: Frontier | None, asked: list[tuple[bytes, _ReadWaiter]]) -> None:
         self._read_id += 1
         try:
-            out = self._replica.read_many(self._read_id, [query for query, _ in asked])
-        except (NotLeaderError, SealedError):
-            self._asking = asked  # until there is a leader, or a successor, or their time is over
-            return
+            out = self._replica.read_many(self._read_id, [query for query, _ in asked], after)
         except OverloadedError as error:
             for _, future in asked:
                 future.set_exception(error)
+            return
+        except UnavailableError:
+            self._asking += asked  # until there is a leader, or a successor, or their time is over
             return
         self._reading[self._read_id] = _Reads(asked)
         self._do(out)
@@ -669,7 +678,9 @@ class ConsensusEngine:
 
 
 class _ReadWaiter(asyncio.Future[bytes]):
-    """A future that is known to be a read's."""
+    """A future that is known to be a read's; `after`: what its session has seen."""
+
+    after: Frontier | None = None
 
 
 class Measures:
