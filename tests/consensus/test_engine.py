@@ -164,9 +164,7 @@ def test_a_caller_that_gives_up_leaves_no_hole(tmp_path):
 
 
 def test_an_expired_session_is_told_and_another_one_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "nova.consensus.replicated.Sessions", lambda machine, **_: Sessions(machine, sessions_max=1)
-    )
+    monkeypatch.setattr("nova.consensus.replicated.Sessions", lambda machine, **_: Sessions(machine, sessions_max=1))
 
     async def scenario(engines):
         await engines.start()
