@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from nova.consensus.dialogue import MemberStatus
     from nova.consensus.engine import ConsensusEngine
     from nova.consensus.epaxos import EPaxos
+    from nova.consensus.eventual import Eventual
+    from nova.consensus.frontier import Frontier
+    from nova.consensus.hybrid import Hybrid
     from nova.consensus.options import EngineOptions, EngineStatus
     from nova.consensus.paxos import Paxos
     from nova.consensus.pbft import PBFT
@@ -33,6 +36,9 @@ _HOMES = {
     "dialogue": ("MemberStatus",),
     "engine": ("ConsensusEngine",),
     "epaxos": ("EPaxos",),
+    "eventual": ("Eventual",),
+    "frontier": ("Frontier",),
+    "hybrid": ("Hybrid",),
     "options": ("EngineOptions", "EngineStatus"),
     "paxos": ("Paxos",),
     "pbft": ("PBFT",),
@@ -58,9 +64,12 @@ __all__ = [
     "EngineOptions",
     "EngineStatus",
     "Epoch",
+    "Eventual",
     "Flexible",
+    "Frontier",
     "Grid",
     "GroupAsker",
+    "Hybrid",
     "Majority",
     "MemberStatus",
     "Observation",

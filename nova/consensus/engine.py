@@ -29,14 +29,13 @@ from nova.consensus.chain import Switched
 from nova.consensus.core import (
     Command,
     Epoch,
-    NotLeaderError,
     OverloadedError,
     ReadLost,
-    SealedError,
     UnknownOutcomeError,
 )
 from nova.consensus.directory import MemberDirectory
 from nova.consensus.frames import FrameCodec
+from nova.consensus.frontier import Frontier
 from nova.consensus.options import EngineOptions, EngineStatus
 from nova.consensus.pbft.auth import Authenticator
 from nova.consensus.protocols import all_messages, protocol_named, protocols
@@ -55,9 +54,8 @@ EPOCHS_MAX: Final = 64
 HAND_OVER_S: Final = 1.0
 """How long a leader that closes waits for another one to take over."""
 
-
-_Query = tuple[bytes, asyncio.Future[bytes], float, bool]
-"""(query, who waits, when it began, whether it fails when the time of all reads is over)."""
+_Query = tuple[bytes, asyncio.Future[bytes], float, bool, Frontier | None]
+"""(query, who waits, when it began, whether it fails when the time of all reads is over, what its session has seen)."""
 
 
 class _Reads:
@@ -368,9 +366,15 @@ class ConsensusEngine:
         leader = self._replica.core.leader
         return f"{leader} leads" if leader else "no leader is known: is a majority of the members up and connected?"
 
-    async def read(self, query: bytes, *, timeout_s: float | None = None) -> bytes:
+    @property
+    def frontier(self) -> Frontier:
+        """What a session has seen that was answered here just now: joined to what it had, its reads go behind it."""
+        return self._replica.frontier
+
+    async def read(self, query: bytes, *, after: Frontier | None = None, timeout_s: float | None = None) -> bytes:
         """What the machine answers to a query now: linearizable, without an entry in the log. Any member answers.
 
+        after   under `eventual` and `hybrid`: what the session has seen, for which the read waits
         raises  UnavailableError without a leader, OverloadedError; UsageError if the machine refuses the query
         """
         self._must_serve()
@@ -383,7 +387,7 @@ class ConsensusEngine:
             )
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._reads += 1
-        self._asking.append((query, future, self._loop.time(), timeout_s is None))
+        self._asking.append((query, future, self._loop.time(), timeout_s is None, after))
         if timeout_s is not None:
             self._loop.call_later(timeout_s, self._late_read, future, timeout_s)
         if not self._asking_due:
@@ -395,21 +399,24 @@ class ConsensusEngine:
             self._reads -= 1
 
     def _ask_reads(self) -> None:
-        """All queries of a turn of the loop go as one."""
+        """All queries of a turn of the loop go as one; sessions that have seen different things, as one each."""
         self._asking_due = False
         asked = [each for each in self._asking if not each[1].done()]
         self._asking = []
-        if not asked or self._failure is not None:
-            return
+        if self._failure is None:
+            for after in dict.fromkeys(each[4] for each in asked):
+                self._ask_behind(after, [each for each in asked if each[4] == after])
+
+    def _ask_behind(self, after: Frontier | None, asked: list[_Query]) -> None:
         self._read_id += 1
         try:
-            out = self._replica.read_many(self._read_id, [each[0] for each in asked])
-        except (NotLeaderError, SealedError):
-            self._asking = asked  # until there is a leader, or a successor, or their time is over
-            return
+            out = self._replica.read_many(self._read_id, [each[0] for each in asked], after)
         except OverloadedError as error:
             for each in asked:
                 each[1].set_exception(error)
+            return
+        except UnavailableError:
+            self._asking += asked  # until there is a leader, or a successor, or their time is over
             return
         self._reading[self._read_id] = _Reads(asked)
         self._do(out)

@@ -24,40 +24,45 @@ async def steer(
     *,
     every_s: float = EVERY_S,
     decided: Callable[[Decision], None] | None = None,
+    convergent: bool = False,
     options: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> None:
     """Look every `every_s` seconds, and switch the group when the controller says so; until cancelled.
 
     Run it at every member: each observes, and only the one that leads acts, so that what is known does not go with it.
-    (EPaxos: the first member. PBFT ends when f + 1 ask for it, so there each one asks.) A switch that can't be made now
-    is logged, and may be decided again after the controller's dwell time.
+    (EPaxos and eventual: the first member. PBFT ends when f + 1 ask for it, so there each one asks.) A switch that
+    can't be made now is logged, and may be decided again after the controller's dwell time.
 
     observe  what this member measures now; what it does not know is left out
     decided  told of every decision that is acted upon, before it is
-    options  of a protocol, for the epoch that it begins; None: its defaults
+    convergent  this group has keys whose values converge, and a machine that does: what is decided for those counts
+    options  of a protocol, for the epoch that it begins (`hybrid` needs the regions of its members); None: its defaults
     """
     if not every_s > 0:
         raise UsageError(f"every_s is {every_s}; give a number above 0")
     while True:
         await asyncio.sleep(every_s)
         epoch = engine.status().epoch
-        if controller.present[0] != epoch.protocol:
+        if controller.present[convergent] != epoch.protocol:
             controller.present = (epoch.protocol, epoch.protocol)
         decision = controller.observe(time.monotonic_ns(), observe())
-        if decision is None or decision.strong == epoch.protocol or not _acts(engine):
+        if decision is None:
+            continue
+        chosen = decision.convergent if convergent else decision.strong
+        if chosen == epoch.protocol or not _acts(engine):
             continue
         log.info("%s: %s", engine.node, decision.reason)
         if decided is not None:
             decided(decision)
         try:
-            await engine.switch(decision.strong, options=options(decision.strong) if options is not None else None)
+            await engine.switch(chosen, options=options(chosen) if options is not None else None)
         except (UsageError, UnavailableError) as error:
             log.warning("%s stays with %s: %s", engine.node, epoch.protocol, error)
 
 
 def _acts(engine: ConsensusEngine) -> bool:
     status = engine.status()
-    if status.epoch.protocol == "epaxos":
+    if status.epoch.protocol in ("epaxos", "eventual"):
         return engine.node == status.epoch.members[0]
     return status.epoch.protocol == "pbft" or status.core.leader == engine.node
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from streams_net import Net
 
-from nova.consensus.core import Epoch, OverloadedError
+from nova.consensus.core import Epoch, OverloadedError, Persisted
 from nova.consensus.eventual import Eventual
 from nova.consensus.eventual.messages import Fetch, Gone, Marks, Push, SnapshotChunk
 from nova.consensus.eventual.sealing import reports_needed
@@ -83,6 +83,18 @@ def test_an_acknowledgement_leaves_behind_its_sync_and_our_own_copy_counts_behin
     alone["n0"].held = False
     alone["n0"].sync()
     assert alone["n0"].told == ["b"]
+
+
+def test_a_sync_vouches_for_what_was_written_before_it_and_for_no_more():
+    core = net()["n0"].core
+    tokens = []
+    for number in (1, 2):
+        out = core.step("n1", Push((Dot(1, number, (0, 0, 0), 0, b""),)))
+        tokens += [event.token for event in out.apply if isinstance(event, Persisted)]
+    marks = [message for _, message in core.advance(tokens[0]).send if isinstance(message, Marks)]
+    assert [mark.have for mark in marks] == [(0, 1, 0)]
+    marks = [message for _, message in core.advance(tokens[1]).send if isinstance(message, Marks)]
+    assert [mark.have for mark in marks] == [(0, 2, 0)]
 
 
 def test_a_dot_leaves_when_it_is_on_the_disk_of_its_proposer():

@@ -6,7 +6,7 @@ import pytest
 from chainnet import Net as Chain
 from streams_net import Net
 
-from nova.consensus.core import Epoch, NotLeaderError, OverloadedError, SealedError, unpack_epoch
+from nova.consensus.core import Epoch, Kind, NotLeaderError, OverloadedError, Persisted, SealedError, unpack_epoch
 from nova.consensus.eventual.messages import Marks, Push
 from nova.consensus.eventual.streams import Dot
 from nova.consensus.hybrid import Hybrid
@@ -15,6 +15,7 @@ from nova.consensus.sessions import Code
 from nova.errors import CorruptionError, PeerError, UnavailableError, UsageError
 from nova.sim.machine import Bags
 from nova.sim.subjects import PROTOCOLS
+from nova.types import Outputs
 
 EAST, WEST = ("n0", "n1", "n2"), ("n3", "n4", "n5")
 
@@ -168,6 +169,18 @@ def test_marks_leave_behind_their_sync():
     group.until(lambda: all(member.told == ["a"] for member in group))
 
 
+def test_a_sync_vouches_for_what_was_written_before_it_and_for_no_more():
+    core = net()["n3"].core
+    tokens = []
+    for number in (1, 2):
+        out = core.step("n0", Push((Dot(0, number, (0, 0), 0, b""),)))
+        tokens += [event.token for event in out.apply if isinstance(event, Persisted)]
+    marks = [message for _, message in core.advance(tokens[0]).send if isinstance(message, Marks)]
+    assert {mark.have for mark in marks} == {(1, 0)}
+    marks = [message for _, message in core.advance(tokens[1]).send if isinstance(message, Marks)]
+    assert {mark.have for mark in marks} == {(2, 0)}
+
+
 def test_a_member_of_one_region_has_no_say_in_another():
     group = net()
     west = lead(group, "west")
@@ -235,12 +248,12 @@ def test_a_region_that_is_away_is_waited_for_and_then_proposals_are_refused():
     group.run(10)
     group.cut(*WEST)
     group.run(20)
-    for text in "abcd":
-        east.propose(text)
-        group.run(3)
-    with pytest.raises(OverloadedError, match="4 commands of region east are kept for west; the limit is 4"):
-        east.propose("e")
+    east.propose(*"abcdefghij")
+    group.run(3)
+    with pytest.raises(OverloadedError, match="10 commands of region east are kept for west; the limit is 4"):
+        east.propose("k")
     told = list(east.told)
+    group.run(20)
     east.checkpoint()
     assert east.core.streams.forgotten[0] == 1  # what began the term, which west had
     group.cuts.clear()
@@ -291,6 +304,23 @@ def test_what_a_region_orders_behind_its_seal_is_void():
     group.lost = None
     assert sealed(group) == heir()
     assert all(member.told == ["before"] for member in group)
+
+
+def test_what_a_leader_that_knows_of_no_seal_orders_behind_it_is_void():
+    group = net()
+    east = lead(group, "east")
+    group.cut(*WEST)
+    east.take(east.core.seal(heir()))
+    group.run(3)
+    assert east.core.ending
+    east.core.inner._sealed_at = None  # as behind a snapshot that holds the seal
+    east.core._do(east.core.inner.propose([(Kind.COMMANDS, b"\x92\x92\x00\x00\xc4\x04void")]), out := Outputs())
+    east.take(east.core._done(out))
+    group.run(10)
+    assert east.core.inner.committed > east.core._ends[0]
+    group.cuts.clear()
+    sealed(group)
+    assert all(member.told == [] for member in group)
 
 
 def test_67_the_first_seal_of_the_first_region_decides():

@@ -340,9 +340,12 @@ class Hybrid(Spread):
         return tuple(min(self._arrived(owner)) for owner in range(self.streams.count))
 
     def _arrived(self, owner: int) -> list[int]:
-        """Up to where a majority of each region has this stream on disk."""
+        """Up to where a majority of each region has this stream on disk: its own one has all that there is."""
         stored = {member: have[owner] for member, have in self._have.items()}
-        return [majority.committed(stored) for majority in self._majorities]
+        return [
+            self.streams.received[owner] if region == owner else majority.committed(stored)
+            for region, majority in enumerate(self._majorities)
+        ]
 
     def _ended(self) -> Entry | None:
         if len(self._ends) < self.streams.count or not self._successor:
