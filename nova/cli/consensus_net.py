@@ -120,7 +120,7 @@ async def _nova(stack: AsyncExitStack, addresses: list[str], count: int) -> list
 
 
 async def _etcd(stack: AsyncExitStack, addresses: list[str], count: int) -> list[Put]:
-    """etcd's own gRPC, by the asyncio client that the registry of packages has: `pip install aetcd`."""
+    """etcd's own gRPC, by aetcd."""
     import aetcd  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     def putting(client: Any) -> Put:

@@ -156,6 +156,8 @@ class ClientServer:
         try:
             if self._closing:
                 raise UnavailableError("the member closes; ask another one")
+            if self._failed.done():  # not even a local read: nobody knows what its state is worth
+                raise UnavailableError(f"the member {self._engine.node} has stopped; ask another one")
             core.connected(stream)
         except UnavailableError as error:
             await stream.close(str(error))

@@ -14,7 +14,7 @@ from nova.consensus.core import OverloadedError, UnknownOutcomeError
 from nova.consensus.dialogue import Answers, Found, Opened, client_cluster, question_codec, reply_codec
 from nova.consensus.serving import ClientServer
 from nova.consensus.sessions import Code, Outcome
-from nova.errors import LimitError, UnavailableError, UsageError
+from nova.errors import CorruptionError, LimitError, UnavailableError, UsageError
 from nova.sim.machine import answer, append, get
 from nova.transport import Identity, TcpTransport
 
@@ -228,6 +228,26 @@ def test_a_group_that_lost_its_majority_leaves_in_doubt_what_was_sent(tmp_path):
             assert await numbers(client) == [0, 1, 2]  # in order: what nobody waits for went before it
 
     run(scenario, tmp_path, close_ms=100)
+
+
+def test_a_member_that_has_stopped_for_good_drops_its_clients_and_takes_none(tmp_path):
+    async def scenario(engines):
+        await engines.start()
+        async with engines.client() as client:
+            await client.propose(append("k", 0))
+            stopped = await engines.leader()
+            await eventually(lambda: client.standing.node == stopped.node)
+            stopped._fatal(CorruptionError("the impossible was seen"))
+            assert answer(await client.propose(append("k", 1))) == 2
+            assert client.standing.node != stopped.node
+        async with engines.client(stopped.node) as client:
+            with pytest.raises(UnavailableError, match=f"the member {stopped.node} has stopped"):
+                await client.read(get("k"), "local", timeout_s=0.3)
+        del engines.up[stopped.node]
+        await engines.servers.pop(stopped.node).aclose()
+        await stopped.aclose()
+
+    run(scenario, tmp_path)
 
 
 def test_a_client_goes_on_while_protocols_change(tmp_path):
