@@ -197,7 +197,9 @@ class Sessions:
         session.reserve(sequence, Outcome(Code.FORGOTTEN), self.window)  # replaced by the answer, a moment later
 
     def _told(self, command: Command) -> Outcome:
-        session = self._sessions[command.session]
+        session = self._sessions.get(command.session)
+        if session is None:  # one that was opened behind it in the batch has let it expire
+            return Outcome(Code.EXPIRED)
         told: Outcome = session.answers.get(command.sequence, Outcome(Code.FORGOTTEN))
         return told
 

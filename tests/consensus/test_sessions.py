@@ -128,3 +128,12 @@ def test_a_snapshot_carries_the_table(batches, cut):
 def test_bytes_that_are_no_state_are_refused(sessions):
     with pytest.raises(CorruptionError):
         sessions.restore(b"\xff")
+
+
+def test_a_command_that_comes_twice_in_a_batch_in_which_its_session_expires_is_no_ones_end(sessions):
+    id = opened(sessions, 1)
+    command = Command(id, 1, b"a")
+    opening = [Command(0, OPEN, b"%d" % n) for n in range(3)]
+    told = sessions.apply(2, [command, command, *opening])
+    assert [outcome.code for outcome in told] == [Code.OK, Code.EXPIRED, Code.OK, Code.OK, Code.OK]
+    assert sessions.machine.applied == [b"a"]
