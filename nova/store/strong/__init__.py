@@ -3,6 +3,8 @@
 from nova.store.strong.commands import Add, Change, Exists, Held, Read, Remove, Transact, ValueIs, VersionIs, Write
 from nova.store.strong.keys import StrongKeys, Transacted, WatchedMachine
 from nova.store.strong.machine import StrongMachine
+from nova.store.strong.regional import RegionalKeys
+from nova.store.strong.regions import RegionalMachine
 
 __all__ = [
     "Add",
@@ -10,6 +12,8 @@ __all__ = [
     "Exists",
     "Held",
     "Read",
+    "RegionalKeys",
+    "RegionalMachine",
     "Remove",
     "StrongKeys",
     "StrongMachine",
