@@ -182,3 +182,29 @@ def test_what_a_region_acknowledged_is_there_after_a_restart_of_all(tmp_path: Pa
         await again.stop()
 
     run(scenario)
+
+
+def test_a_node_that_begins_with_a_snapshot_has_the_keys_of_all_regions_and_catches_up(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        settings = configs(tmp_path)
+        a, b = (RegionNode(config) for config in settings)
+        for node in (a, b):
+            engine = node.region_group.engine
+            engine.options = msgspec.structs.replace(engine.options, checkpoint_entries=5)
+            await node.start()
+        for number in range(20):
+            await a.put(Put("vm/eu/x", number))
+            await b.put(Put("vm/us/x", -number))
+        await until(lambda: all(node.region_group.engine.status().checkpoint > 0 for node in (a, b)))
+        await b.stop()
+        for number in range(20, 40):  # what b lacks is kept for it
+            await a.put(Put("vm/eu/x", number))
+        b = RegionNode(settings[1])
+        await b.start()
+        assert (await b.get("vm/us/x")).value == -19
+        await until(lambda: b.region_group.machine.digest == a.region_group.machine.digest)
+        assert (await b.get("vm/eu/x")).value == 39
+        await a.stop()
+        await b.stop()
+
+    run(scenario)
