@@ -162,7 +162,9 @@ def watch(
     prefix: Annotated[str, typer.Argument(help="Only keys that start so.")] = "",
     since: Annotated[int | None, typer.Option(min=0, help="Changes after this revision; default: from now on.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after so many changes.")] = None,
-    kind: Annotated[str | None, typer.Option("--class", help="Only keys of this class: eventual or strong.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--class", help="Only keys of this class: eventual, strong or hybrid.")
+    ] = None,
     node: Node = DEFAULT_NODE,
     token: Token = None,
     as_json: Json = False,

@@ -28,7 +28,8 @@ Expect = Annotated[
     ),
 ]
 Consistency = Annotated[
-    str | None, typer.Option("--consistency", help="Of strong keys: linearizable (the default), lease or local.")
+    str | None,
+    typer.Option("--consistency", help="Of strong and hybrid keys: linearizable (the default), lease or local."),
 ]
 
 DEFAULT_NODE = "http://127.0.0.1:8420"

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_h
 import msgspec
 
 from nova.errors import ConfigError
-from nova.server import group_config
+from nova.server import group_config, region_config
 from nova.server.addresses import is_loopback, split_address
 from nova.server.group_config import Consensus
+from nova.server.region_config import Hybrid
 
 if TYPE_CHECKING:
     from nova.conflict.policy import Policy
@@ -85,7 +86,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     vote_otherwise   a strategy, by default lww; with manual a tie or a time-out waits for somebody
     escalate       who is told, one after the other, of a conflict that waits for somebody; each after one more
     escalate_ms    of these, counted from when the conflict was found
-    classes        key prefix -> class of the keys below it: eventual or strong; without one a key is eventual
+    classes        key prefix -> class of the keys below it: eventual, strong or hybrid; without one a key is eventual
     sync           what the network is like: datacenter, internet, hybrid, or auto to find it out by round trips; sets
                    gossip.round_ms (internet 500, else 200). Default: not looked at
     link_delay_ms  region -> one-way delay that is added to what is sent there (emulation, for demonstrations)
@@ -120,6 +121,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     escalate_ms: int = 3_600_000
     classes: dict[str, str] = {}
     consensus: Consensus = Consensus()
+    hybrid: Hybrid = Hybrid()
     sync: str = ""
     link_delay_ms: dict[str, float] = {}
 
@@ -132,7 +134,12 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 AUDIT_KEY_BYTES_MIN, AUDIT_KEY_BYTES_MAX = 16, 64
 SECRETS = ("key", "token", "audit_key")
-TABLES: dict[str, type[msgspec.Struct]] = {"limits": Limits, "gossip": Gossip, "consensus": Consensus}
+TABLES: dict[str, type[msgspec.Struct]] = {
+    "limits": Limits,
+    "gossip": Gossip,
+    "consensus": Consensus,
+    "hybrid": Hybrid,
+}
 
 # "limits.body_bytes_max" -> its type; free tables (kinds, ...) are leaves
 LEAVES: dict[str, Any] = {
@@ -521,6 +528,12 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "consensus.tick_ms": _between(1, 1_000),
     "consensus.timeout_ms": _between(10, 600_000),
     "consensus.bytes_max": _between(MIB, 16 * GIB),
+    "hybrid.members": region_config.check_members,
+    "hybrid.regions": region_config.check_regions,
+    "hybrid.listen": group_config.check_listen,
+    "hybrid.tick_ms": _between(1, 1_000),
+    "hybrid.timeout_ms": _between(10, 600_000),
+    "hybrid.bytes_max": _between(MIB, 16 * GIB),
     "limits.body_bytes_max": _between(KIB, 64 * MIB),
     "limits.value_bytes_max": _between(1, 16 * MIB),
     "limits.key_bytes_max": _between(16, 64 * KIB),
@@ -558,7 +571,7 @@ def _check_whole(config: NodeConfig, settings: Mapping[str, _Setting]) -> None:
             "gossip.probe_timeout_ms",
             f"gossip.probe_timeout_ms {gossip.probe_timeout_ms} must be below gossip.probe_ms {gossip.probe_ms}",
         )
-    if (found := group_config.wrong(config)) is not None:
+    if (found := group_config.wrong(config) or region_config.wrong(config)) is not None:
         raise _whole(settings, *found)
     if not config.insecure and not (config.key and config.token):
         missing = " and ".join(secret for secret in ("key", "token") if not getattr(config, secret))

@@ -54,12 +54,12 @@ def check_classes(classes: dict[str, str]) -> None:
             raise ValueError(str(error)) from None
 
 
-def check_members(members: dict[str, str]) -> None:
+def check_members(members: dict[str, str], listen: str = "consensus.listen") -> None:
     """Raises ValueError."""
     for name, address in members.items():
         try:
             if split_address(address)[1] == 0:
-                raise ValueError("has the port 0, where nobody listens; give the port of the member's consensus.listen")
+                raise ValueError(f"has the port 0, where nobody listens; give the port of the member's {listen}")
         except ValueError as error:
             raise ValueError(f'gives "{name}" the address "{address}", which {error}') from None
     if len(set(members.values())) < len(members):
@@ -91,7 +91,7 @@ def check_policy(policy: str) -> None:
 def wrong(config: NodeConfig) -> tuple[str, str] | None:
     """What no setting can say alone: the setting to look at, and what is wrong."""
     group = config.consensus
-    strong = sorted(prefix for prefix, kind in config.classes.items() if kind != "eventual")
+    strong = sorted(prefix for prefix, kind in config.classes.items() if kind == "strong")
     if strong and not group.members:
         return "classes", f'"{strong[0]}" is {config.classes[strong[0]]}, and there is no group: set consensus.members'
     if not group.members:

@@ -66,11 +66,33 @@ class BatchResults(msgspec.Struct):
     results: list[dict[str, Any]]
 
 
+class OwnedKeys(msgspec.Struct):
+    """The keys of one region, as far as they are here: at equal `revision` all nodes have the same `digest`."""
+
+    members: list[str]
+    revision: int
+    compacted: int
+    keys: int
+    bytes: int
+    digest: str
+
+
+class HybridStatus(msgspec.Struct):
+    """Keys of class hybrid: the leader of this node's region, the members that are connected, and all regions."""
+
+    region: str
+    leader: str | None
+    digest: str
+    connected: list[str]
+    regions: dict[str, OwnedKeys]
+    failure: str | None
+
+
 class Status(msgspec.Struct):
     """The node in numbers; `digest` is equal on nodes that hold equal states.
 
     `strong_keys` is there if the node is of a group, of which /v1/consensus tells more; `keys` are the eventual ones.
-    `sync` is the mode of the network, if that is configured.
+    `sync` is the mode of the network, if that is configured. `hybrid` is there if the node keeps keys that regions own.
     """
 
     name: str
@@ -94,6 +116,7 @@ class Status(msgspec.Struct):
     listen: str
     strong_keys: int | msgspec.UnsetType = msgspec.UNSET
     sync: str | msgspec.UnsetType = msgspec.UNSET
+    hybrid: HybridStatus | msgspec.UnsetType = msgspec.UNSET
 
 
 class Peer(msgspec.Struct):

@@ -37,7 +37,7 @@ class NoGroup:
 
 
 def _no_group() -> NoReturn:
-    raise UsageError("this node has no group, so its keys are eventual; set consensus.members and classes")
+    raise UsageError("this node has no group, so it has no strong keys; set consensus.members and classes")
 
 
 def check_eventual(consistency: str | None) -> None:

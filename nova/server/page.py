@@ -78,6 +78,13 @@ async function refresh() {
       fill("member-rows", group.members.map(m => [m.node, m.leads ? "leader" : m.role, m.connected ? "yes" : "no",
         count(m.lag), m.address]), "no members");
     }
+    at("hybrid").hidden = !status.hybrid;
+    if (status.hybrid) {
+      at("hybrid-leader").textContent = status.hybrid.leader || "nobody leads";
+      at("hybrid-leader").className = status.hybrid.failure || !status.hybrid.leader ? "bad" : "";
+      fill("region-rows", Object.entries(status.hybrid.regions).map(([region, held]) => [region, held.members.join(", "),
+        count(held.keys), count(held.revision)]), "no regions");
+    }
     fill("conflict-rows", feed.conflicts.map(c => [new Date(c.detected_ms).toLocaleTimeString(), c.key, c.types.join(", "),
       c.resolution ? c.resolution.strategy : "-", c.status]), "no conflicts");
     at("error").textContent = "";
@@ -113,6 +120,9 @@ PAGE = f"""<!doctype html>
 <div><b id="strong">-</b>strong keys</div></div><p>Epochs: <span id="epochs"></span></p>
 <div class="scroll"><table><thead><tr><th>member<th>role<th>connected<th>entries behind<th>address</tr></thead>
 <tbody id="member-rows"></tbody></table></div></section>
+<section id="hybrid" hidden><h2>Hybrid keys</h2><div class="cards"><div><b id="hybrid-leader">-</b>leader of this region</div></div>
+<div class="scroll"><table><thead><tr><th>owner<th>members<th>keys here<th>changes here</tr></thead>
+<tbody id="region-rows"></tbody></table></div></section>
 <h2>Latest conflicts</h2><div class="scroll"><table><thead><tr><th>time<th>key<th>types<th>strategy<th>status</tr></thead>
 <tbody id="conflict-rows"></tbody></table></div>
 <p class="dim">API: <a href="/openapi.json">/openapi.json</a>, metrics: <a href="/metrics">/metrics</a>. For maps, charts and history: nova dashboard</p>

@@ -19,11 +19,15 @@ log = logging.getLogger("nova.node")
 
 
 def _node(config: NodeConfig) -> Node:
-    if not config.consensus.members:
+    if not config.consensus.members and not config.hybrid.members:
         return Node(config)
-    from nova.server.strong_node import StrongNode  # most nodes have no group, and the engine costs a start
+    # Most nodes have no group, and the engine costs a start.
+    from nova.server.region_node import RegionNode, RegionStrongNode
+    from nova.server.strong_node import StrongNode
 
-    return StrongNode(config)
+    if not config.hybrid.members:
+        return StrongNode(config)
+    return RegionStrongNode(config) if config.consensus.members else RegionNode(config)
 
 
 async def _serve(config: NodeConfig) -> None:

@@ -59,7 +59,7 @@ FIRST_ITEM_SECONDS_MAX = 0.05
 
 Limit = Annotated[int, QueryParameter(ge=1, le=1000, description="At most so many items.")]
 Consistency = Annotated[
-    str | None, QueryParameter(description="Of strong keys: linearizable (the default), lease or local.")
+    str | None, QueryParameter(description="Of strong and hybrid keys: linearizable (the default), lease or local.")
 ]
 
 
@@ -132,7 +132,7 @@ def routes(api: Api) -> list[Any]:
         since: Annotated[int | None, QueryParameter(ge=0)] = None,
         prefix: FromQuery[str] = "",
         class_: Annotated[
-            str | None, QueryParameter(name="class", description="Only keys of this class: eventual or strong.")
+            str | None, QueryParameter(name="class", description="Only keys of this class: eventual, strong or hybrid.")
         ] = None,
     ) -> Stream:
         if since is None and (seen := request.headers.get("last-event-id", "")).isdecimal():

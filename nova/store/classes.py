@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final
 
-from nova.errors import ConfigError
+from nova.errors import ConfigError, UsageError
 
 
 class KeyClass(StrEnum):
@@ -18,20 +19,30 @@ class KeyClass(StrEnum):
     HYBRID = "hybrid"
 
 
-READY: Final = (KeyClass.EVENTUAL, KeyClass.STRONG)
+READY: Final = (KeyClass.EVENTUAL, KeyClass.STRONG, KeyClass.HYBRID)
 """Classes that this build can keep."""
 
 
 class KeyClasses:
     """prefix -> class; keys below none are eventual. The longest prefix of a key decides.
 
-    raises  ConfigError for a class that there is not, or that this build can't keep
+    Below a prefix of class hybrid the next part of a key, up to the next slash, names the region that owns it.
+
+    raises  ConfigError for a class that there is not, or a hybrid prefix that ends in the middle of a part or lies in
+            another one
     """
 
     def __init__(self, classes: Mapping[str, str] | None = None) -> None:
         self._classes: dict[str, KeyClass] = {}
         for prefix, name in (classes or {}).items():
             self._classes[prefix] = _class_named(prefix, name)
+        hybrid = [prefix for prefix, kind in sorted(self._classes.items()) if kind is KeyClass.HYBRID]
+        for outer, inner in pairwise(hybrid):
+            if inner.startswith(outer):
+                raise ConfigError(
+                    f'gives "{inner}" the class "hybrid", and it lies below "{outer}", which has it, too: a key would '
+                    "name two regions; keep one of them"
+                )
         self._longest_first = sorted(self._classes, key=lambda prefix: (-len(prefix), prefix))
 
     def __bool__(self) -> bool:
@@ -39,10 +50,25 @@ class KeyClasses:
 
     def of(self, key: str) -> KeyClass:
         """The class of a key."""
-        for prefix in self._longest_first:
-            if key.startswith(prefix):
-                return self._classes[prefix]
-        return KeyClass.EVENTUAL
+        return self._classes.get(self._prefix(key), KeyClass.EVENTUAL)
+
+    def _prefix(self, key: str) -> str:
+        return next((prefix for prefix in self._longest_first if key.startswith(prefix)), "")
+
+    def owner(self, key: str) -> str:
+        """The region that owns a key of class hybrid, as the key names it. Raises UsageError if it names none."""
+        prefix = self._prefix(key)
+        region, slash, name = key[len(prefix) :].partition("/")
+        if not (region and slash and name):
+            raise UsageError(
+                f"{key!r} names no region that owns it; keys below {prefix!r} are hybrid: {prefix}REGION/NAME"
+            )
+        return region
+
+    def pinned(self, prefix: str) -> str | None:
+        """The one region that owns all keys of class hybrid below a prefix, as far as that says so."""
+        region, slash, _ = prefix[len(self._prefix(prefix)) :].partition("/")
+        return region if slash and region and self.of(prefix) is KeyClass.HYBRID else None
 
     def below(self, prefix: str) -> frozenset[KeyClass]:
         """All classes that keys beginning with `prefix` may have."""
@@ -63,10 +89,10 @@ def _class_named(prefix: str, name: str) -> KeyClass:
         kind = KeyClass(name)
     except ValueError:
         raise ConfigError(f'gives "{prefix}" the class "{name}"; use one of {", ".join(KeyClass)}') from None
-    if kind not in READY:
+    if kind is KeyClass.HYBRID and prefix and not prefix.endswith("/"):
         raise ConfigError(
-            f'gives "{prefix}" the class "{name}", whose protocol this build does not have; '
-            f"use one of {', '.join(READY)}"
+            f'gives "{prefix}" the class "{name}"; behind its prefix a hybrid key names a region, so end it with a '
+            f'slash: "{prefix}/"'
         )
     return kind
 

@@ -1,8 +1,9 @@
 """What carries the state of a key between nodes, by the class of the key and the mode of the network.
 
 Strong keys go through the log of their group in every mode: a promise of one order does not bend to the weather.
-Eventual keys go by gossip in every mode: they have to be writable where no majority is. What lies between goes through
-the log where all nodes are near, and else through the logs of regions that gossip with each other.
+Eventual keys go by gossip in every mode: they have to be writable where no majority is. Keys of class hybrid go through
+the log of the region that owns them, and from there to the others: who owns a key does not change with the weather, nor
+do logs move.
 
 The mode is told, or found by looking at the links every ten seconds. It also sets the pace at which nodes tell each
 other their clocks: on a wide network a round trip outlasts a short round.
@@ -23,8 +24,8 @@ ROUND_MS: Final = {Mode.DATACENTER: 200, Mode.HYBRID: 200, Mode.INTERNET: 500}
 
 
 class Carrier(StrEnum):
-    """LOG: the consensus log of the group. GOSSIP: replicas that converge. REGIONS: a log in each region, and gossip
-    between them."""
+    """LOG: the consensus log of the group. GOSSIP: replicas that converge. REGIONS: a log in each region, and causal
+    delivery between them."""
 
     LOG = "log"
     GOSSIP = "gossip"
@@ -33,7 +34,7 @@ class Carrier(StrEnum):
 
 _CARRIERS: Final[dict[str, dict[Mode, Carrier]]] = {
     "strong": dict.fromkeys(Mode, Carrier.LOG),
-    "hybrid": {Mode.DATACENTER: Carrier.LOG, Mode.HYBRID: Carrier.REGIONS, Mode.INTERNET: Carrier.REGIONS},
+    "hybrid": dict.fromkeys(Mode, Carrier.REGIONS),
     "eventual": dict.fromkeys(Mode, Carrier.GOSSIP),
 }
 

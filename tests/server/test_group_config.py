@@ -48,7 +48,7 @@ def test_a_group_comes_from_the_file_and_from_the_environment(toml: Any) -> None
     ("was", "becomes", "words"),
     [
         ('"strong"', '"stong"', 'nova.toml line 3: .*gives "cfg/" the class "stong"; use one of eventual, strong'),
-        ('"strong"', '"hybrid"', '"hybrid", whose protocol this build does not have'),
+        ('"strong"', '"hybrid"', 'line 3: "cfg/" is hybrid, and there are no members: set hybrid.members'),
         ("7521", "7520", "names one address twice"),
         ("127.0.0.1:7521", "127.0.0.1:0", 'gives "b" the address "127.0.0.1:0", which has the port 0'),
         ("127.0.0.1:7521", "b", "which is not HOST:PORT"),
@@ -93,3 +93,60 @@ def test_the_mode_of_the_network_is_one_of_a_few(toml: Any) -> None:
 def test_other_machines_may_be_members_with_a_key(toml: Any) -> None:
     text = GROUP.replace("127.0.0.1:7521", "10.0.0.2:7521").replace('name = "a"', f'name = "a"\nkey = "{KEY}"')
     assert load(toml(text)).consensus.members["b"] == "10.0.0.2:7521"
+
+
+REGIONS = """
+name = "a"
+region = "eu"
+[classes]
+"vm/" = "hybrid"
+[hybrid.members]
+a = "127.0.0.1:7530"
+b = "127.0.0.1:7531"
+[hybrid.regions]
+a = "eu"
+b = "us"
+"""
+
+
+def test_regions_come_from_the_file_and_from_the_environment_and_stand_beside_a_group(toml: Any) -> None:
+    config = load(toml(REGIONS))
+    assert config.hybrid.regions == {"a": "eu", "b": "us"}
+    env = {
+        "NOVA_NAME": "a",
+        "NOVA_REGION": "eu",
+        "NOVA_CLASSES": "vm/=hybrid",
+        "NOVA_HYBRID_MEMBERS": "a=127.0.0.1:7530,b=127.0.0.1:7531",
+        "NOVA_HYBRID_REGIONS": "a=eu,b=us",
+    }
+    assert load(None, env) == config
+    both = load(None, env | {"NOVA_CLASSES": "vm/=hybrid,cfg/=strong", "NOVA_CONSENSUS_MEMBERS": "a=127.0.0.1:7520"})
+    assert (both.consensus.members, both.hybrid) == ({"a": "127.0.0.1:7520"}, config.hybrid)
+    assert load().hybrid.members == {}
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "words"),
+    [
+        ("7531", "7530", "names one address twice"),
+        ("127.0.0.1:7531", "127.0.0.1:0", r"give the port of the member's hybrid\.listen"),
+        ("127.0.0.1:7531", "10.0.0.2:7531", "10.0.0.2:7531 can be reached from other machines, but there is no key"),
+        ('name = "a"', 'name = "c"', "hybrid.members names a, b, not this node, c; add its address"),
+        ('b = "us"', 'c = "us"', "hybrid.members names b, and hybrid.regions does not; each member"),
+        ('b = "us"', 'b = "us"\nc = "us"', "hybrid.regions names c, and hybrid.members does not; each member"),
+        ('b = "us"', 'b = "u/s"', 'gives "b" the region "u/s"'),
+        ('region = "eu"', 'region = "us"', "puts this node, a, into eu, and its region is us; make them the same"),
+        ("127.0.0.1:7530", "127.0.0.1:7420", r"listen and the port of \[hybrid\] of this node are both"),
+        ('"vm/" =', '"vm" =', 'end it with a slash: "vm/"'),
+        (
+            "[hybrid.members]",
+            '[consensus.members]\na = "127.0.0.1:7530"\n[hybrid.members]',
+            r"the port of \[consensus\] and the port of \[hybrid\] of this node are both 127.0.0.1:7530",
+        ),
+        ("[hybrid.members]", "[hybrid]\nbytes_max = 1\n[hybrid.members]", "must lie between"),
+    ],
+)
+def test_regions_that_cannot_be_are_refused(toml: Any, was: str, becomes: str, words: str) -> None:
+    assert was in REGIONS
+    with pytest.raises(ConfigError, match=words):
+        load(toml(REGIONS.replace(was, becomes, 1)))

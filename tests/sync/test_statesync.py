@@ -16,12 +16,11 @@ S = 1_000_000_000
 
 
 @pytest.mark.parametrize("mode", [*Mode])
-def test_strong_keys_go_through_the_log_and_eventual_ones_by_gossip_in_every_mode(mode):
+def test_what_carries_a_class_is_the_same_in_every_mode(mode):
     sync = StateSync(mode)
     assert sync.carrier("strong") is Carrier.LOG
     assert sync.carrier("eventual") is Carrier.GOSSIP
-    near = mode is Mode.DATACENTER
-    assert sync.carrier("hybrid") is (Carrier.LOG if near else Carrier.REGIONS)
+    assert sync.carrier("hybrid") is Carrier.REGIONS
     assert sync.round_ms == (500 if mode is Mode.INTERNET else 200)
 
 

@@ -79,6 +79,7 @@ def _page(view: ClusterView) -> None:
             rates = ui.echart(_rates(view)).style("height:220px;width:100%")
         parts.append(Part(view, render.links, "s6"))
         parts.append(Part(view, render.group, "s12"))
+        parts.append(Part(view, render.regions, "s12"))
         waiting = _Waiting(view)
         parts.append(Part(view, render.feed, "s8"))
         with ui.element("div").classes("s4").style("display:grid;gap:14px;align-content:start"):

@@ -197,6 +197,28 @@ def group(view: ClusterView) -> str:
     )
 
 
+def regions(view: ClusterView) -> str:
+    """Who owns the hybrid keys, and which nodes lack some of them. Empty where there are none."""
+    rows = []
+    for owner, held in view.regions().items():
+        behind = [
+            f"{node} {held['revision'] - revision:,}"
+            for node, revision in held["here"].items()
+            if revision < held["revision"]
+        ]
+        rows.append(
+            f'<tr data-testid="region"><td>{escape(owner)}</td><td>{escape(", ".join(held["members"]))}</td>'
+            f"<td>{held['keys']:,}</td><td>{held['revision']:,}</td>"
+            f"<td>{escape(', '.join(behind)) or 'nobody'}</td></tr>"
+        )
+    if not rows:
+        return ""
+    return (
+        '<div class="card" data-testid="regions"><h2>Hybrid keys</h2><table class="links num"><tr><th>owner</th>'
+        f"<th>members</th><th>keys</th><th>changes</th><th>changes behind</th></tr>{''.join(rows)}</table></div>"
+    )
+
+
 def statistics(view: ClusterView) -> str:
     """Conflicts by type and by strategy."""
     by_type, by_strategy = view.conflicts["by_type"], view.conflicts["by_strategy"]

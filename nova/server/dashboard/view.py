@@ -105,6 +105,17 @@ class ClusterView:
         ]
         return {**best, "members": members, "epochs": [epochs[number] for number in sorted(epochs)]}
 
+    def regions(self) -> dict[str, dict[str, Any]]:
+        """region -> its hybrid keys as the node tells them that has its newest change, and `here`: node -> changes that
+        it has. Empty: no node has such keys."""
+        told = {node.name: node.status["hybrid"]["regions"] for node in self.up if "hybrid" in node.status}
+        out: dict[str, dict[str, Any]] = {}
+        for owner in sorted({owner for regions in told.values() for owner in regions}):
+            here = {node: regions[owner] for node, regions in sorted(told.items()) if owner in regions}
+            newest = max(here.values(), key=lambda held: held["revision"])
+            out[owner] = {**newest, "here": {node: held["revision"] for node, held in here.items()}}
+        return out
+
     def ordered(self) -> list[NodeView]:
         return sorted(self.nodes.values(), key=lambda node: node.name)
 

@@ -10,11 +10,15 @@ if TYPE_CHECKING:
     from nova.store.strong.commands import Add, Change, Exists, Held, Read, Remove, Transact, ValueIs, VersionIs, Write
     from nova.store.strong.keys import StrongKeys, Transacted, WatchedMachine
     from nova.store.strong.machine import StrongMachine
+    from nova.store.strong.regional import RegionalKeys
+    from nova.store.strong.regions import RegionalMachine
 
 _HOMES = {
     "commands": ("Add", "Change", "Exists", "Held", "Read", "Remove", "Transact", "ValueIs", "VersionIs", "Write"),
     "keys": ("StrongKeys", "Transacted", "WatchedMachine"),
     "machine": ("StrongMachine",),
+    "regional": ("RegionalKeys",),
+    "regions": ("RegionalMachine",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -24,6 +28,8 @@ __all__ = [
     "Exists",
     "Held",
     "Read",
+    "RegionalKeys",
+    "RegionalMachine",
     "Remove",
     "StrongKeys",
     "StrongMachine",

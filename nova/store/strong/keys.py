@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from nova.consensus.core import Command
-from nova.consensus.engine import ConsensusEngine
+from nova.consensus.engine import EngineStatus
 from nova.errors import KeyNotFoundError, LimitError, StaleContextError, UnavailableError, UsageError
 from nova.store.model import Change as Shown
 from nova.store.model import StrongEntry
@@ -48,6 +48,19 @@ SILENCE_S: Final = 10.0
 
 Consistency = Literal["linearizable", "lease", "local"]
 CONSISTENCIES: Final[tuple[Consistency, ...]] = ("linearizable", "lease", "local")
+
+
+class Asked(Protocol):
+    """What orders the commands: a `ConsensusEngine`, or what stands before one."""
+
+    async def propose(self, data: bytes) -> bytes:
+        """Have a command applied, once; the machine's answer."""
+
+    async def read(self, query: bytes) -> bytes:
+        """What the machine answers to a query now."""
+
+    def status(self) -> EngineStatus:
+        """How the member stands."""
 
 
 class WatchedMachine(StrongMachine):
@@ -98,7 +111,7 @@ class StrongKeys:
 
     def __init__(
         self,
-        engine: ConsensusEngine,
+        engine: Asked,
         machine: WatchedMachine,
         *,
         node: str,
@@ -240,7 +253,7 @@ class StrongKeys:
         if seen > self.machine.revision:
             raise UsageError(
                 f"since is {seen}, the newest revision of strong keys that is known here is {self.machine.revision}; "
-                "they start with /v1/consensus"
+                "they start with /v1/consensus, those of a region with /v1/status"
             )
         while not self._closed:
             changed = self.machine.changed

@@ -126,7 +126,7 @@ class StrongMachine:
             if grown > asked.bytes_max and grown > self.bytes:
                 reason = (
                     f"strong keys would take {grown} bytes; the limit is {asked.bytes_max}: delete some, or raise "
-                    "consensus.bytes_max"
+                    "consensus.bytes_max (for the keys of a region: hybrid.bytes_max)"
                 )
                 return Told(Verdict.REFUSED, self.revision, before, reason=reason)
             self.bytes = grown
@@ -201,7 +201,7 @@ class StrongMachine:
         if since < self.compacted:
             raise CompactedError(
                 f"changes of strong keys up to revision {self.compacted} are compacted, {since} was asked for; list "
-                "the keys and watch from the revision of /v1/consensus",
+                "the keys and watch from the revision of /v1/consensus, or of the region in /v1/status",
                 self.compacted,
             )
         upto = min(self.revision, since + limit)
