@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from itertools import count, islice
 from time import perf_counter_ns
@@ -37,7 +38,7 @@ RETAIN_EVENTS_MIN: Final = 16
 KEEP_ALL: Final = Retention()
 
 
-class Upkeep:
+class Upkeep(ABC):
     """The part of a node (`nova.server.node.Node`) that looks after what was."""
 
     config: NodeConfig
@@ -53,17 +54,17 @@ class Upkeep:
     _checkpoint_results: Counter
     _healings: dict[str, asyncio.Future[Healing]]
 
-    async def _durable(self, token: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _durable(self, token: int) -> None: ...
 
-    def _look_at_links(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _look_at_links(self) -> None: ...
 
-    def _check_writable(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _check_writable(self) -> None: ...
 
-    def _fatal(self, error: BaseException) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _fatal(self, error: BaseException) -> None: ...
 
     def audit(self, query: AuditQuery) -> dict[str, Any]:
         limit = min(query.limit, LIST_MAX)

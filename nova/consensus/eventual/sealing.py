@@ -15,6 +15,7 @@ The value holds what every delivered dot depends on: its proposer had delivered 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -343,8 +344,9 @@ class Sealing(Spread):
         self._seal = _unpack_seal(data)
         self._rearm()
 
+    @abstractmethod
     def _done(self, out: Outputs) -> Outputs:
-        raise NotImplementedError
+        """What follows from what changed, added to `out`."""
 
 
 _pack = msgspec.msgpack.Encoder().encode

@@ -12,6 +12,7 @@ heard has them then. Else nobody drops them: two who had dropped what the other 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -55,7 +56,7 @@ class _Pull:
         self.quiet = 0
 
 
-class Spread:
+class Spread(ABC):
     """The streams of a member, their records, and the messages about them."""
 
     options: SpreadOptions
@@ -95,31 +96,31 @@ class Spread:
 
     # -- what a protocol adds --
 
+    @abstractmethod
     def _bounds(self) -> list[int]:
         """Up to where each stream may be delivered."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _until(self) -> Vector | None:
         """Up to where dots are taken; None: as far as the window reaches."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _reached(self, owners: Iterable[int], out: Outputs) -> None:
         """More of these streams is on this disk."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _marked(self, sender: NodeId, message: Marks, out: Outputs) -> None:
         """A member has more on its disk."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _droppable(self) -> Vector | None:
         """Up to where dots are on so many disks that silent members need not be waited for; None: nowhere."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _ended(self) -> Entry | None:
         """The seal, if this epoch has one and everything before it is delivered."""
-        raise NotImplementedError
 
-    def _taken(self, dot: Dot) -> None:
+    def _taken(self, dot: Dot) -> None:  # noqa: B027  # who has nothing to add leaves it
         """A dot came."""
 
     def _safe(self) -> Vector:
@@ -427,10 +428,10 @@ class Spread:
         self._keep(snapshot, delivered)
         self._restore_extra(extra)
 
-    def _restore_extra(self, extra: bytes) -> None:
+    def _restore_extra(self, extra: bytes) -> None:  # noqa: B027
         """Take back what `_extra` gave to this member."""
 
-    def _adopt_extra(self, extra: bytes) -> None:
+    def _adopt_extra(self, extra: bytes) -> None:  # noqa: B027
         """Take what `_extra` gave to another member."""
 
     def _rest(self) -> None:
