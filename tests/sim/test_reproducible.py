@@ -11,10 +11,10 @@ import pytest
 from nova.sim.subjects import SUBJECTS
 
 SCRIPT = """
-from nova.sim.group import Group
+from nova.sim.convergent import group_of
 from nova.sim.subjects import SUBJECTS
 for seed in range(6):
-    group = Group(SUBJECTS[{name!r}], seed, nodes=5)
+    group = group_of(SUBJECTS[{name!r}], seed, nodes=5)
     assert group.run() == []
     print(seed, group.world.events, group.world.trace)
 """
