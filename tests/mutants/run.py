@@ -3,9 +3,10 @@
 usage: python tests/mutants/run.py [PART OF A NAME ...]
 
 Each mutant of the .toml files beside this is `old` text, found once in `file`, replaced by `new`; `test` are the
-arguments of a pytest that must fail then and pass without it. Works on copies of the tree, one a core; a mutant of
-native code is built in its copy, without optimization. server.py starts the pytests. The group of a mutant is what
-stands before the colon in its name; at the end the CPU seconds of each are told.
+arguments of a pytest that must fail then and pass without it; a mutant that shows only where threads meet gets several
+`tries`. Works on copies of the tree, one a core; a mutant of native code is built in its copy, without optimization.
+server.py starts the pytests. The group of a mutant is what stands before the colon in its name; at the end the CPU
+seconds of each are told.
 Exit status 1 if a mutant survives, does not build, or names text that is no longer there.
 """
 
@@ -30,7 +31,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DIRECTIVES = "boundscheck=False,wraparound=False,cdivision=True,initializedcheck=False,binding=False"
@@ -178,7 +179,7 @@ def restore(tree: Path, families: set[str]) -> None:
         put(tree, family, tree / "objects" / f"{family}.so")
 
 
-def try_one(tree: Tree, mutant: dict[str, str], families: set[str]) -> str:
+def try_one(tree: Tree, mutant: dict[str, Any], families: set[str]) -> str:
     """What became of a mutant; the tree is as before then."""
     path = tree.path / mutant["file"]
     text = path.read_text()
@@ -190,7 +191,8 @@ def try_one(tree: Tree, mutant: dict[str, str], families: set[str]) -> str:
     if built.code:
         verdict = f"DOES NOT BUILD: {built.said[:500]}"
     else:
-        by = tree.verdict(mutant["test"])
+        tries = int(mutant.get("tries", 1))
+        by = next(filter(None, (tree.verdict(mutant["test"]) for _ in range(tries))), "")
         verdict = f"killed by {by}" if by else "SURVIVED"
     replace(path, text)
     restore(tree.path, families)
@@ -276,7 +278,7 @@ def main(wanted: list[str]) -> int:
                 print(f"slow: {test} ({seconds:.1f} s)", flush=True)
             return not wrong
 
-        def fate(mutant: dict[str, str]) -> bool:
+        def fate(mutant: dict[str, Any]) -> bool:
             group = mutant["name"].partition(":")[0]
             verdict, seconds = timed(group, lambda tree: try_one(tree, mutant, families[mutant["file"]]))
             print(f"{mutant['name']}: {verdict} ({seconds:.1f} s)", flush=True)
