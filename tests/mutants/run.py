@@ -1,12 +1,14 @@
 """Breaks the code on purpose, one line at a time, and requires a test to notice.
 
-usage: python tests/mutants/run.py [PART OF A NAME ...]
+usage: python tests/mutants/run.py [--passed] [PART OF A NAME ...]
 
 Each mutant of the .toml files beside this is `old` text, found once in `file`, replaced by `new`; `test` are the
 arguments of a pytest that must fail then and pass without it; a mutant that shows only where threads meet gets several
 `tries`. Works on copies of the tree, one a core; a mutant of native code is built in its copy, without optimization.
 server.py starts the pytests. The group of a mutant is what stands before the colon in its name; at the end the CPU
 seconds of each are told.
+
+--passed: all tests have just passed in this tree, so they are not run once more without any mutant.
 Exit status 1 if a mutant survives, does not build, or names text that is no longer there.
 """
 
@@ -251,7 +253,9 @@ def copies(
                 tree.close()
 
 
-def main(wanted: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    wanted = [part for part in arguments if part != "--passed"]
+    passed = len(wanted) < len(arguments)
     began = time.monotonic()
     files = sorted(Path(__file__).parent.glob("*.toml"))
     table = [mutant for file in files for mutant in tomllib.loads(file.read_text())["mutant"]]
@@ -284,7 +288,7 @@ def main(wanted: list[str]) -> int:
             print(f"{mutant['name']}: {verdict} ({seconds:.1f} s)", flush=True)
             return verdict.startswith("killed")
 
-        tests = sorted({m["test"] for m in chosen})
+        tests = [] if passed else sorted({m["test"] for m in chosen})
         for test, passes in zip(tests, workers.map(sound, tests), strict=True):
             if not passes:
                 raise SystemExit(f"pytest {test} fails without any mutant")
