@@ -153,6 +153,7 @@ class Chain:
         self.node, self._owner = node, owner
         self._protocols, self._random, self._now_ns = protocols, random, now_ns
         self._links = [Link(epoch, self._make(epoch), b"")]
+        self._sealing = 0  # the token of the newest seal of ours
         self._rest()
 
     def _rest(self) -> None:
@@ -260,19 +261,30 @@ class Chain:
         if not successor.members:
             raise UsageError(f"epoch {successor.number} has no members; name those who vote")
         # What could not start is refused before the seal: the old protocol never stops for it.
-        self._maker(successor.protocol)(successor.members[0], successor, self._random, self._now_ns)
+        begun = self._maker(successor.protocol)(successor.members[0], successor, self._random, self._now_ns)
         if not self.settled:
             raise UnavailableError(
                 f"epoch {self.epoch.number} is not settled: {sorted(self._holders)} are known to hold its prefix on "
                 f"disk, which has to be a quorum of the members before and of now; try again",
                 100_000_000,
             )
+        token = 0
+        if self.node in successor.members and getattr(begun, "begins_led", False) and self._may_name():
+            # Who seals goes on leading: members know it from the seal, and nobody waits for an election.
+            token = 1 + self._random.randrange(1 << 62)
+            successor = msgspec.structs.replace(successor, first=self.node, token=token)
         try:
-            return self._framed(self._links[-1], self.core.seal(successor))
+            out = self._framed(self._links[-1], self.core.seal(successor))
+            self._sealing = token or self._sealing
+            return out
         except NotLeaderError as error:
             if error.leader in (None, self.node):
                 raise
             return Outputs(early=[(error.leader, (self.epoch.number, Switch(successor)))])
+
+    def _may_name(self) -> bool:
+        """Whether one member's seal is what is decided: not one that several have to ask for in the same words."""
+        return self.epoch.protocol != "pbft" and not is_convergent(self.core)
 
     # -- the driver's side --
 
@@ -395,6 +407,7 @@ class Chain:
             former=status.members,
             former_protocol=link.epoch.protocol,
         )
+        self._announce(link, entry.position, out)
         state = self._owner.state()
         digest = _digest(state)
         if self.whole:
@@ -415,10 +428,20 @@ class Chain:
         self._append(link)
         out.persist.append(_BEGIN + _pack((epoch, digest)))
         out.apply.append(Switched(epoch))
+        self._notify(out)  # before anything of the epoch: who does not know it would not take that
+        if epoch.first:
+            leads = epoch.token == self._sealing
         if leads:
             out.extend(self._framed(link, link.core.lead()))
         out.apply += self._owner.began()
-        self._notify(out)
+
+    def _announce(self, link: Link, position: int, out: Outputs) -> None:
+        """A leader that knows the seal decided lets the others know: their callers wait, and we take no more steps in
+        that epoch."""
+        tell = getattr(link.core, "tell", None)
+        for peer in link.core.status.members if tell is not None and link.core.leader == self.node else ():
+            if peer != self.node:
+                out.extend(self._framed(link, tell(peer, position)))
 
     def _append(self, link: Link) -> None:
         # The epoch before was settled when it was sealed: a quorum has its prefix, which older logs could have given.

@@ -94,6 +94,10 @@ class Epoch(msgspec.Struct, frozen=True, array_like=True):
     start     position of its first entry; the seal before it decides that
     options   of the protocol; plain values
     former    members and protocol of the epoch before, filled in with `start`
+    first     who leads from the start: every member begins as if it had voted for that one already, so nobody needs
+              to be asked; "" where whoever can is elected
+    token     drawn at random by `first` for its seal: so it knows that the seal is its own, of this life, and that no
+              earlier life of it has led this epoch
     """
 
     number: int
@@ -103,6 +107,8 @@ class Epoch(msgspec.Struct, frozen=True, array_like=True):
     options: dict[str, Any] = {}
     former: tuple[NodeId, ...] = ()
     former_protocol: str = ""
+    first: NodeId = ""
+    token: int = 0
 
 
 # ------------------------------------------------------------------------------------------------ events
@@ -240,7 +246,8 @@ class Core(Protocol):
 
     ordered   positions form one total order, told in order by `Committed`
 
-    A core may have a flag `snapshot_wanted`: a peer needs a newer snapshot than the last one, so make one soon.
+    A core may have a flag `snapshot_wanted`: a peer needs a newer snapshot than the last one, so make one soon. One
+    whose epochs may name who is `first` to lead has a flag `begins_led`.
     """
 
     ordered: ClassVar[bool]
@@ -265,7 +272,8 @@ class Core(Protocol):
         """Everything up to this token of `Persisted` is durable."""
 
     def lead(self) -> Outputs:
-        """Try to lead at once: for one member, at the start of an epoch that nobody can lead yet."""
+        """Try to lead at once, at the start of an epoch: for one member, if nobody can lead yet; or for the one that is
+        `first`, which leads without asking, and only if it never did in any life."""
 
     def seal(self, successor: Epoch) -> Outputs:
         """End this epoch with an entry of kind SEAL that holds `successor` (`pack_epoch`); whatever is ordered behind
@@ -368,4 +376,6 @@ def checked_members(node: NodeId, epoch: Epoch, least: int = 1) -> tuple[NodeId,
         raise UsageError(f"{epoch.protocol} needs at least {least} members; epoch {epoch.number} has {len(members)}")
     if not node:
         raise UsageError("a member needs a name")
+    if epoch.first and epoch.first not in members:
+        raise UsageError(f"{epoch.first} is to lead epoch {epoch.number} first and is none of {list(members)}")
     return members

@@ -130,6 +130,8 @@ class LogInvariants:
         assert first == node, f"I1: {first} and {node} both lead in term {core.term}"
         self._led.add((core.term, node))
         votes = {voter for (term, voter), choice in self._votes.items() if term == core.term and choice == node}
+        if core.term == 1 and core.epoch.first == node:
+            votes = set(core.epoch.members)  # by the epoch
         assert _quorum(core.members, {*votes, node}), (
             f"I1: {node} leads in term {core.term} by the votes of {sorted(votes)}; that is no quorum of {core.members}"
         )

@@ -19,6 +19,7 @@ class Member:
 
     def __init__(self, net, name):
         self.net, self.name = net, name
+        self.random = random.Random(f"{net.seed} {name}")  # another one in each life, as if drawn from the system
         self.records, self.first = [], 1
         self.saved = None
         self.replica = None
@@ -40,7 +41,7 @@ class Member:
             self.net.epoch,
             self.values,
             protocols=self.net.protocols,
-            random=random.Random(f"{self.net.seed} {self.name}"),
+            random=self.random,
             now_ns=lambda: self.net.now * 10_000_000,
             log_last=lambda: self.last,
             config=ReplicatedConfig(retry_ticks=self.net.retry_ticks),

@@ -9,7 +9,8 @@ from chainnet import Net, notices
 
 from nova.consensus.core import Epoch
 from nova.consensus.notices import Fetch, Piece, Sealed, Switch
-from nova.consensus.raft.messages import Append
+from nova.consensus.paxos.messages import Prepare
+from nova.consensus.raft.messages import Append, Vote
 from nova.consensus.replicated import Forward
 from nova.consensus.sessions import Code
 from nova.errors import CorruptionError, PeerError, UnavailableError, UsageError
@@ -193,6 +194,7 @@ def test_66_a_frame_of_an_ended_epoch_changes_nothing_and_is_answered():
     leader.switch("raft")
     group.until(lambda: all(member.replica.epoch.number == 1 for member in group))
     group.settle()
+    leader.take(leader.replica.tick())  # it answers everybody once a tick
     group.flying.clear()
     status = leader.replica.core.status
     leader.step("n1" if leader.name != "n1" else "n0", (0, Append(99, 0, 0, 0, ())))
@@ -201,6 +203,57 @@ def test_66_a_frame_of_an_ended_epoch_changes_nothing_and_is_answered():
 
 
 # ---------------------------------------------------------------------------------------------- beyond the scenarios
+
+
+@pytest.mark.parametrize("new", ["raft", "paxos"])
+@pytest.mark.parametrize("old", ["raft", "paxos", "epaxos"])
+def test_who_seals_leads_on_without_asking_anybody(old, new):
+    group = net(old, new)
+    leader = group.lead()
+    session = written(group, leader, 3)
+    asked = []
+    group.lost = lambda source, target, frame: type(frame[1]) in (Vote, Prepare) and asked.append(frame)
+    leader.switch(new)
+    name = group.append(leader, session, 4, "k", 4)
+    group.deliver()  # and no tick passes
+    assert leader.answers[name].code is Code.OK
+    assert leader.replica.core.status.role == "leader"
+    leader.read(1, "k")
+    group.deliver()
+    assert leader.reads[1] == [1, 2, 3, 4]
+    assert all(member.replica.core.leader == leader.name and member.replica.chain.whole for member in group)
+    assert not asked
+    assert group.agree() == {"k": [1, 2, 3, 4]}
+
+
+@pytest.mark.parametrize("new", ["raft", "paxos"])
+def test_who_led_an_epoch_first_and_forgot_it_in_a_crash_does_not_lead_it_first_again(new):
+    group = net("raft", new)
+    leader = group.lead()
+    session = written(group, leader, 3)
+    leader.held = True
+    leader.switch(new)
+    group.append(leader, session, 4, "k", "of the first life")
+    group.deliver()
+    assert all(member.replica.epoch.number == 1 for member in group)
+    status = leader.replica.core.status
+    assert status.role == "leader"
+    leader.crash()
+    leader.held = False
+    leader.start()
+    assert leader.replica.epoch.number == 0  # neither the seal nor what followed was on its disk
+    group.append(leader, session, 5, "k", "of the second life")
+    group.until(lambda: leader.replica.epoch.number == 1)
+    assert leader.replica.epoch.first == leader.name
+    assert leader.replica.core.status.role != "leader"
+    assert group.lead().replica.core.status.term > status.term
+    group.agree()
+
+
+def test_a_first_that_is_no_member_is_refused():
+    group = net()
+    with pytest.raises(UsageError, match="n9 is to lead epoch 1 first and is none of"):
+        PROTOCOLS["raft"]("n0", Epoch(1, "raft", ("n0", "n1"), first="n9"), group["n0"].random, lambda: 0)
 
 
 def test_a_new_member_hears_of_its_epoch_and_fetches_what_was_before():

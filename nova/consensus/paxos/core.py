@@ -88,6 +88,7 @@ class Paxos:
     """A member; see `nova.consensus.core.Core`."""
 
     ordered: ClassVar[bool] = True
+    begins_led: ClassVar[bool] = True
     messages: ClassVar[tuple[type[msgspec.Struct], ...]] = MESSAGES
 
     def __init__(self, node: NodeId, epoch: Epoch, random: Random, now_ns: Callable[[], int]) -> None:
@@ -119,6 +120,13 @@ class Paxos:
         self._recovered_commit = 0
         self._asked = Asked(random, self.options.reads_max)
         self._outbox = Outbox(self.options.append_bytes_max, self.options.held_count_max)
+        if epoch.first:
+            # All have promised the first ballot to it, and nobody accepted anything before: the epoch says so.
+            self._promise_ballot(self.ballots.make(1, epoch.first))
+            self._outbox.recovered(self.promised, None)
+            if epoch.first != node:
+                self._leader = epoch.first
+                self._pace.hears()
 
     # -- what others see --
 
@@ -198,9 +206,12 @@ class Paxos:
         return self._done(out)
 
     def lead(self) -> Outputs:
-        """Ask for promises at once, if nobody can lead yet."""
+        """Lead as the first, or ask for promises if nobody can lead yet."""
         out = Outputs()
-        if not self.promised and self.node in self.members:
+        untouched = self.role == FOLLOWER and self.slots.last == self.epoch.start - 1
+        if self.epoch.first == self.node and untouched and self.ballots.round(self.promised) == 1:
+            self._begin_to_lead(self.promised, (), out)
+        elif not self.promised and self.node in self.members:
             self._begin(out)
         return self._done(out)
 
@@ -241,6 +252,13 @@ class Paxos:
             raise UsageError(f"epoch {successor.number} can't follow epoch {self.epoch.number}")
         checked_members(self.node, successor)
         return self.propose([(Kind.SEAL, pack_epoch(successor))])
+
+    def tell(self, peer: NodeId, position: int) -> Outputs:
+        """Let a member that waits for this slot know now that it is decided; nothing comes of it as long as it is not."""
+        out = Outputs()
+        if self._lead is not None and self.committed >= position and peer in self._lead.peers:
+            self._lead.tell(peer, self.committed, out)
+        return out
 
     def read(self, id: int) -> Outputs:
         """Ask for a position for a linearizable read. Raises SealedError as well: the successor knows more."""
@@ -352,10 +370,15 @@ class Paxos:
         if lie is not None:
             out.apply.append(Fatal(self._broken(lie)))
             return
+        self._campaign = None
+        self._begin_to_lead(campaign.ballot, campaign.values(self.committed + 1), out)
+
+    def _begin_to_lead(self, ballot: int, values: Sequence[tuple[Kind, bytes]], out: Outputs) -> None:
+        """Nobody else can have decided anything that is neither known here nor among the values."""
         first = self.committed + 1
         lead = self._lead = Lead(
             self.node,
-            campaign.ballot,
+            ballot,
             first,
             self._others,
             slots=self.slots,
@@ -364,12 +387,11 @@ class Paxos:
             rounds=self._rounds,
             now_ns=self._now_ns,
         )
-        self._campaign = None
         self.role, self._leader = LEADER, self.node
         self._reach.begin(first)
         self._pace.succeeds()
         if self.sealed is None:
-            self._propose(lead, campaign.values(first), out)
+            self._propose(lead, values, out)
         lead.barrier = lead.next - 1
         lead.beat(self.committed, out)
 

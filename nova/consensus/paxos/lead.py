@@ -117,8 +117,15 @@ class Lead:
     def beat(self, committed: int, out: Outputs) -> None:
         """Begin a round of heartbeats."""
         round = self._rounds.begin(self._now_ns() if self._options.lease_reads else None)
-        for name, peer in self.peers.items():
-            out.early.append((name, Heartbeat(self.ballot, round, self.first, committed, peer.next - 1)))
+        for name in self.peers:
+            self._beat(name, round, committed, out)
+
+    def tell(self, name: NodeId, committed: int, out: Outputs) -> None:
+        """Say once more how far it is decided."""
+        self._beat(name, self._rounds.number, committed, out)
+
+    def _beat(self, name: NodeId, round: int, committed: int, out: Outputs) -> None:
+        out.early.append((name, Heartbeat(self.ballot, round, self.first, committed, self.peers[name].next - 1)))
 
     def read(self, asker: NodeId, ids: tuple[int, ...], committed: int, out: Outputs) -> list[Read]:
         """Take reads, if there is room; those that may be answered now."""

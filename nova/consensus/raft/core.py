@@ -85,6 +85,7 @@ class Raft(RaftState):
     compiled: ClassVar[bool] = True
     """Tests turn it off, to hold both against each other."""
     ordered: ClassVar[bool] = True
+    begins_led: ClassVar[bool] = True
     log: EntryLog
     options: RaftOptions
     messages: ClassVar[tuple[type[msgspec.Struct], ...]] = MESSAGES
@@ -98,19 +99,21 @@ class Raft(RaftState):
         self.node, self.epoch = node, epoch
         self._random, self._now_ns = random, now_ns
         self.log = EntryLog(epoch.start - 1)
-        self.term = 0
-        self.voted_for: NodeId | None = None
+        # Where the epoch names who is first, all have voted for it in term 1, without a record: the epoch says so.
+        first = epoch.first or None
+        self.term = 1 if first else 0
+        self.voted_for: NodeId | None = first
         self.committed = epoch.start - 1
         self.role = FOLLOWER
-        self._leader: NodeId | None = None
+        self._leader: NodeId | None = first if first != node else None
         self._configurations: list[tuple[int, Members]] = [(epoch.start - 1, Members(voters))]
         self._told = epoch.start - 1
         self._token = self._durable_token = 0
         self._promises: list[tuple[NodeId, Message]] = []
         self._held: deque[tuple[int, NodeId, Message]] = deque()
-        self._hard: tuple[int, NodeId | None] = (0, None)  # as last persisted
+        self._hard: tuple[int, NodeId | None] = (self.term, first)  # as last persisted
         self._elapsed = 0
-        self._heard = self.options.election_ticks  # ticks since the leader's last word; nobody's at the start
+        self._heard = 0 if first else self.options.election_ticks  # ticks since the leader's last word
         self._timeout = self._drawn()
         self._votes: dict[NodeId, bool] = {}
         self._votes_pre = False
@@ -212,9 +215,11 @@ class Raft(RaftState):
         return self._done(out)
 
     def lead(self) -> Outputs:
-        """Campaign at once, if nobody can lead yet."""
+        """Lead as the first, or campaign if nobody can lead yet."""
         out = Outputs()
-        if self.term == 0 and self.members.votes(self.node):
+        if self.epoch.first == self.node and self.term == 1 and self.log.last == self.epoch.start - 1:
+            self._become_leader(out)
+        elif self.term == 0 and self.members.votes(self.node):
             self._campaign(out)
         return self._done(out)
 
@@ -272,12 +277,17 @@ class Raft(RaftState):
 
     def tell(self, peer: NodeId, position: int) -> Outputs:
         """Let a member that waits for this commit know of it now, not with the next entries or heartbeat. Nothing comes
-        of it as long as the position is not committed, or that member is not known to have it."""
+        of it as long as the position is not committed."""
         out = Outputs()
         progress = self._progress.get(peer) if self.role == LEADER else None
-        if progress is not None and min(self.committed, progress.matched) >= position:
+        if progress is None or self.committed < position:
+            return out
+        if progress.matched >= position:
             committed = min(self.committed, progress.matched)
             out.early.append((peer, Heartbeat(self.term, self._rounds.number, committed)))
+        elif (term := self.log.term(position)) is not None:
+            # Sent it was, and comes before this: which counts only where the logs meet.
+            out.early.append((peer, Append(self.term, position, term, self.committed, ())))
         return out
 
     def read(self, id: int) -> Outputs:
@@ -419,7 +429,10 @@ class Raft(RaftState):
         self._meet()
         self._rounds.lead()
         self._uncommitted_bytes = sum(len(entry.data) for entry in self.log.between(self.committed, self.log.last))
-        self._lead_append([(Kind.NOOP, b"")], out)
+        if self._is_first():
+            self._beat(out)  # nothing was there before, so no entry has to be committed to know what is
+        else:
+            self._lead_append([(Kind.NOOP, b"")], out)
 
     def _meet(self) -> None:
         """Keep a progress of every member but ourselves."""
@@ -583,7 +596,10 @@ class Raft(RaftState):
 
     def _leads_for_sure(self) -> bool:
         """An entry of this term is committed: before, the commit position may lag behind what clients were told."""
-        return self.log.term(self.committed) == self.term
+        return self._is_first() or self.log.term(self.committed) == self.term
+
+    def _is_first(self) -> bool:
+        return self.term == 1 and self.epoch.first == self.node
 
     def _confirm(self, out: Outputs) -> None:
         """Rounds that a quorum has answered vouch for the reads that were asked before them."""
@@ -595,7 +611,8 @@ class Raft(RaftState):
             self._rounds.lease(confirmed, int(timeout_ns * (1 - self.options.drift_ratio)))
         for _, asker, ids, position in self._rounds.answered(confirmed):
             # Asked before this term's first commit, it has to wait for that (6.4): it is in `committed` by now.
-            self._ready(asker, ids, position if self.log.term(position) == self.term else self.committed, out)
+            known = self._is_first() or self.log.term(position) == self.term
+            self._ready(asker, ids, position if known else self.committed, out)
         if self._rounds.wanted:
             self._beat(out)
 
