@@ -439,7 +439,9 @@ class Chain:
         """A leader that knows the seal decided lets the others know: their callers wait, and we take no more steps in
         that epoch."""
         tell = getattr(link.core, "tell", None)
-        for peer in link.core.status.members if tell is not None and link.core.leader == self.node else ():
+        if tell is None or link.core.leader != self.node:
+            return
+        for peer in link.core.status.members:
             if peer != self.node:
                 out.extend(self._framed(link, tell(peer, position)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from nova.consensus.chain import Switched
-from nova.consensus.core import Command, Epoch
+from nova.consensus.core import Command, Committed, Epoch
 from nova.consensus.notices import Sealed
 from nova.consensus.replicated import Answered, Checkpoint, ReadAnswered, ReplicatedConfig, ReplicatedMachine
 from nova.consensus.sessions import OPEN
@@ -28,6 +28,7 @@ class Member:
         self.answers = {}
         self.reads = {}
         self.epochs = []
+        self.told = []
         self.start()
 
     @property
@@ -89,6 +90,8 @@ class Member:
                 self.answers[name(command)] = outcome
             case ReadAnswered(id, data):
                 self.reads[id] = machine.answer(data)
+            case Committed(entries, epoch):
+                self.told += [(epoch, entry) for entry in entries]
             case Switched(epoch):
                 self.epochs.append(epoch)
         if self.replica is not None:

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 from chainnet import Net, notices
 
-from nova.consensus.core import Epoch
+from nova.consensus.core import Epoch, Kind
 from nova.consensus.notices import Fetch, Piece, Sealed, Switch
 from nova.consensus.paxos.messages import Prepare
 from nova.consensus.raft.messages import Append, Vote
@@ -248,6 +248,40 @@ def test_who_led_an_epoch_first_and_forgot_it_in_a_crash_does_not_lead_it_first_
     assert leader.replica.core.status.role != "leader"
     assert group.lead().replica.core.status.term > status.term
     group.agree()
+
+
+def test_what_a_later_leader_puts_behind_the_seal_is_told_to_nobody():
+    group = net()
+    leader = group.lead()
+    session = written(group, leader, 2)
+    group.lost = lambda source, target, frame: target == leader.name  # it never hears that the seal is stored
+    leader.switch("raft")
+    group.deliver()
+    leader.crash()
+    group.lost = None
+    group.until(lambda: all(member.replica.epoch.number == 1 for member in group))
+    for member in group:
+        kinds = [entry.kind for epoch, entry in member.told if epoch == 0]
+        assert kinds[-1] == Kind.SEAL
+    written(group, group.lead(), 1, session=session, first=3)
+
+
+def test_who_voted_in_an_epoch_whose_prefix_it_lacks_is_in_it_after_a_crash():
+    group = net()
+    leader = group.lead()
+    session = written(group, leader, 2)
+    late = next(member for member in group if member is not leader)
+    group.lost = lambda source, target, frame: target == late.name and (frame[0] == 0 or isinstance(frame[1], Piece))
+    leader.switch("raft")
+    written(group, leader, 1, session=session, first=3)
+    group.until(lambda: late.replica.epoch.number == 1 and late.replica.core.status.last > 2)
+    last = late.replica.core.status.last
+    assert not late.replica.chain.whole
+    late.crash()
+    late.start()
+    assert (late.replica.epoch.number, late.replica.core.status.last) == (1, last)
+    group.lost = None
+    assert group.agree() == {"k": [1, 2, 3]}
 
 
 def test_a_first_that_is_no_member_is_refused():

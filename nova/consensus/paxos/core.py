@@ -254,7 +254,7 @@ class Paxos:
         return self.propose([(Kind.SEAL, pack_epoch(successor))])
 
     def tell(self, peer: NodeId, position: int) -> Outputs:
-        """Let a member that waits for this slot know now that it is decided; nothing comes of it as long as it is not."""
+        """Let a member that waits for this slot know now that it is decided. Nothing comes of it while it is not."""
         out = Outputs()
         if self._lead is not None and self.committed >= position and peer in self._lead.peers:
             self._lead.tell(peer, self.committed, out)
