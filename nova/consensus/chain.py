@@ -59,6 +59,8 @@ NOTICE_TICKS: Final = 5
 """Between two notices to members that have not said that they hold the prefix."""
 CHUNK_BYTES: Final = 256 * 1024
 PREFIX_BYTES_MAX: Final = 1 << 32
+AHEAD_MAX: Final = 1_024
+"""Frames of the next epoch that are kept until it begins here; more are lost, as frames may be."""
 _BEGIN: Final = b"\0"
 """First byte of a record that begins an epoch; that of a core's record says which epoch it is of."""
 
@@ -154,6 +156,7 @@ class Chain:
         self._protocols, self._random, self._now_ns = protocols, random, now_ns
         self._links = [Link(epoch, self._make(epoch), b"")]
         self._sealing = 0  # the token of the newest seal of ours
+        self._ahead: list[tuple[NodeId, Frame]] = []
         self._rest()
 
     def _rest(self) -> None:
@@ -300,9 +303,13 @@ class Chain:
                 kind = type(message).__name__
                 raise PeerError(f"{sender} sent a {kind}; {link.epoch.protocol} knows no such message")
             out = self._framed(link, link.core.step(sender, message))
-        elif number > self.epoch.number and sender not in self._told:
-            self._told.add(sender)
-            out.early.append((sender, (self.epoch.number, Which())))
+        elif number > self.epoch.number:
+            if number == self.epoch.number + 1 and len(self._ahead) < AHEAD_MAX:
+                # Who told it heard of the seal before us. Lost, it would come again after a timeout.
+                self._ahead.append((sender, frame))
+            if sender not in self._told:
+                self._told.add(sender)
+                out.early.append((sender, (self.epoch.number, Which())))
         if number < self.epoch.number:
             self._tell(sender, out)
         return out
@@ -434,6 +441,10 @@ class Chain:
         if leads:
             out.extend(self._framed(link, link.core.lead()))
         out.apply += self._owner.began()
+        ahead, self._ahead = self._ahead, []
+        for sender, frame in ahead:
+            with suppress(PeerError):  # the stream that brought it may be another one by now
+                out.extend(self.step(sender, frame))
 
     def _announce(self, link: Link, position: int, out: Outputs) -> None:
         """A leader that knows the seal decided lets the others know: their callers wait, and we take no more steps in

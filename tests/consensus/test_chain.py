@@ -7,6 +7,7 @@ import contextlib
 import pytest
 from chainnet import Net, notices
 
+from nova.consensus.chain import AHEAD_MAX
 from nova.consensus.core import Epoch, Kind
 from nova.consensus.notices import Fetch, Piece, Sealed, Switch
 from nova.consensus.paxos.messages import Prepare
@@ -264,6 +265,45 @@ def test_what_a_later_leader_puts_behind_the_seal_is_told_to_nobody():
         kinds = [entry.kind for epoch, entry in member.told if epoch == 0]
         assert kinds[-1] == Kind.SEAL
     written(group, group.lead(), 1, session=session, first=3)
+
+
+@pytest.mark.parametrize("new", ["raft", "paxos", "epaxos", "pbft"])
+def test_what_comes_of_the_next_epoch_before_its_beginning_is_kept(new):
+    group = net("raft", new)
+    leader = group.lead()
+    session = written(group, leader, 2)
+    others = [member for member in group if member is not leader]
+    silent = {member.name for member in others[1:]}
+    words = []  # by which these would hear of the seal
+
+    def notice(source, target, frame):
+        held = target in silent and (frame[0] == 0 or notices(frame))
+        if held:
+            words.append((source, target, frame))
+        return held
+
+    leader.switch(new)
+    while leader.replica.epoch.number == 0:
+        group.deliver(rounds=1)
+    group.lost = notice
+    name = group.append(others[0], session, 3, "k", 3)
+    group.deliver()
+    assert all(member.replica.epoch.number == 0 for member in others[1:])
+    group.lost = None
+    group.flying += words
+    group.deliver()  # no tick passes, and nothing is sent again
+    assert others[0].answers[name].code is Code.OK
+    assert group.agree() == {"k": [1, 2, 3]}
+
+
+def test_frames_of_the_next_epoch_are_kept_up_to_a_limit():
+    group = net()
+    leader = group.lead()
+    chain = leader.replica.chain
+    for _ in range(AHEAD_MAX + 10):
+        leader.step("n1", (1, Append(1, 0, 0, 0, ())))
+        leader.step("n1", (2, Append(1, 0, 0, 0, ())))
+    assert len(chain._ahead) == AHEAD_MAX
 
 
 def test_who_voted_in_an_epoch_whose_prefix_it_lacks_is_in_it_after_a_crash():
