@@ -220,6 +220,10 @@ class ReplicatedMachine:
         """Hand leadership over; see `Reconfigurable`. Raises UsageError for a protocol that cannot."""
         return self._done(self.chain.core_does(self._reconfigurable().transfer(target)))
 
+    def lead(self) -> Outputs:
+        """Try to lead at once; see `Core.lead`."""
+        return self._done(self.chain.core_does(self.core.lead()))
+
     @property
     def changing(self) -> bool:
         """A change of members is under way."""

@@ -212,9 +212,10 @@ class Raft(RaftState):
         return self._done(out)
 
     def lead(self) -> Outputs:
-        """Campaign at once, if nobody can lead yet."""
+        """Campaign at once, if nobody leads yet, or nobody else can."""
         out = Outputs()
-        if self.term == 0 and self.members.votes(self.node):
+        alone = self.role == FOLLOWER and self.members.quorum([self.node])
+        if (self.term == 0 or alone) and self.members.votes(self.node):
             self._campaign(out)
         return self._done(out)
 
