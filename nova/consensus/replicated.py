@@ -31,6 +31,7 @@ from nova.consensus.core import (
     Reconfigurable,
     SealedError,
     Snapshot,
+    homes_of,
     is_convergent,
     pack,
     unpack,
@@ -120,7 +121,8 @@ class ReplicatedMachine:
         self.config = config or ReplicatedConfig()
         self._log_last = log_last
         self.chain = Chain(node, epoch, self, protocols=protocols, random=random, now_ns=now_ns)
-        self.sessions = Sessions(machine, ordered=self.core.ordered, convergent=is_convergent(self.core))
+        core = self.core
+        self.sessions = Sessions(machine, ordered=core.ordered, convergent=is_convergent(core), homes=homes_of(core))
         self.applied_position = epoch.start - 1
         self.failure: str | None = None
         self._term = 0
@@ -352,9 +354,9 @@ class ReplicatedMachine:
         """Machine and sessions."""
         return self.sessions.snapshot()
 
-    def reached(self, ordered: bool, convergent: bool) -> None:
-        """What is applied from here on is of an epoch with, or without, one order."""
-        self.sessions.order(ordered, convergent)
+    def reached(self, core: Core) -> None:
+        """What is applied from here on is told by this core."""
+        self.sessions.order(core.ordered, is_convergent(core), homes_of(core))
 
     def began(self) -> list[Any]:
         """Ask the new epoch for what the old one may have left void; sessions tell what was applied."""
@@ -489,7 +491,7 @@ class ReplicatedMachine:
     def restore(self, state: bytes) -> None:
         """Start from the state of a `Checkpoint`, before `replay`. Raises CorruptionError."""
         snapshot = self.chain.restore(state)
-        self.sessions.order(self.core.ordered, is_convergent(self.core))
+        self.reached(self.core)
         self.install(snapshot, self.epoch.start)
 
     def replay(self, record: bytes) -> None:

@@ -11,6 +11,7 @@ import pytest
 from strong_group import free_ports
 
 from nova.consensus.core import NotLeaderError
+from nova.consensus.sessions import Sessions
 from nova.errors import (
     CompactedError,
     ConfigError,
@@ -165,6 +166,13 @@ def test_what_was_acknowledged_is_there_when_it_is_opened_again(tmp_path):
             assert store.get("free").value == 1
             assert list(store.watch("acc/1", versions[-1] + round, timeout_s=0)) == []
             assert store.put("acc/1", 0, expect=versions[-1] + round).version == versions[-1] + round + 1
+
+
+def test_a_region_forgets_the_sessions_of_starts_that_are_long_past(tmp_path, monkeypatch):
+    monkeypatch.setitem(Sessions.__init__.__kwdefaults__, "sessions_max", 3)
+    for start in range(7):  # each opens a session
+        with opened(tmp_path, classes={"vm/": "hybrid"}) as store:
+            assert store.transact("vm/eu/starts", [], [Add(1)]).results == [start + 1]
 
 
 def test_a_node_goes_on_where_a_store_ended_and_the_other_way_round(tmp_path):

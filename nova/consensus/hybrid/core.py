@@ -32,6 +32,7 @@ from nova.consensus.core import (
     Entry,
     Epoch,
     Fatal,
+    Homes,
     Installed,
     Kind,
     NotLeaderError,
@@ -87,6 +88,11 @@ class Hybrid(Spread):
         self._asked_reads: dict[int, Vector] = {}
 
     # -- what others see --
+
+    @property
+    def homes(self) -> Homes:
+        """The regions, as streams."""
+        return Homes(self.epoch.start, self.streams.count, self._mine)
 
     @property
     def leader(self) -> NodeId | None:
