@@ -202,7 +202,8 @@ class Chain:
 
     def _make(self, epoch: Epoch) -> Core:
         make = self._maker(epoch.protocol)
-        if epoch.number and self.node not in epoch.members:
+        # Who is to join a group that has no learners waits outside from the beginning.
+        if self.node not in epoch.members and (epoch.number or not getattr(make, "learners", True)):
             return Outside(self.node, epoch)
         return make(self.node, epoch, self._random, self._now_ns)
 

@@ -128,7 +128,8 @@ class ConsensusEngine:
             given.setdefault("tick_ns", self.options.tick_ms * 1_000_000)  # what a lease is worth
         self._voters = voters
         self._genesis = Epoch(0, protocol, tuple(sorted(members if voters is None else voters)), options=given)
-        self._protocols[protocol](node, self._genesis, seeded(), time.monotonic_ns)  # refuses what cannot be, now
+        first = node if node in self._genesis.members else next(iter(self._genesis.members), node)
+        self._protocols[protocol](first, self._genesis, seeded(), time.monotonic_ns)  # refuses what cannot be, now
         self._codec = FrameCodec(*all_messages())
         self._failure: BaseException | None = None
         self._started = self._serving = self._closing = False

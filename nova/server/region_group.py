@@ -28,6 +28,7 @@ class RegionGroup(RegionMember):
             cluster=config.cluster,
             key=config.key.encode() if config.key else None,
             options=GroupOptions(
+                founders=tuple(group.founders),
                 listen=group.listen,
                 tick_ms=group.tick_ms,
                 timeout_ms=group.timeout_ms,

@@ -41,7 +41,7 @@ class RegionNode(ClassedNode):
 
     def _where(self, region: str) -> str:
         """Where a node of a region answers, as far as membership knows one that lives."""
-        there, members = self.config.hybrid.regions, self.cluster.membership.members
+        there, members = self.region_group.placed, self.cluster.membership.members
         known = (members[node] for node in sorted(there) if there[node] == region and node in members)
         return next((f"http://{member.http}" for member in known if member.live and member.http), "")
 
@@ -115,6 +115,14 @@ class RegionNode(ClassedNode):
         if ready and (failure := self.region_group.failure) is not None:
             return False, f"hybrid keys have stopped here: {failure}"
         return ready, reason
+
+    async def region_add(self, node: str, address: str | None, region: str) -> dict[str, Any]:
+        await self.region_group.add(node, address, region)
+        return self.region_group.status()
+
+    async def region_remove(self, node: str, region: str) -> dict[str, Any]:
+        await self.region_group.remove(node, region)
+        return self.region_group.status()
 
     def chaos_cut(self, peers: Names) -> Names:
         cut = super().chaos_cut(peers)

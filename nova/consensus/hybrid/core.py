@@ -66,6 +66,7 @@ class Hybrid(Spread):
 
     ordered: ClassVar[bool] = False
     convergent: ClassVar[bool] = True
+    learners: ClassVar[bool] = False
     messages: ClassVar[tuple[type[msgspec.Struct], ...]] = (*RAFT_MESSAGES, *SPREAD_MESSAGES)
     options: HybridOptions
 

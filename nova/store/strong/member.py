@@ -250,4 +250,4 @@ class StrongMember:
         return core
 
 
-__all__ = ["CATCH_UP_S", "VALUE_BYTES_MAX", "GroupOptions", "StrongMember"]
+__all__ = ["CATCH_UP_S", "LOOK_S", "VALUE_BYTES_MAX", "GroupOptions", "StrongMember"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from nova.consensus.engine import ConsensusEngine
-from nova.errors import UsageError
+from nova.errors import UnavailableError, UsageError
 from nova.metrics import Registry
 from nova.store.strong.commands import Get, pack
-from nova.store.strong.member import GroupOptions, now_ms
+from nova.store.strong.member import CATCH_UP_S, LOOK_S, GroupOptions, now_ms
 from nova.store.strong.regional import RegionalKeys
 from nova.store.strong.regions import Addressed, RegionalMachine
 from nova.types import NodeId, Region
@@ -89,6 +90,48 @@ class RegionMember:
         """name -> its region, of the members of the present epoch."""
         regions: dict[NodeId, Region] = self.engine.status().epoch.options["regions"]
         return regions
+
+    # -- operators --
+
+    async def add(self, node: NodeId, address: str | None, region: Region) -> None:
+        """Let a node keep the keys of all regions and vote in one of them; a majority of every region has to be up.
+
+        It ends the present epoch for one with the same regions, so keys are read and written meanwhile. Any member may
+        be asked, again where it stopped; start the new one first. Raises what `ConsensusEngine.switch` raises;
+        UsageError for a member, or a region that the group did not begin with.
+        """
+        placed = self.placed
+        if node in placed:
+            raise UsageError(f"{node} is a member in {placed[node]} already; a member is in one region")
+        if region not in self.machine.of:
+            raise UsageError(
+                f"{region!r} is no region of the group; they are {', '.join(self.machine.of)}, and stay as it began"
+            )
+        if not address and node not in self.engine.addresses:
+            raise UsageError(f"{node} is not known here; give the HOST:PORT of its hybrid.listen")
+        await self._go_on({**placed, node: region}, {node: address} if address else {})
+
+    async def remove(self, node: NodeId, region: Region) -> None:
+        """Take a member of a region out; as `add`. Its region keeps one at least."""
+        placed = self.placed
+        there = sorted(name for name, place in placed.items() if place == region)
+        if node not in there:
+            raise UsageError(f"{node} is no member in {region}; there are {', '.join(there) or 'none'}")
+        if there == [node]:
+            raise UsageError(f"{node} is the last member in {region}; a region has at least one")
+        await self._go_on({name: place for name, place in placed.items() if name != node}, {})
+
+    async def _go_on(self, placed: dict[NodeId, Region], addresses: dict[NodeId, str]) -> None:
+        deadline = asyncio.get_running_loop().time() + CATCH_UP_S
+        while not (status := self.engine.status()).settled:  # the last change is not on enough disks yet
+            if asyncio.get_running_loop().time() > deadline:
+                raise UnavailableError(
+                    f"epoch {status.epoch.number} is not settled after {CATCH_UP_S:g} s: is a majority of every region "
+                    "up? then ask again"
+                )
+            await asyncio.sleep(LOOK_S)
+        options = {**status.epoch.options, "regions": dict(sorted(placed.items()))}
+        await self.engine.switch("hybrid", sorted(placed), options, addresses=addresses)
 
     def status(self) -> dict[str, Any]:
         """How it stands, as this member sees it."""
