@@ -18,6 +18,9 @@ consensus = typer.Typer(
     help="Show and change the group that orders strong keys.", rich_markup_mode=None, no_args_is_help=True
 )
 Member = Annotated[str, typer.Argument(help="Name of a node.", show_default=False)]
+Region = Annotated[
+    str | None, typer.Option(help="Of the members that keep hybrid keys, those of this region.", show_default=False)
+]
 
 
 @consensus.command("status")
@@ -85,28 +88,41 @@ def _print(group: dict[str, Any]) -> None:
 def add(
     member: Member,
     address: Annotated[
-        str | None, typer.Argument(metavar="[HOST:PORT]", help="Its consensus.listen, if it is new.")
+        str | None, typer.Argument(metavar="[HOST:PORT]", help="Its consensus.listen (hybrid.listen), if it is new.")
     ] = None,
     learner: Annotated[bool, typer.Option("--learner", help="It learns, and has no vote.")] = False,
+    region: Region = None,
     node: Node = DEFAULT_NODE,
     token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """Add a member: it learns what there is, then votes. Start it first, with consensus.founders set.
+    """Add a member: it learns what there is, then votes. Start it first, with consensus.founders (hybrid.founders) set.
 
     Example: nova consensus add d 10.0.0.4:7520
     """
+    if region is not None:
+        if learner:
+            raise UsageError("--learner is for the group of strong keys; a member of a region votes there")
+        asked = {"node": member, "address": address}
+        _of_region(region, node, token, as_json, lambda client, path: client.post(path, asked))
+        return
     body = {"node": member, "address": address, "learner": learner}
     group = _at_leader(node, token, lambda client: client.post("/v1/consensus/members", body))
     print_json(group) if as_json else print(f"{member} {'learns' if learner else 'votes'}; {_voters(group)}")
 
 
 @consensus.command("remove")
-def remove(member: Member, node: Node = DEFAULT_NODE, token: Token = None, as_json: Json = False) -> None:
+def remove(
+    member: Member, region: Region = None, node: Node = DEFAULT_NODE, token: Token = None, as_json: Json = False
+) -> None:
     """Take a member out of the group; then stop it.
 
     Example: nova consensus remove d
     """
+    if region is not None:
+        name = quote(member, safe="")
+        _of_region(region, node, token, as_json, lambda client, path: client.delete(f"{path}/{name}"))
+        return
     path = f"/v1/consensus/members/{quote(member, safe='')}"
     group = _at_leader(node, token, lambda client: client.delete(path))
     print_json(group) if as_json else print(f"{member} is out; {_voters(group)}")
@@ -147,6 +163,13 @@ def switch(
     body = {"protocol": protocol, "members": names, "addresses": addresses}
     group = _at_leader(node, token, lambda client: client.post("/v1/consensus/switch", body))
     print_json(group) if as_json else print(f"epoch {group['epoch']}: {group['protocol']}; {_voters(group)}")
+
+
+def _of_region(region: str, node: str, token: str | None, as_json: bool, ask: Any) -> None:
+    """Any member of a group of regions may be asked."""
+    with Client(node, token, timeout=PATIENCE_S) as client:
+        told = ask(client, f"/v1/regions/{quote(region, safe='')}/members")
+    print_json(told) if as_json else print(f"in {region}: {', '.join(told['regions'][region]['members'])}")
 
 
 def _at_leader(node: str, token: str | None, ask: Any) -> dict[str, Any]:

@@ -312,7 +312,7 @@ class Asking:
                     continue
                 del self._votes[number]
                 outcome = _outcome_of(votes)
-            if outcome.code is Code.EXPIRED and callers.session == session:
+            if outcome.code in (Code.EXPIRED, Code.ELSEWHERE) and callers.session == session:
                 callers.answered(Command(session, number, b""), outcome)
                 text = "an earlier command's session has expired; this one was not sent, and will not be: ask again"
                 callers.refused(1, UnavailableError(text, 0))

@@ -125,9 +125,9 @@ class Callers(CallTable):
 
     def _refused(self, command: Command, outcome: Outcome, call: Call) -> None:
         """A command that flew has another outcome than an answer."""
-        if outcome.code is Code.EXPIRED:
+        if outcome.code in (Code.EXPIRED, Code.ELSEWHERE):
             self._flying[command.sequence] = call
-            self._expired()
+            self._ended(elsewhere=outcome.code is Code.ELSEWHERE)
             return
         call.settle(
             UnknownOutcomeError(f"command {command.sequence} of session {command.session}: {outcome.code.name}")
@@ -138,12 +138,19 @@ class Callers(CallTable):
             self._opening = None
             self.session, self._sequence = int.from_bytes(outcome.data, "big"), 0
 
-    def _expired(self) -> None:
+    def _ended(self, *, elsewhere: bool) -> None:
+        """The session is of no use any more."""
         calls, self._flying = list(self._flying.values()), {}
-        error = SessionExpiredError(
+        error: UnknownOutcomeError = SessionExpiredError(
             f"the group forgot session {self.session}, of which {len(calls)} commands had no answer: each was applied "
             "once or not at all, and will not be any more; look before you ask again"
         )
+        if elsewhere:
+            error = UnknownOutcomeError(
+                f"session {self.session} is of another region than the member that is asked now; {len(calls)} of its "
+                "commands had no answer: each is applied there once or not at all, perhaps later. Ask members of one "
+                "region"
+            )
         self.session = 0
         for call in calls:
             call.settle(error)

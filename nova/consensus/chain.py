@@ -104,9 +104,8 @@ class Owner(Protocol):
     def began(self) -> list[Any]:
         """A new epoch takes proposals; what was asked of the one before has to be asked again."""
 
-    def reached(self, ordered: bool, convergent: bool) -> None:
-        """What is applied from here on is of an epoch with, or without, one order; and its members apply what is
-        concurrent in different ones."""
+    def reached(self, core: Core) -> None:
+        """What is applied from here on is told by this core."""
 
 
 class Prefix(msgspec.Struct, frozen=True, array_like=True):
@@ -207,7 +206,8 @@ class Chain:
 
     def _make(self, epoch: Epoch) -> Core:
         make = self._maker(epoch.protocol)
-        if epoch.number and self.node not in epoch.members:
+        # Who is to join a group that has no learners waits outside from the beginning.
+        if self.node not in epoch.members and (epoch.number or not getattr(make, "learners", True)):
             return Outside(self.node, epoch)
         return make(self.node, epoch, self._random, self._now_ns)
 
@@ -373,7 +373,7 @@ class Chain:
                 newer = not link.core.ordered or snapshot.position > self._owner.applied_position
                 if link in self._links and newer:
                     first = link is self._links[0]
-                    self._owner.reached(link.core.ordered, is_convergent(link.core))
+                    self._owner.reached(link.core)
                     if not link.core.ordered:
                         link.held.clear()  # what the state lacks of it is told again
                     self._owner.install(snapshot, link.epoch.start)
@@ -477,7 +477,7 @@ class Chain:
         if state is not None:
             self._prefix = Prefix(link.epoch.number, state)
         self._arriving = bytearray()
-        self._owner.reached(link.core.ordered, is_convergent(link.core))
+        self._owner.reached(link.core)
         held, link.held = link.held, []
         entries: list[Entry] = []
         for each in held:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -325,6 +325,28 @@ class ConvergentCore(Core, Protocol):
 
     def read(self, id: int, after: tuple[int, ...] = ()) -> Outputs:
         """Ask for a state that holds all of `after`: ReadReady or ReadLost follows."""
+
+
+class Homes(NamedTuple):
+    """The streams of an epoch, each told in one order everywhere, and proposed into by members of its own.
+
+    start  of the epoch: position p is of stream (p - start) % streams
+    own    that of this member
+    """
+
+    start: int
+    streams: int
+    own: int
+
+    def stream(self, position: int) -> int:
+        """That which a position of this epoch is of."""
+        return (position - self.start) % self.streams
+
+
+def homes_of(core: Core) -> Homes | None:
+    """The streams of a core whose members are convergent, if each has one order and several members; None: not so."""
+    homes: Homes | None = getattr(core, "homes", None)
+    return homes
 
 
 def is_convergent(core: Core) -> bool:

@@ -36,6 +36,7 @@ from nova.consensus.core import (
 from nova.consensus.directory import MemberDirectory
 from nova.consensus.frames import FrameCodec
 from nova.consensus.frontier import Frontier
+from nova.consensus.measures import GroupPage
 from nova.consensus.options import EngineOptions, EngineStatus
 from nova.consensus.pbft.auth import Authenticator
 from nova.consensus.protocols import all_messages, protocol_named, protocols
@@ -81,7 +82,10 @@ class ConsensusEngine:
     keys       what makes this member's keys for an epoch of PBFT, and so what makes `pbft` possible; None: it is not
     key        the cluster key, 32 bytes or more, that members prove to each other. None only on loopback
     listen     where to listen, if not at its address among the members
+    group      label of its metrics, so that several groups may share `metrics`; "": no label
     raises     UsageError if these cannot be
+
+    A member that has no others may have the address "": it listens nowhere.
     """
 
     def __init__(
@@ -99,8 +103,9 @@ class ConsensusEngine:
         listen: str | None = None,
         options: EngineOptions | None = None,
         metrics: Registry | None = None,
+        group: str = "",
     ) -> None:
-        self.node, self.machine = node, machine
+        self.node, self.machine, self.group = node, machine, group
         self.options = options or EngineOptions()
         self.metrics = metrics or Registry()
         self._command_bytes_max = self.options.entry_bytes_max
@@ -109,8 +114,11 @@ class ConsensusEngine:
         if node not in members:
             raise UsageError(f"{node!r} is not among the members {sorted(members)}; name its own address, too")
         self._listen = listen or members[node]
+        reachable = [address for address in (*members.values(), self._listen) if address or len(members) > 1]
+        if "" in reachable:
+            raise UsageError(f"a member of {dict(members)} has no address; give each its HOST:PORT")
         if key is None:
-            for address in (*members.values(), self._listen):
+            for address in reachable:
                 if not is_loopback(address):
                     raise UsageError(f"{address} can be reached from other machines; give a cluster key")
         self._protocols = protocols(keys)
@@ -120,7 +128,8 @@ class ConsensusEngine:
             given.setdefault("tick_ns", self.options.tick_ms * 1_000_000)  # what a lease is worth
         self._voters = voters
         self._genesis = Epoch(0, protocol, tuple(sorted(members if voters is None else voters)), options=given)
-        self._protocols[protocol](node, self._genesis, seeded(), time.monotonic_ns)  # refuses what cannot be, now
+        first = node if node in self._genesis.members else next(iter(self._genesis.members), node)
+        self._protocols[protocol](first, self._genesis, seeded(), time.monotonic_ns)  # refuses what cannot be, now
         self._codec = FrameCodec(*all_messages())
         self._failure: BaseException | None = None
         self._started = self._serving = self._closing = False
@@ -190,6 +199,8 @@ class ConsensusEngine:
         self._runtime.start()
         self._serving = True
         self._do(first)
+        if self._replica.core.status.members == (self.node,):
+            self._do(self._replica.lead())  # nobody else can: an election timeout would be waited for in vain
 
     async def _connect(self) -> None:
         identity = Identity(
@@ -225,7 +236,7 @@ class ConsensusEngine:
             tick_ms=self.options.tick_ms,
         )
         try:
-            self.address = await self._mesh.listen(self._listen)
+            self.address = await self._mesh.listen(self._listen) if self._listen else ""
         except BaseException:
             await self._transport.close()
             raise
@@ -740,16 +751,16 @@ class Measures:
     """What the page for Prometheus has of an engine."""
 
     def __init__(self, engine: ConsensusEngine) -> None:
-        metrics, replica = engine.metrics, engine._replica
-        self.latency = metrics.histogram(
+        page, replica = GroupPage(engine.metrics, engine.group), engine._replica
+        self.latency = page.histogram(
             "nova_consensus_command_seconds", "From the call to the answer of a command, in this process"
         )
-        self.reads = metrics.counter("nova_consensus_reads_total", "Reads answered")
-        self.refused = metrics.counter("nova_consensus_overloaded_total", "Commands and reads refused: too many wait")
-        self.checkpoints = metrics.counter("nova_consensus_checkpoints_total", "Snapshots saved")
-        self.switches = metrics.counter("nova_consensus_switches_total", "Epochs that began here")
-        self.leader_changes = metrics.counter("nova_consensus_leader_changes_total", "Leaders found and lost")
-        for name, help, function in (
+        self.reads = page.counter("nova_consensus_reads_total", "Reads answered")
+        self.refused = page.counter("nova_consensus_overloaded_total", "Commands and reads refused: too many wait")
+        self.checkpoints = page.counter("nova_consensus_checkpoints_total", "Snapshots saved")
+        self.switches = page.counter("nova_consensus_switches_total", "Epochs that began here")
+        self.leader_changes = page.counter("nova_consensus_leader_changes_total", "Leaders found and lost")
+        gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
             ("epoch", "Number of the newest epoch", lambda: replica.epoch.number),
             ("term", "Term, ballot or view", lambda: replica.core.status.term),
             ("leads", "1 if this member leads", lambda: float(replica.core.leader == engine.node)),
@@ -759,8 +770,10 @@ class Measures:
             ("queue", "Commands that wait to be proposed", lambda: replica.queued),
             ("log_bytes", "Log since it was last shortened", lambda: engine._log_bytes),
             ("peers", "Members with a live stream", lambda: len(engine._mesh.connected())),
-        ):
-            metrics.gauge(f"nova_consensus_{name}", help, function=function)
+            ("sessions", "Sessions that are known", lambda: len(replica.sessions)),
+        )
+        for name, help, function in gauges:
+            page.gauge(f"nova_consensus_{name}", help, function)
 
 
 class _Member:

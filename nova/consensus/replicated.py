@@ -31,6 +31,7 @@ from nova.consensus.core import (
     Reconfigurable,
     SealedError,
     Snapshot,
+    homes_of,
     is_convergent,
     pack,
     unpack,
@@ -120,7 +121,8 @@ class ReplicatedMachine:
         self.config = config or ReplicatedConfig()
         self._log_last = log_last
         self.chain = Chain(node, epoch, self, protocols=protocols, random=random, now_ns=now_ns)
-        self.sessions = Sessions(machine, ordered=self.core.ordered, convergent=is_convergent(self.core))
+        core = self.core
+        self.sessions = Sessions(machine, ordered=core.ordered, convergent=is_convergent(core), homes=homes_of(core))
         self.applied_position = epoch.start - 1
         self.failure: str | None = None
         self._term = 0
@@ -219,6 +221,10 @@ class ReplicatedMachine:
     def transfer(self, target: NodeId) -> Outputs:
         """Hand leadership over; see `Reconfigurable`. Raises UsageError for a protocol that cannot."""
         return self._done(self.chain.core_does(self._reconfigurable().transfer(target)))
+
+    def lead(self) -> Outputs:
+        """Try to lead at once; see `Core.lead`."""
+        return self._done(self.chain.core_does(self.core.lead()))
 
     @property
     def changing(self) -> bool:
@@ -348,9 +354,9 @@ class ReplicatedMachine:
         """Machine and sessions."""
         return self.sessions.snapshot()
 
-    def reached(self, ordered: bool, convergent: bool) -> None:
-        """What is applied from here on is of an epoch with, or without, one order."""
-        self.sessions.order(ordered, convergent)
+    def reached(self, core: Core) -> None:
+        """What is applied from here on is told by this core."""
+        self.sessions.order(core.ordered, is_convergent(core), homes_of(core))
 
     def began(self) -> list[Any]:
         """Ask the new epoch for what the old one may have left void; sessions tell what was applied."""
@@ -485,7 +491,7 @@ class ReplicatedMachine:
     def restore(self, state: bytes) -> None:
         """Start from the state of a `Checkpoint`, before `replay`. Raises CorruptionError."""
         snapshot = self.chain.restore(state)
-        self.sessions.order(self.core.ordered, is_convergent(self.core))
+        self.reached(self.core)
         self.install(snapshot, self.epoch.start)
 
     def replay(self, record: bytes) -> None:

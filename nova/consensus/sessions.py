@@ -7,7 +7,7 @@ is not in the table was never given or has expired: a retry of an old command ca
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, ClassVar, Final, Protocol
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, Protocol
 import msgspec
 
 from nova._native.commands import Session, apply_fresh
-from nova.consensus.core import Command
+from nova.consensus.core import Command, Homes
 from nova.errors import CorruptionError
 
 SESSIONS_MAX: Final = 10_000
@@ -32,6 +32,7 @@ class Code(IntEnum):
     GAP = 2  # an earlier command of the session is missing: not applied
     FORGOTTEN = 3  # applied before, longer ago than answers are kept
     REFUSED = 4  # the machine raised; `data` is its message
+    ELSEWHERE = 5  # the session is of another region: not applied now, and what is asked there may be
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
@@ -68,8 +69,12 @@ class Sessions:
                   of different keys may overtake each other within `window`
     convergent    members apply concurrent commands in different orders (nova.consensus.eventual). No answer is kept
                   then, for it may differ, and no session expires: `admission` refuses at the proposer what would
-    sessions_max  beyond, one expires: that which was silent the longest, or, without one order, the oldest. Commands
-                  that open sessions have no key, so they stand in one order with all others everywhere
+    homes         of such members whose streams have one order each (nova.consensus.hybrid). A session is of the stream
+                  in which it was opened: only what comes there is applied, so that one stream decides of it. So it may
+                  expire, when its own stream has opened too many; those from before the epoch do not, and are of all
+    sessions_max  (divided among `homes`) beyond, one expires: that which was silent the longest, or, without one order,
+                  the oldest. Commands that open sessions have no key, so they stand in one order with all others
+                  everywhere
     window        answers kept of each session
 
     A batch in which every command is the next one of its session, which is nearly all that ever comes, goes through
@@ -85,13 +90,16 @@ class Sessions:
         *,
         ordered: bool = True,
         convergent: bool = False,
+        homes: Homes | None = None,
         sessions_max: int = SESSIONS_MAX,
         window: int = WINDOW,
     ) -> None:
         self.machine = machine
-        self.convergent = convergent
+        self.convergent, self.homes = convergent, homes
         self.ordered, self.sessions_max, self.window = ordered, sessions_max, window
         self._sessions: OrderedDict[int, Session] = OrderedDict()
+        self._opened: Counter[int] = Counter()  # stream -> sessions that it opened and that are known
+        self._reached = 0  # position of the newest entry of the own stream
         self.applied = 0
         """Commands that reached the machine."""
         self.last = 0
@@ -103,30 +111,62 @@ class Sessions:
     def __contains__(self, session: int) -> bool:
         return session in self._sessions
 
-    def order(self, ordered: bool, convergent: bool = False) -> None:
+    def order(self, ordered: bool, convergent: bool = False, homes: Homes | None = None) -> None:
         """Go on under a protocol with, or without, one order: from a table that is the same everywhere."""
         self.convergent = convergent
-        if ordered != self.ordered:
-            self.ordered = ordered
+        if ordered != self.ordered or homes != self.homes:
+            self.ordered, self.homes = ordered, homes
             self._sessions = OrderedDict(sorted(self._sessions.items()))
+            # In an epoch of regions none of these expires, and the next one would have them beside its own.
+            while homes is not None and len(self._sessions) > self.sessions_max:
+                self._sessions.popitem(last=False)
+            self._count()
+
+    def _count(self) -> None:
+        """What follows from the table."""
+        self._opened.clear()
+        self._reached = 0
+        for id in self._sessions:
+            home = self._home(id)
+            if self.homes is not None and home is not None:
+                self._opened[home] += 1
+                if home == self.homes.own:
+                    self._reached = max(self._reached, id // BATCH_MAX)
+
+    def _home(self, session: int) -> int | None:
+        """The stream that a session is of; None: any."""
+        homes = self.homes
+        if homes is None or session < homes.start * BATCH_MAX:
+            return None
+        return homes.stream(session // BATCH_MAX)
 
     def admission(self, command: Command, start: int) -> Outcome | None:
         """Before a command is proposed where members are convergent: None if it may be.
 
         What this member admits all others will: they apply it behind all that was applied here. GAP: not yet, for its
         session is not known here, or what comes before it; EXPIRED: its session is older than the epoch, which begins
-        at `start` with a table that is the same everywhere. Any other: it was applied.
+        at `start` with a table that is the same everywhere, or its own stream has forgotten it; ELSEWHERE: it is not of
+        the own stream. Any other: it was applied.
         """
-        if command.session:
-            refused = self._refusal(self._sessions.get(command.session), command)
-            young = command.session >= start * BATCH_MAX
-            return Outcome(Code.GAP) if refused is not None and refused.code is Code.EXPIRED and young else refused
-        full = command.sequence == OPEN and len(self._sessions) >= self.sessions_max
-        return Outcome(Code.GAP) if full else None  # it waits for the end of the epoch
+        if not command.session:
+            full = command.sequence == OPEN and self.homes is None and len(self._sessions) >= self.sessions_max
+            return Outcome(Code.GAP) if full else None  # it waits for the end of the epoch
+        home = self._home(command.session)
+        if home is not None and self.homes is not None and home != self.homes.own:
+            return Outcome(Code.ELSEWHERE)
+        refused = self._refusal(self._sessions.get(command.session), command)
+        if refused is None or refused.code is not Code.EXPIRED:
+            return refused
+        known = home is not None and command.session // BATCH_MAX <= self._reached
+        young = command.session >= start * BATCH_MAX
+        return Outcome(Code.GAP) if young and not known else refused
 
     def apply(self, position: int, commands: Sequence[Command]) -> list[Outcome]:
         """Apply the commands of one entry; an outcome for each. The id of an opened session is 8 bytes, big-endian."""
         self.last = max(self.last, position)
+        stream = self.homes.stream(position) if self.homes is not None else None
+        if self.homes is not None and stream == self.homes.own:
+            self._reached = position
         if self.compiled and not self.convergent:  # where answers are kept
             usual = apply_fresh(
                 self._sessions, commands, self.machine.apply, Outcome, Code.OK, self.ordered, self.window
@@ -147,12 +187,17 @@ class Sessions:
             if (command.session, command.sequence) in waiting:  # twice in one batch: applied below, answered from there
                 continue
             session = self._sessions.get(command.session)
+            home = self._home(command.session)
+            if home != stream and home is not None:
+                outcomes[place] = Outcome(Code.ELSEWHERE)
+                continue
             refused = self._refusal(session, command)
             if refused is not None:
                 outcomes[place] = refused
                 continue
             assert session is not None
-            if self.ordered:  # else members apply in different orders, and would forget different ones
+            # Where members apply in different orders they would forget different ones, but for those of one stream.
+            if self.ordered or home is not None:
                 self._sessions.move_to_end(command.session)
             self._reserve(session, command.sequence)
             waiting.add((command.session, command.sequence))
@@ -174,6 +219,12 @@ class Sessions:
     def _open(self, position: int, place: int) -> Outcome:
         id = position * BATCH_MAX + place
         self._sessions[id] = Session()
+        if (home := self._home(id)) is not None:
+            self._opened[home] += 1
+            assert self.homes is not None
+            if self._opened[home] > max(1, self.sessions_max // self.homes.streams):
+                del self._sessions[next(other for other in self._sessions if self._home(other) == home)]
+                self._opened[home] -= 1
         while len(self._sessions) > self.sessions_max and not self.convergent:
             if self.ordered:
                 self._sessions.popitem(last=False)
@@ -207,10 +258,17 @@ class Sessions:
         """The machine and the table; equal states give equal bytes."""
         table = [
             (id, session.floor, sorted((sequence, *_plain(told)) for sequence, told in session.answers.items()))
-            for id, session in (self._sessions.items() if self.ordered else sorted(self._sessions.items()))
+            for id, session in (
+                self._sessions.items() if self.ordered else sorted(self._sessions.items(), key=self._at)
+            )
         ]
         packed: bytes = _pack((self.applied, self.last, table, self.machine.snapshot()))
         return packed
+
+    def _at(self, item: tuple[int, Session]) -> tuple[int, int]:
+        """Where one stands in a state, without one order: those of a stream stay in the order of their use."""
+        home = self._home(item[0])
+        return (-1, item[0]) if home is None else (home, 0)
 
     def restore(self, data: bytes) -> None:
         """Replace both. Raises CorruptionError."""
@@ -223,6 +281,7 @@ class Sessions:
         except (msgspec.MsgspecError, ValueError, OverflowError) as error:
             raise CorruptionError(f"a state of {len(data)} bytes is none: {error}") from None
         self._sessions = sessions
+        self._count()
         self.machine.restore(machine)
 
 

@@ -54,7 +54,13 @@ class Adaptive:
     def start(self) -> None:
         """Begin to look, once a second."""
         self._task = asyncio.get_running_loop().create_task(
-            steer(self.group.engine, self.controller, self.observe, decided=self._decided, options=self.group.options)
+            steer(
+                self.group.engine,
+                self.controller,
+                self.observe,
+                decided=self._decided,
+                options=self.group.protocol_options,
+            )
         )
 
     async def stop(self) -> None:

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from nova.errors import NovaError, UsageError
+from nova.errors import NovaError
 from nova.server.config import NodeConfig
 from nova.server.node import Names, Node, Points, Puts, Results
 from nova.server.upkeep import LIST_MAX
-from nova.store.classes import READY, KeyClass, KeyClasses
+from nova.store.classes import KeyClass, KeyClasses, merged
 from nova.store.decisions import Decided
-from nova.store.model import Change, Entry, Put, StrongEntry
+from nova.store.model import Change, Entry, Put
 from nova.store.points import Rollback
 from nova.sync.statesync import Carrier
 
@@ -86,82 +86,30 @@ class ClassedNode(Node):
         return merged(pages, limit)
 
     async def watch(self, since: int | None, prefix: str, kind: str | None = None) -> AsyncIterator[Change | None]:
-        below = self.classes.below(prefix)
-        if kind is None:
-            if len(below) > 1:
-                raise UsageError(
-                    f"keys below {prefix!r} are {' and '.join(sorted(below))}, whose revisions are numbered apart; "
-                    f"watch one class: {' or '.join(f'class={each}' for each in sorted(below))}"
-                )
-            (chosen,) = below
-        else:
-            chosen = _chosen(kind)
+        chosen = self.classes.watched(prefix, kind)
         async for change in self.changes(chosen, since, prefix):
             if change is None or self.classes.of(change.key) is chosen:
                 yield change
 
-    def check_plain(self, put: Put) -> None:
-        """Keys that a log orders hold one value, and have versions and no clocks. Raises UsageError."""
-        kind = self.classes.of(put.key)
-        if put.context is not None or put.conditional:
-            raise UsageError(f"{put.key!r} is {kind} and has no clock; give the version that was read as expect")
-        if put.merge:
-            raise UsageError(f"{put.key!r} is {kind}; merge is for eventual keys: write the whole value with expect")
-        if put.kind not in (None, "register"):
-            raise UsageError(f"{put.key!r} is {kind} and holds one value, a register; leave out the kind {put.kind!r}")
-
-    def explained(self, entry: StrongEntry, text: str) -> dict[str, Any]:
-        """What `why` says of a key that a log orders."""
-        write = {
-            "path": "", "value": entry.value, "origin": entry.origin, "dot": entry.dot, "timestamp": entry.timestamp,
-            "time_ms": entry.timestamp >> 16,
-        }  # fmt: skip
-        return {
-            "key": entry.key, "kind": entry.kind, "value": entry.value, "writes": [write], "conflicts": [],
-            "text": text,
-        }  # fmt: skip
-
-    def _only_eventual(self, key: str, what: str) -> None:
-        if (kind := self.classes.of(key)) is not KeyClass.EVENTUAL:
-            raise UsageError(f"{key!r} is {kind}, and {what}; write it with the version that you expect")
-
     async def past(self, key: str, at_ms: int) -> Entry:
-        self._only_eventual(key, "keeps no past")
+        self.classes.only_eventual(key, "keeps no past")
         return await super().past(key, at_ms)
 
     def points(self, key: str) -> Points:
-        self._only_eventual(key, "has no rollback points")
+        self.classes.only_eventual(key, "has no rollback points")
         return super().points(key)
 
     async def make_point(self, key: str, note: str) -> str:
-        self._only_eventual(key, "has no rollback points")
+        self.classes.only_eventual(key, "has no rollback points")
         return await super().make_point(key, note)
 
     async def rollback(self, key: str, to: str, context: dict[str, int] | None, by: str) -> Rollback:
-        self._only_eventual(key, "has no rollback points")
+        self.classes.only_eventual(key, "has no rollback points")
         return await super().rollback(key, to, context, by)
 
     async def decide(self, key: str, shown: str, values: dict[str, Any], by: str) -> Decided:
-        self._only_eventual(key, "never has conflicts to decide")
+        self.classes.only_eventual(key, "never has conflicts to decide")
         return await super().decide(key, shown, values, by)
 
 
-def merged(pages: Sequence[tuple[Entries, str | None]], limit: int) -> tuple[Entries, str | None]:
-    """Pages of several sources as one in order of key; each comes with the key up to which it was looked at, None: to
-    its end."""
-    # Behind the end of the shortest page nothing is known of its side.
-    end = min((more for _, more in pages if more is not None), default=None)
-    found = [entry for entries, _ in pages for entry in entries if end is None or entry.key <= end]
-    found.sort(key=lambda entry: entry.key)
-    if len(found) > limit:
-        return found[:limit], found[limit - 1].key
-    return found, end
-
-
-def _chosen(kind: str) -> KeyClass:
-    if kind not in READY:
-        raise UsageError(f"class is {kind!r}; use one of {', '.join(READY)}")
-    return KeyClass(kind)
-
-
-__all__ = ["ClassedNode", "Entries", "Names", "merged"]
+__all__ = ["ClassedNode", "Entries", "Names"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -11,9 +11,6 @@ from nova.server.addresses import is_loopback, split_address
 
 if TYPE_CHECKING:
     from nova.server.config import NodeConfig
-
-STRONG_VALUE_BYTES_MAX: Final = 4 << 20
-"""Of a strong value, however large `limits.value_bytes_max` is: each goes as one entry in one frame."""
 
 
 class Consensus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,4 +119,4 @@ def wrong(config: NodeConfig) -> tuple[str, str] | None:
     return None
 
 
-__all__ = ["STRONG_VALUE_BYTES_MAX", "Consensus"]
+__all__ = ["Consensus"]

@@ -348,6 +348,13 @@ class AddMember(msgspec.Struct, forbid_unknown_fields=True):
     learner: bool = False
 
 
+class AddToRegion(msgspec.Struct, forbid_unknown_fields=True):
+    """Who shall keep the keys of regions, too; `address`: HOST:PORT of its hybrid.listen, null if it is known."""
+
+    node: str
+    address: str | None = None
+
+
 class TransferTo(msgspec.Struct, forbid_unknown_fields=True):
     node: str
 

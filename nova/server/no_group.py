@@ -27,6 +27,12 @@ class NoGroup:
     async def consensus_remove(self, node: str) -> dict[str, Any]:
         _no_group()
 
+    async def region_add(self, node: str, address: str | None, region: str) -> dict[str, Any]:
+        _no_regions()
+
+    async def region_remove(self, node: str, region: str) -> dict[str, Any]:
+        _no_regions()
+
     async def consensus_transfer(self, node: str) -> dict[str, Any]:
         _no_group()
 
@@ -38,6 +44,10 @@ class NoGroup:
 
 def _no_group() -> NoReturn:
     raise UsageError("this node has no group, so it has no strong keys; set consensus.members and classes")
+
+
+def _no_regions() -> NoReturn:
+    raise UsageError("this node keeps no hybrid keys, so it is of no region's group; set hybrid.members and classes")
 
 
 def check_eventual(consistency: str | None) -> None:

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 class Hybrid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The members that keep keys of class hybrid. Members and regions stay as the group began.
+    """The members that keep keys of class hybrid. Regions stay as the group began.
 
-    members     name -> HOST:PORT of every member, this node included; empty: no such keys
-    regions     name -> its region, of every member
+    members     name -> HOST:PORT of every member that is known, this node included; empty: no such keys
+    regions     name -> its region, of every one of these
     listen      where this member listens; default: its address among the members
+    founders    who began the group; default: all members. A member that is added later names those, not itself
     tick_ms     an election takes some tens of ticks; the same at all members
     timeout_ms  a call without an answer for so long fails
     bytes_max   of the keys and values of one region; more is refused
@@ -27,6 +28,7 @@ class Hybrid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     members: dict[str, str] = {}
     regions: dict[str, str] = {}
     listen: str = ""
+    founders: list[str] = []
     tick_ms: int = 20
     timeout_ms: int = 10_000
     bytes_max: int = 256 * 1024 * 1024
@@ -62,6 +64,15 @@ def wrong(config: NodeConfig) -> tuple[str, str] | None:
         missing, there = ("regions", "members") if odd[0] in group.members else ("members", "regions")
         return "hybrid.regions", (
             f"hybrid.{there} names {odd[0]}, and hybrid.{missing} does not; each member has an address and a region"
+        )
+    if strangers := sorted(set(group.founders) - set(group.members)):
+        return "hybrid.founders", (
+            f"hybrid.founders names {strangers[0]}, who is not among hybrid.members; add its address and region"
+        )
+    if group.founders and set(group.regions.values()) - {group.regions[founder] for founder in group.founders}:
+        new = sorted(set(group.regions.values()) - {group.regions[founder] for founder in group.founders})
+        return "hybrid.founders", (
+            f"hybrid.founders has nobody in {new[0]}; regions stay as the group began, so give members one of theirs"
         )
     if group.regions[config.name] != config.region:
         return "hybrid.regions", (

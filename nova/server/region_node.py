@@ -10,7 +10,7 @@ from nova.server.classed_node import ClassedNode, Entries, Names
 from nova.server.config import NodeConfig
 from nova.server.region_group import RegionGroup
 from nova.server.strong_node import StrongNode
-from nova.store.classes import KeyClass
+from nova.store.classes import KeyClass, explained
 from nova.store.model import Change, Entry, Put
 from nova.store.strong import Transacted
 from nova.store.strong.commands import Condition, Operation
@@ -41,7 +41,7 @@ class RegionNode(ClassedNode):
 
     def _where(self, region: str) -> str:
         """Where a node of a region answers, as far as membership knows one that lives."""
-        there, members = self.config.hybrid.regions, self.cluster.membership.members
+        there, members = self.region_group.placed, self.cluster.membership.members
         known = (members[node] for node in sorted(there) if there[node] == region and node in members)
         return next((f"http://{member.http}" for member in known if member.live and member.http), "")
 
@@ -54,7 +54,7 @@ class RegionNode(ClassedNode):
     async def put(self, put: Put) -> Entry:
         if (owner := self._owner(put.key)) is None:
             return await super().put(put)
-        self.check_plain(put)
+        self.classes.check_plain(put)
         return await self.region_group.keys.put(owner, put.key, put.value, expect=put.expect)
 
     async def get(self, key: str, consistency: str | None = None) -> Entry:
@@ -67,7 +67,7 @@ class RegionNode(ClassedNode):
     ) -> Entry:
         if (owner := self._owner(key)) is None:
             return await super().delete(key, context, conditional, expect)
-        self.check_plain(Put(key, None, context=context, conditional=conditional))
+        self.classes.check_plain(Put(key, None, context=context, conditional=conditional))
         return await self.region_group.keys.delete(owner, key, expect=expect)
 
     async def transact(self, key: str, conditions: Sequence[Condition], operations: Sequence[Operation]) -> Transacted:
@@ -101,11 +101,7 @@ class RegionNode(ClassedNode):
         if (owner := self._owner(key)) is None:
             return await super().why(key)
         entry = await self.region_group.keys.get(owner, key)
-        text = (
-            f"{key} is hybrid: it holds what {entry.origin} wrote as change {entry.revision} of region {owner}, which "
-            "owns it. Changes of one region have one order, so there was nothing to settle."
-        )
-        return self.explained(entry, text)
+        return explained(entry, owner)
 
     def status(self) -> dict[str, Any]:
         return {**super().status(), "hybrid": self.region_group.status()}
@@ -119,6 +115,14 @@ class RegionNode(ClassedNode):
         if ready and (failure := self.region_group.failure) is not None:
             return False, f"hybrid keys have stopped here: {failure}"
         return ready, reason
+
+    async def region_add(self, node: str, address: str | None, region: str) -> dict[str, Any]:
+        await self.region_group.add(node, address, region)
+        return self.region_group.status()
+
+    async def region_remove(self, node: str, region: str) -> dict[str, Any]:
+        await self.region_group.remove(node, region)
+        return self.region_group.status()
 
     def chaos_cut(self, peers: Names) -> Names:
         cut = super().chaos_cut(peers)

@@ -10,7 +10,7 @@ from nova.server.adaptive import Adaptive
 from nova.server.classed_node import ClassedNode, Entries, Names
 from nova.server.config import NodeConfig
 from nova.server.group import Group
-from nova.store.classes import KeyClass
+from nova.store.classes import KeyClass, explained
 from nova.store.model import Change, Entry, Put
 from nova.store.strong import Transacted
 from nova.store.strong.commands import Condition, Operation
@@ -63,7 +63,7 @@ class StrongNode(ClassedNode):
     async def put(self, put: Put) -> Entry:
         if not self._strong(put.key):
             return await super().put(put)
-        self.check_plain(put)
+        self.classes.check_plain(put)
         return await self.group.keys.put(put.key, put.value, expect=put.expect)
 
     async def get(self, key: str, consistency: str | None = None) -> Entry:
@@ -76,7 +76,7 @@ class StrongNode(ClassedNode):
     ) -> Entry:
         if not self._strong(key):
             return await super().delete(key, context, conditional, expect)
-        self.check_plain(Put(key, None, context=context, conditional=conditional))
+        self.classes.check_plain(Put(key, None, context=context, conditional=conditional))
         return await self.group.keys.delete(key, expect=expect)
 
     async def transact(self, key: str, conditions: Sequence[Condition], operations: Sequence[Operation]) -> Transacted:
@@ -101,11 +101,7 @@ class StrongNode(ClassedNode):
         if not self._strong(key):
             return await super().why(key)
         entry = await self.group.keys.get(key)
-        text = (
-            f"{key} is strong: it holds what {entry.origin} wrote as change {entry.revision} of its group. Changes of "
-            "strong keys have one order, so there was nothing to settle."
-        )
-        return self.explained(entry, text)
+        return explained(entry, None)
 
     def status(self) -> dict[str, Any]:
         return {**super().status(), "strong_keys": len(self.group.machine)}

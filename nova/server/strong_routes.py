@@ -13,8 +13,10 @@ from nova.server.answers import answer, conflict, entry_json, key_in
 from nova.server.described import described
 from nova.server.models import (
     AddMember,
+    AddToRegion,
     Check,
     GroupStatus,
+    HybridStatus,
     Step,
     SwitchTo,
     Transaction,
@@ -104,7 +106,25 @@ def strong_routes(api: Api) -> list[Any]:
     async def switch(data: JSONBody[SwitchTo]) -> Response[bytes]:
         return answer(encode(await backend.consensus_switch(data.protocol, data.members, data.addresses)))
 
-    return [transact, consensus, add_member, remove_member, transfer, switch]
+    @post(
+        "/v1/regions/{region:str}/members",
+        operation_id="addToRegion",
+        **described("Let a node keep hybrid keys, and vote in a region.", HybridStatus, 400, 503),
+    )
+    async def add_to_region(region: FromPath[str], data: JSONBody[AddToRegion]) -> Response[bytes]:
+        return answer(encode(await backend.region_add(data.node, data.address, region)))
+
+    @delete(
+        "/v1/regions/{region:str}/members/{node:str}",
+        operation_id="removeFromRegion",
+        **described("Take a member of a region out.", HybridStatus, 400, 503),
+    )
+    async def remove_from_region(region: FromPath[str], node: FromPath[str]) -> Response[bytes]:
+        return answer(encode(await backend.region_remove(node, region)))
+
+    return [
+        transact, consensus, add_member, remove_member, transfer, switch, add_to_region, remove_from_region,
+    ]  # fmt: skip
 
 
 def _condition(at: int, check: Check) -> Condition:

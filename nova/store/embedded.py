@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nova.conflict.audit import AuditLog, Retention
 from nova.conflict.healing.checkpoints import Checkpoint, Schedule
 from nova.conflict.policy import Policy
-from nova.errors import PeerError, UnavailableError, UsageError
+from nova.errors import KeyNotFoundError, PeerError, UnavailableError, UsageError
 from nova.runtime import wall_ns
 from nova.storage.base import Log
 from nova.storage.log import FileLog
 from nova.storage.pipeline import Pipeline
 from nova.store.checkpoints import KEPT
+from nova.store.classes import KeyClass, KeyClasses, merged
 from nova.store.core import Durable, Replica, StoreConfig
 from nova.store.decisions import Decided, Waiting, decide, waiting
 from nova.store.directory import STORY_MAX, Directory
@@ -24,6 +25,12 @@ from nova.store.model import Change, Entry, Put
 from nova.store.points import Point, Rollback, chosen, make_point, points, roll_back
 from nova.store.recovery import as_of
 from nova.types import Actor, Outputs
+
+if TYPE_CHECKING:
+    from nova.metrics import Registry
+    from nova.store.ordered import Ordered
+    from nova.store.strong import GroupOptions, Transacted
+    from nova.store.strong.commands import Condition, Operation
 
 logger = logging.getLogger("nova.store")
 
@@ -103,12 +110,25 @@ class ReplicatedStore:
     policies     key prefix -> policy for conflicts (`nova.conflict.policy`)
     checkpoint_ms, checkpoints_kept  how often a write is followed by a checkpoint, 0: only `checkpoint` makes one; and
                  how many are kept. The log is kept from the oldest one on
-    raises       UsageError if the directory is in use or belongs to another node or a newer release;
-                 CorruptionError if its log is damaged
+    classes      key prefix -> class (`eventual`, `strong`, `hybrid`), of which the longest prefix of a key decides; all
+                 but eventual need a directory
+    peers        of a group of strong keys: name -> HOST:PORT of every member, this store included; none: it is the only
+                 one, and listens nowhere
+    regions      of hybrid keys: region -> (name -> HOST:PORT) of all members; none: this store is all of its region,
+                 and there is no other
+    key          that peers prove to each other, 32 bytes or more; None only on loopback
+    group, region_group  further options of these two
+    metrics      where `nova_consensus_*` of both groups go
+    raises       UsageError if the directory is in use or belongs to another node or a newer release, or if a group
+                 can't be; CorruptionError if its log is damaged
 
-    Its keys are eventual: strong ones need a group (`nova.store.strong`, or the classes of `nova serve`).
-    Calls return when their writes are on disk. Not for use from several threads at once. A cluster of these, with
-    transport, membership and an HTTP API, is `nova serve`; two of them in one program meet through `sync_with`.
+    Calls return when their writes are on disk: those of strong and hybrid keys on the disks of a majority. What is
+    eventual is not for use from several threads at once; strong and hybrid keys are. Theirs raise UnavailableError if
+    there is no majority, and UnknownOutcomeError if nobody knows what became of a change: it was made once or not at
+    all, perhaps later. Such a store owns a thread, so open it behind a `fork`, and close it.
+
+    A cluster of these, with transport, membership and an HTTP API, is `nova serve`; the eventual keys of two in one
+    program meet through `sync_with`.
     """
 
     def __init__(
@@ -124,7 +144,24 @@ class ReplicatedStore:
         config: StoreConfig | None = None,
         checkpoint_ms: int = 0,
         checkpoints_kept: int = KEPT,
+        classes: Mapping[str, str] | None = None,
+        peers: Mapping[str, str] | None = None,
+        regions: Mapping[str, Mapping[str, str]] | None = None,
+        key: bytes | None = None,
+        group: GroupOptions | None = None,
+        region_group: GroupOptions | None = None,
+        metrics: Registry | None = None,
     ) -> None:
+        self.classes = KeyClasses(classes)
+        ordered = any(self.classes.uses(kind) for kind in (KeyClass.STRONG, KeyClass.HYBRID))
+        if ordered and data is None:
+            raise UsageError(
+                f"classes are {self.classes.plain()}, and a store in memory has no log that could order anything; open "
+                "it with a directory: ReplicatedStore(data=...)"
+            )
+        for name, given, kind in (("peers", peers, KeyClass.STRONG), ("regions", regions, KeyClass.HYBRID)):
+            if given and not self.classes.uses(kind):
+                raise UsageError(f"{name} are given, and no prefix is {kind}; name one in classes")
         config = config or StoreConfig(
             kinds=dict(kinds or {}), strategies=dict(strategies or {}), policies=dict(policies or {})
         )
@@ -146,6 +183,18 @@ class ReplicatedStore:
             self.audit = self._directory.audit
             self._schedule = Schedule(checkpoint_ms, self._directory.checkpoints.newest())
         self._pipeline = Pipeline(log, send=lambda peer, message: None, apply=self._applied)
+        self._ordered: Ordered | None = None
+        if ordered:
+            assert data is not None
+            try:
+                self._ordered = _ordered(
+                    Path(data), self.classes, node=node, region=region, cluster=cluster, peers=peers or {},
+                    regions=regions or {}, key=key, group=group, region_group=region_group, config=config,
+                    metrics=metrics,
+                )  # fmt: skip
+            except BaseException:
+                self.close()
+                raise
 
     def put(
         self,
@@ -156,40 +205,139 @@ class ReplicatedStore:
         merge: bool = False,
         context: dict[str, int] | None = None,
         conditional: bool = False,
+        expect: int | None = None,
     ) -> Entry:
-        """Write a key and return what it holds then; see `nova.store.Put` for the arguments. One fsync."""
-        self.replica.put(Put(key, value, kind, merge, context, conditional))
+        """Write a key and return what it holds then; see `nova.store.Put` for the arguments. One fsync.
+
+        raises  StaleContextError if a strong or hybrid key has another version than `expect`; or for `conditional`
+        """
+        put = Put(key, value, kind, merge, context, conditional, expect)
+        if (ordered := self._of(key)) is not None:
+            return ordered.put(put)
+        self.replica.put(put)
         self._commit()
         return self.replica.get(key)
 
     def put_many(self, puts: Iterable[Put | tuple[str, Any]]) -> int:
         """Write many keys with one fsync; returns how many. All are checked and applied in order; the first wrong one
-        raises, and those before it are kept."""
+        raises, and those before it are kept.
+
+        Strong and hybrid keys among them are written when all others are durable, at once but for those of one key,
+        which keep their order; if one is refused, the others are tried all the same.
+        """
         count = 0
+        later: list[Put] = []
         try:
             for item in puts:
-                self.replica.put(item if isinstance(item, Put) else Put(item[0], item[1]))
+                put = item if isinstance(item, Put) else Put(item[0], item[1])
+                if self._of(put.key) is not None:
+                    later.append(put)
+                else:
+                    self.replica.put(put)
                 count += 1
         finally:
             self._commit()
+        if later:
+            assert self._ordered is not None
+            self._ordered.put_many(later)
         return count
 
-    def get(self, key: str) -> Entry:
-        """What a key holds. Raises KeyNotFoundError."""
+    def get(self, key: str, *, consistency: str | None = None) -> Entry:
+        """What a key holds. Raises KeyNotFoundError.
+
+        consistency  of strong and hybrid keys: `linearizable` (None, but for what other regions own), `lease` or
+                     `local`; see `nova.store.strong.StrongKeys.get`
+        """
+        if (ordered := self._of(key)) is not None:
+            return ordered.get(key, consistency)
+        _check_local(consistency)
         return self.replica.get(key)
 
-    def delete(self, key: str, *, context: dict[str, int] | None = None, conditional: bool = False) -> None:
-        """Remove a key; concurrent writes that `context` does not know survive. Raises KeyNotFoundError."""
+    def delete(
+        self,
+        key: str,
+        *,
+        context: dict[str, int] | None = None,
+        conditional: bool = False,
+        expect: int | None = None,
+    ) -> None:
+        """Remove a key; concurrent writes that `context` does not know survive. Raises KeyNotFoundError.
+
+        expect  of a strong or hybrid key: the version that it has to have
+        """
+        if (ordered := self._of(key)) is not None:
+            ordered.delete(key, context, conditional, expect)
+            return
+        if expect is not None:
+            raise UsageError(f"{key!r} is eventual and has no version to expect; hand its clock back as context")
         self.replica.delete(key, context, conditional)
         self._commit()
 
-    def scan(self, prefix: str = "", limit: int = 100, after: str = "") -> tuple[list[Entry], str | None]:
-        """A page of entries in order of key, and the key after which the next page starts, None at the end."""
-        return self.replica.scan(prefix, limit, after)
+    def transact(self, key: str, conditions: Sequence[Condition], operations: Sequence[Operation]) -> Transacted:
+        """Carry out operations on one strong or hybrid key if all conditions hold: all of them or none, and nothing in
+        between; both are of `nova.store.strong`.
 
-    def changes(self, since: int = 0, prefix: str = "") -> list[Change]:
-        """What changed after a revision, each key once."""
-        return self.replica.changes(since, prefix)
+        raises  StaleContextError for a condition that does not hold, UsageError for an operation that can't be
+        """
+        if (ordered := self._of(key)) is None:
+            raise UsageError(f"{key!r} is eventual; transactions are for keys of class strong or hybrid")
+        return ordered.transact(key, conditions, operations)
+
+    def scan(
+        self, prefix: str = "", limit: int = 100, after: str = "", *, consistency: str | None = None
+    ) -> tuple[list[Entry], str | None]:
+        """A page of entries in order of key, and the key after which the next page starts, None at the end.
+
+        consistency  of the strong and hybrid keys among them, as `get`
+        """
+        below = self.classes.below(prefix)
+        if below == {KeyClass.EVENTUAL}:
+            _check_local(consistency)
+            return self.replica.scan(prefix, limit, after)
+        assert self._ordered is not None
+        pages: list[tuple[list[Entry], str | None]] = []
+        for kind in sorted(below):
+            if kind is KeyClass.EVENTUAL:
+                found, more = self.replica.scan(prefix, limit, after)
+                pages.append(([entry for entry in found if self.classes.of(entry.key) is kind], more))
+            else:
+                pages += self._ordered.pages(kind, prefix, limit, after, consistency)
+        return merged(pages, limit)
+
+    def changes(self, since: int = 0, prefix: str = "", *, kind: str | None = None) -> list[Change]:
+        """What changed after a revision: of eventual keys each once, of strong and hybrid ones every change.
+
+        kind    the class, where there may be keys of several below the prefix: their revisions are numbered apart
+        raises  CompactedError if it is too long ago
+        """
+        chosen = self.classes.watched(prefix, kind)
+        if chosen is KeyClass.EVENTUAL:
+            found = self.replica.changes(since, prefix)
+            return [change for change in found if self.classes.of(change.key) is chosen] if self.classes else found
+        return self._group(chosen).changes(chosen, since, prefix)
+
+    def watch(
+        self,
+        prefix: str = "",
+        since: int | None = None,
+        *,
+        kind: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Change]:
+        """Every change of strong keys, or of the hybrid ones of one region, behind a revision (None: from now on), in
+        order and without gaps, as it is applied here.
+
+        kind       the class, as `changes`
+        timeout_s  end when none has come for so long; None: wait for ever
+        raises     CompactedError if it is too long ago, UsageError for a revision that no change has, UnavailableError
+                   when the member stops. UsageError for eventual keys: they change by calls on this store alone
+        """
+        chosen = self.classes.watched(prefix, kind)
+        if chosen is KeyClass.EVENTUAL:
+            raise UsageError(
+                f"keys below {prefix!r} are eventual, and change only when this store is told to: ask changes({since})"
+            )
+        return self._group(chosen).watch(chosen, since, prefix, timeout_s)
 
     def conflicts(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest conflicts, with what was settled and what was discarded."""
@@ -198,16 +346,20 @@ class ReplicatedStore:
 
     def why(self, key: str) -> dict[str, Any]:
         """Why a key holds what it holds; `text` says it in sentences."""
+        if (ordered := self._of(key)) is not None:
+            return ordered.why(key)
         return self.replica.why(key, self.audit.latest(STORY_MAX, resource=key))
 
     def point(self, key: str, note: str = "") -> str:
         """Keep what a key holds now as a rollback point; its id. One fsync. Raises KeyNotFoundError."""
+        self.classes.only_eventual(key, "has no rollback points")
         _, point = make_point(self.replica, key, note)
         self._commit()
         return point
 
     def points(self, key: str) -> list[Point]:
         """The newest rollback points of a key that were made here, at most 100, oldest first."""
+        self.classes.only_eventual(key, "has no rollback points")
         return points(self.audit, key)
 
     def rollback(self, key: str, to: str, *, context: Mapping[str, int] | None = None, by: str = "") -> Rollback:
@@ -216,6 +368,7 @@ class ReplicatedStore:
         to      id of a point of this key, or the beginning of it
         raises  KeyNotFoundError if there is no such point; see `nova.store.points.roll_back`
         """
+        self.classes.only_eventual(key, "has no rollback points")
         event = chosen(self.audit, key, to)
         _, done = roll_back(self.replica, key, event, context, by)
         self._commit()
@@ -230,6 +383,7 @@ class ReplicatedStore:
 
         See `nova.store.decisions.decide`.
         """
+        self.classes.only_eventual(key, "never has conflicts to decide")
         _, done = decide(self.replica, key, shown, values, by)
         self._commit()
         return done
@@ -245,10 +399,50 @@ class ReplicatedStore:
         return self.replica.digest
 
     def __len__(self) -> int:
-        return len(self.replica.space)
+        return len(self.replica.space) + (0 if self._ordered is None else len(self._ordered))
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self.replica.space.get(key) is not None
+        if not isinstance(key, str) or (ordered := self._of(key)) is None:
+            return isinstance(key, str) and self.replica.space.get(key) is not None
+        try:
+            ordered.get(key, None)
+        except KeyNotFoundError:
+            return False
+        return True
+
+    # -- the group of the strong keys --
+
+    def consensus(self) -> dict[str, Any]:
+        """How the group of the strong keys stands, as this member sees it: leader, members, epochs, revision."""
+        return self._group(KeyClass.STRONG).status()
+
+    def consensus_add(self, node: str, address: str | None = None, *, learner: bool = False) -> None:
+        """Let another store, that has been opened, learn what there is, and then vote. Ask the leader.
+
+        address    its HOST:PORT, if it is new
+        raises     NotLeaderError with who leads; see `nova.store.strong.StrongMember.add`
+        """
+        member = self._group(KeyClass.STRONG).member
+        self._group(KeyClass.STRONG).run(member.add(node, address, learner=learner))
+
+    def consensus_remove(self, node: str) -> None:
+        """Take a member out. Ask the leader; it may be the leader itself."""
+        member = self._group(KeyClass.STRONG).member
+        self._group(KeyClass.STRONG).run(member.remove(node))
+
+    def consensus_transfer(self, node: str) -> None:
+        """Hand leadership to a voter. Ask the leader."""
+        member = self._group(KeyClass.STRONG).member
+        self._group(KeyClass.STRONG).run(member.transfer(node))
+
+    def _of(self, key: str) -> Ordered | None:
+        """What has this key, if its class is not eventual."""
+        return self._ordered if self._ordered is not None and self._ordered.has(key) else None
+
+    def _group(self, kind: KeyClass) -> Ordered:
+        if self._ordered is None or not self.classes.uses(kind):
+            raise UsageError(f"this store has no {kind} keys; give it classes: {{PREFIX: {str(kind)!r}}}")
+        return self._ordered
 
     def delta_since(self, clock: Mapping[Actor, int]) -> list[bytes]:
         """What a replica that knows `clock` lacks, oldest first: batches for `apply_delta`, or one whole state."""
@@ -293,7 +487,7 @@ class ReplicatedStore:
         return self._on_disk().checkpoints.known()
 
     def as_of(self, at_ms: int, node: str = "past") -> ReplicatedStore:
-        """What this store held at a time, Unix milliseconds, as a store in memory under another name.
+        """What this store held of eventual keys at a time, Unix milliseconds, as a store in memory under another name.
 
         raises  UnavailableError if the log and the checkpoints do not reach back that far
         """
@@ -310,8 +504,12 @@ class ReplicatedStore:
 
     def close(self) -> None:
         """Sync and close the files; may be called twice."""
-        if self._directory is not None:
-            self._directory.close()
+        try:
+            if self._ordered is not None:
+                self._ordered.close()
+        finally:
+            if self._directory is not None:
+                self._directory.close()
 
     def __enter__(self) -> ReplicatedStore:
         return self
@@ -351,3 +549,17 @@ class ReplicatedStore:
             self._directory.applied(event)
         elif event.audit:
             self.audit.add(event.audit)
+
+
+def _check_local(consistency: str | None) -> None:
+    """Eventual keys are read where the question comes. Raises UsageError."""
+    if consistency not in (None, "local"):
+        raise UsageError(f"consistency is {consistency!r}, but the key is eventual and read locally; leave it out")
+
+
+def _ordered(data: Path, classes: KeyClasses, *, group: Any, region_group: Any, **given: Any) -> Ordered:
+    """Loaded on use: most stores have no group, and the engine costs a start."""
+    from nova.store.ordered import Ordered
+    from nova.store.strong import GroupOptions
+
+    return Ordered(data, classes, group=group or GroupOptions(), region_group=region_group or GroupOptions(), **given)

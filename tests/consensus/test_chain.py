@@ -324,6 +324,16 @@ def test_who_voted_in_an_epoch_whose_prefix_it_lacks_is_in_it_after_a_crash():
     assert group.agree() == {"k": [1, 2, 3]}
 
 
+@pytest.mark.parametrize("protocol", ["raft", "paxos"])
+def test_who_comes_back_into_an_epoch_is_not_first_there(protocol):
+    group = net()
+    epoch = Epoch(1, protocol, ("n0", "n1", "n2"), start=5, first="n0", token=7)
+    core = PROTOCOLS[protocol]("n0", epoch, group["n0"].random, lambda: 0)
+    core.recovered()
+    core.lead()
+    assert core.status.role != "leader"
+
+
 def test_a_first_that_is_no_member_is_refused():
     group = net()
     with pytest.raises(UsageError, match="n9 is to lead epoch 1 first and is none of"):

@@ -16,10 +16,12 @@ from nova.consensus.core import (
     UnknownOutcomeError,
 )
 from nova.consensus.engine import ConsensusEngine, EngineOptions
+from nova.consensus.replicated import ReplicatedMachine
 from nova.consensus.sessions import Sessions
 from nova.errors import CorruptionError, UnavailableError, UsageError
 from nova.sim.machine import KeyValue, answer, append, get, put
 from nova.storage.log import FileLog
+from nova.types import Outputs
 
 
 def run(scenario, folder, names="abc", **options):
@@ -383,7 +385,10 @@ class BrokenLog:
         done(self._log.durable, UnavailableError("no space left"))
 
 
-def test_a_log_that_takes_no_record_is_the_end_also_when_it_is_a_tick_that_asks(tmp_path):
+def test_a_log_that_takes_no_record_is_the_end_also_when_it_is_a_tick_that_asks(tmp_path, monkeypatch):
+    # One that is alone leads at once; here it waits for its election timeout, as one of several does.
+    monkeypatch.setattr(ReplicatedMachine, "lead", lambda self: Outputs())
+
     async def scenario(engines):
         engine = engines.make("a")
         await engine.start()

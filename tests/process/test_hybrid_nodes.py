@@ -9,6 +9,7 @@ import time
 
 import pytest
 from real_nodes import eventually, free_ports, key_path, meet
+from test_strong_members import nova
 from test_strong_nodes import LOST, Client, events, refused
 
 from nova.sim.linearize import Register, check_linearizable
@@ -112,6 +113,45 @@ def test_a_region_owns_its_keys_and_the_others_see_them(group):
     assert "consensus.members" in refused(a, "GET", "/v1/consensus")[2]
     assert 'nova_hybrid_keys{owner="us"} 1' in a.ask("GET", "/metrics")[1].decode()
     equal(group)
+
+
+def test_an_operator_lets_a_node_join_a_region_and_takes_another_one_out(nodes):
+    ports = free_ports(3)
+    places = dict(zip("abc", ("eu", "us", "us"), strict=True))
+    members = {name: f"127.0.0.1:{port}" for name, port in zip("abc", ports, strict=True)}
+
+    def environment(names):
+        return {
+            "NOVA_CLASSES": "vm/=hybrid",
+            "NOVA_HYBRID_MEMBERS": ",".join(f"{name}={members[name]}" for name in names),
+            "NOVA_HYBRID_REGIONS": ",".join(f"{name}={places[name]}" for name in names),
+            "NOVA_HYBRID_FOUNDERS": "a,b",
+            "NOVA_LIMITS_SEGMENT_BYTES": str(1 << 20),
+        }
+
+    for name in places:
+        nodes.make(name, environment=environment("ab" if name < "c" else "abc"), flags=("--region", places[name]))
+    a, b, c = nodes.all
+    for node in (a, b, c):
+        node.region = places[node.name]
+        node.launch()
+    for node in (a, b, c):
+        node.ready()
+    eventually(lambda: all(hybrid(node)["leader"] for node in (a, b)))
+    b.put("vm/us/1", 1, expect=0)
+    asked = {"node": "c", "address": members["c"]}
+    assert "they are eu, us" in refused(a, "POST", "/v1/regions/ap/members", asked)[2]
+    assert nova(a, "add", "c", members["c"], "--region", "us") == "in us: b, c\n"
+    eventually(lambda: hybrid(c)["leader"] in ("b", "c"))
+    assert c.put("vm/us/1", 2, expect=1)["origin"] == "c"
+    assert nova(c, "remove", "b", "--region", "us") == "in us: c\n"
+    b.stop()
+    c.kill()
+    c.start()  # it finds in its log that it is all of its region
+    eventually(lambda: hybrid(c)["leader"] == "c")
+    assert c.put("vm/us/1", 3, expect=2)["version"] == 3
+    eventually(lambda: local(a, "vm/us/1") == 3)
+    assert "the last member in us" in refused(a, "DELETE", "/v1/regions/us/members/c")[2]
 
 
 def test_regions_that_are_cut_off_go_on_and_hold_the_same_when_they_meet_again(group):

@@ -209,7 +209,7 @@ def test_the_group_is_shown_measured_and_led_where_it_is_told(group):
 
     eventually(equal)
     page = leader.ask("GET", "/metrics")[1].decode()
-    for name in ("nova_consensus_leads 1", "nova_strong_keys", "nova_consensus_committed", "nova_keys"):
+    for name in ('nova_consensus_leads{group="strong"} 1', "nova_strong_keys", "nova_consensus_committed", "nova_keys"):
         assert name in page
     other = next(node for node in group if node is not leader)
     status, code, error = refused(other, "POST", "/v1/consensus/transfer", {"node": other.name})

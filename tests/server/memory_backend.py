@@ -104,6 +104,21 @@ class MemoryBackend:
         self.voters.remove(node)
         return self.consensus()
 
+    async def region_add(self, node: str, address: str | None, region: str) -> dict[str, Any]:
+        return self._regions([*self.voters, node], region)
+
+    async def region_remove(self, node: str, region: str) -> dict[str, Any]:
+        return self._regions([voter for voter in self.voters if voter != node], region)
+
+    def _regions(self, members: Sequence[str], region: str) -> dict[str, Any]:
+        owned = {
+            "members": members, "revision": 3, "compacted": 0, "keys": 2, "bytes": 150, "digest": "ab" * 16,
+        }  # fmt: skip
+        return {
+            "region": region, "leader": "n1", "digest": "ab" * 16, "connected": [], "regions": {region: owned},
+            "failure": None,
+        }  # fmt: skip
+
     async def consensus_transfer(self, node: str) -> dict[str, Any]:
         self._lead()
         self.leader = node

@@ -144,6 +144,12 @@ def test_regions_come_from_the_file_and_from_the_environment_and_stand_beside_a_
             r"the port of \[consensus\] and the port of \[hybrid\] of this node are both 127.0.0.1:7530",
         ),
         ("[hybrid.members]", "[hybrid]\nbytes_max = 1\n[hybrid.members]", "must lie between"),
+        (
+            "[hybrid.members]",
+            '[hybrid]\nfounders = ["c"]\n[hybrid.members]',
+            "names c, who is not among hybrid.members",
+        ),
+        ("[hybrid.members]", '[hybrid]\nfounders = ["a"]\n[hybrid.members]', "founders has nobody in us; regions stay"),
     ],
 )
 def test_regions_that_cannot_be_are_refused(toml: Any, was: str, becomes: str, words: str) -> None:

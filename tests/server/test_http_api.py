@@ -360,9 +360,10 @@ def test_the_description_names_every_route(node: Running) -> None:
     gets = {("GET", path) for path in plain.split()}
     writes = "/v1/batch /v1/chaos/cut /v1/chaos/heal /v1/audit/retain /v1/points/{key} /v1/rollback/{key}"
     writes += " /v1/decisions/{key} /v1/checkpoints /v1/heal /v1/transact/{key}"
-    writes += " /v1/consensus/members /v1/consensus/transfer /v1/consensus/switch"
+    writes += " /v1/consensus/members /v1/consensus/transfer /v1/consensus/switch /v1/regions/{region}/members"
     posts = {("POST", path) for path in writes.split()}
-    assert routes == keys | gets | posts | {("DELETE", "/v1/consensus/members/{node}")}
+    deletes = {("DELETE", f"/v1/{group}/members/{{node}}") for group in ("consensus", "regions/{region}")}
+    assert routes == keys | gets | posts | deletes
     answers = paths["/v1/keys/{key}"]["put"]["responses"]
     assert answers.keys() >= {"200", "400", "409", "413", "503"}
     assert "application/json" in paths["/v1/keys/{key}"]["put"]["requestBody"]["content"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nova.server.classed_node import merged
+from nova.store.classes import merged
 from nova.store.model import Entry
 
 keys = st.sets(st.text("abc", min_size=1, max_size=3), max_size=12)

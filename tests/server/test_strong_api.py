@@ -106,6 +106,13 @@ def test_the_group_is_shown_and_changed_and_who_does_not_lead_says_who_does(node
     assert late.headers["Retry-After"] == "1"
 
 
+def test_members_of_a_region_come_and_go(node: Running) -> None:
+    added = ask(node, "POST", "/v1/regions/eu/members", {"node": "n3", "address": "127.0.0.1:9"}).json()
+    assert added["regions"]["eu"]["members"] == ["n1", "n2", "n3"]
+    left = ask(node, "DELETE", "/v1/regions/eu/members/n2").json()
+    assert left["regions"]["eu"]["members"] == ["n1"]
+
+
 def test_the_routes_are_described(node: Running) -> None:
     paths = ask(node, "GET", "/openapi.json").json()["paths"]
     for path in ("/v1/transact/{key}", "/v1/consensus", "/v1/consensus/members", "/v1/consensus/switch"):

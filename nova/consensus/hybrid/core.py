@@ -32,6 +32,7 @@ from nova.consensus.core import (
     Entry,
     Epoch,
     Fatal,
+    Homes,
     Installed,
     Kind,
     NotLeaderError,
@@ -65,6 +66,7 @@ class Hybrid(Spread):
 
     ordered: ClassVar[bool] = False
     convergent: ClassVar[bool] = True
+    learners: ClassVar[bool] = False
     messages: ClassVar[tuple[type[msgspec.Struct], ...]] = (*RAFT_MESSAGES, *SPREAD_MESSAGES)
     options: HybridOptions
 
@@ -87,6 +89,11 @@ class Hybrid(Spread):
         self._asked_reads: dict[int, Vector] = {}
 
     # -- what others see --
+
+    @property
+    def homes(self) -> Homes:
+        """The regions, as streams."""
+        return Homes(self.epoch.start, self.streams.count, self._mine)
 
     @property
     def leader(self) -> NodeId | None:

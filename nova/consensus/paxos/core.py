@@ -120,6 +120,7 @@ class Paxos:
         self._recovered_commit = 0
         self._asked = Asked(random, self.options.reads_max)
         self._outbox = Outbox(self.options.append_bytes_max, self.options.held_count_max)
+        self._fresh = True  # not of an earlier life
         if epoch.first:
             # All have promised the first ballot to it, and nobody accepted anything before: the epoch says so.
             self._promise_ballot(self.ballots.make(1, epoch.first))
@@ -208,7 +209,7 @@ class Paxos:
     def lead(self) -> Outputs:
         """Lead as the first, or ask for promises if nobody can lead yet."""
         out = Outputs()
-        untouched = self.role == FOLLOWER and self.slots.last == self.epoch.start - 1
+        untouched = self._fresh and self.role == FOLLOWER and self.slots.last == self.epoch.start - 1
         if self.epoch.first == self.node and untouched and self.ballots.round(self.promised) == 1:
             self._begin_to_lead(self.promised, (), out)
         elif not self.promised and self.node in self.members:
@@ -626,6 +627,7 @@ class Paxos:
 
     def recovered(self) -> Outputs:
         """The log is at its end."""
+        self._fresh = False
         self._reach.promise(self.promised)
         out = Outputs()
         if self._installed is not None:

@@ -128,6 +128,7 @@ class Raft(RaftState):
         self._incoming: Incoming | None = None
         self._pieces = Pieces()
         self._sealed_at: int | None = None
+        self._fresh = True  # not of an earlier life
 
     # -- what others see --
 
@@ -215,11 +216,12 @@ class Raft(RaftState):
         return self._done(out)
 
     def lead(self) -> Outputs:
-        """Lead as the first, or campaign if nobody can lead yet."""
+        """Lead as the first, or campaign if nobody leads yet, or nobody else can."""
         out = Outputs()
-        if self.epoch.first == self.node and self.term == 1 and self.log.last == self.epoch.start - 1:
+        alone = self.role == FOLLOWER and self.members.quorum([self.node])
+        if self._fresh and self.epoch.first == self.node and self.term == 1 and self.log.last == self.epoch.start - 1:
             self._become_leader(out)
-        elif self.term == 0 and self.members.votes(self.node):
+        elif (self.term == 0 or alone) and self.members.votes(self.node):
             self._campaign(out)
         return self._done(out)
 
@@ -794,6 +796,7 @@ class Raft(RaftState):
 
     def recovered(self) -> Outputs:
         """The log is at its end."""
+        self._fresh = False
         self.log.syncing(0)
         self.log.synced(0)
         if self.options.lease_reads and self.term:

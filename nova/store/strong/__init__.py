@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from nova.store.strong.commands import Add, Change, Exists, Held, Read, Remove, Transact, ValueIs, VersionIs, Write
     from nova.store.strong.keys import StrongKeys, Transacted, WatchedMachine
     from nova.store.strong.machine import StrongMachine
+    from nova.store.strong.member import GroupOptions, StrongMember
+    from nova.store.strong.region_member import RegionMember
     from nova.store.strong.regional import RegionalKeys
     from nova.store.strong.regions import RegionalMachine
 
@@ -17,6 +19,8 @@ _HOMES = {
     "commands": ("Add", "Change", "Exists", "Held", "Read", "Remove", "Transact", "ValueIs", "VersionIs", "Write"),
     "keys": ("StrongKeys", "Transacted", "WatchedMachine"),
     "machine": ("StrongMachine",),
+    "member": ("GroupOptions", "StrongMember"),
+    "region_member": ("RegionMember",),
     "regional": ("RegionalKeys",),
     "regions": ("RegionalMachine",),
 }
@@ -26,13 +30,16 @@ __all__ = [
     "Add",
     "Change",
     "Exists",
+    "GroupOptions",
     "Held",
     "Read",
+    "RegionMember",
     "RegionalKeys",
     "RegionalMachine",
     "Remove",
     "StrongKeys",
     "StrongMachine",
+    "StrongMember",
     "Transact",
     "Transacted",
     "ValueIs",

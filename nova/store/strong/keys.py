@@ -46,6 +46,8 @@ from nova.store.strong.machine import INTEGER_MAX, StrongMachine
 BYTES_MAX: Final = 256 << 20
 SILENCE_S: Final = 10.0
 
+# `list` below is a method: inside the class, annotations need another name for the type.
+Changes = list[Shown]
 Consistency = Literal["linearizable", "lease", "local"]
 CONSISTENCIES: Final[tuple[Consistency, ...]] = ("linearizable", "lease", "local")
 
@@ -241,6 +243,14 @@ class StrongKeys:
         # Its answer is not looked at: what is applied behind it, here, holds all that was answered before.
         await self.engine.propose(pack(Transact("-", (), (), self._node, self._now_ms(), self._bytes_max)))
         return self.machine.read(query)
+
+    def changes(self, since: int, prefix: str = "") -> Changes:
+        """Every change behind a revision that this member has applied, oldest first. Raises CompactedError."""
+        found: Changes = []
+        while since < self.machine.revision:
+            changes, since = self.machine.changes(since, prefix)
+            found += map(_shown, changes)
+        return found
 
     async def watch(self, since: int | None, prefix: str = "") -> AsyncIterator[Shown | None]:
         """Changes behind a revision of the group, None: from now on, in order and without gaps, as this member applies

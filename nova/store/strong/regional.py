@@ -15,7 +15,7 @@ from nova.errors import UsageError
 from nova.store.model import Change as Shown
 from nova.store.model import StrongEntry
 from nova.store.strong.commands import Condition, Operation, pack
-from nova.store.strong.keys import BYTES_MAX, StrongKeys, Transacted
+from nova.store.strong.keys import BYTES_MAX, Changes, StrongKeys, Transacted
 from nova.store.strong.regions import Addressed, RegionalMachine
 
 
@@ -84,6 +84,10 @@ class RegionalKeys:
         keys = self._of(region, prefix)
         told = self._consistency(region, consistency, f"keys below {prefix!r} are")
         return await keys.list(prefix, limit, after, consistency=told)
+
+    def changes(self, region: str, since: int, prefix: str = "") -> Changes:
+        """As `StrongKeys.changes`, of the keys of one region."""
+        return self._of(region, prefix).changes(since, prefix)
 
     def watch(self, region: str, since: int | None, prefix: str) -> AsyncIterator[Shown | None]:
         """As `StrongKeys.watch`: changes of one region by its revisions, alike at all members."""
