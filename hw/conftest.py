@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from netns import Namespaces, inside, namespace, sh
 
 from nova.hardware_network import MODULES
 from nova.hardware_network import module as module_finding
@@ -54,14 +55,6 @@ def lack(request: pytest.FixtureRequest, reason: str, *, rdma: bool = False) -> 
     pytest.skip(reason)
 
 
-def sh(command: str, *, check: bool = True, input: str | None = None) -> str:
-    """Run one command of iproute2 and its like; what it printed. A failure shows what it said."""
-    done = subprocess.run(command, shell=True, text=True, capture_output=True, input=input, timeout=60)
-    if check and done.returncode:
-        raise AssertionError(f"{command!r} ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
-
-
 def require_modules(request: pytest.FixtureRequest, *names: str) -> None:
     """Load kernel modules, or say why they cannot be had."""
     if os.geteuid():
@@ -80,40 +73,23 @@ def require_tools(request: pytest.FixtureRequest, *names: str) -> None:
             lack(request, f"no program {name}: apt install iproute2 wireguard-tools")
 
 
-class Namespaces:
-    """Two network namespaces, `left` (10.9.0.1) and `right` (10.9.0.2), joined by a veth pair."""
-
-    left, right = "nova-left", "nova-right"
-    left_address, right_address = "10.9.0.1", "10.9.0.2"
-
-    def __enter__(self) -> Namespaces:
-        self.__exit__()
-        for name, end, address in (
-            (self.left, "left0", self.left_address),
-            (self.right, "right0", self.right_address),
-        ):
-            sh(f"ip netns add {name}")
-            if end == "left0":
-                sh(f"ip link add left0 netns {name} type veth peer name right0")
-            else:
-                sh(f"ip link set right0 netns {name}")
-            sh(f"ip -n {name} link set lo up")
-            sh(f"ip -n {name} address add {address}/24 dev {end}")
-            sh(f"ip -n {name} link set {end} up")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name in (self.left, self.right):
-            sh(f"ip netns delete {name}", check=False)
-        sh("ip link delete right0", check=False)
-
-
 @pytest.fixture
 def namespaces(request):
     require_modules(request, "veth")
     require_tools(request, "ip")
     with Namespaces() as both:
         yield both
+
+
+@pytest.fixture
+def wide(request):
+    """A namespace whose loopback is made slow by netem: `wide("delay 20ms loss 1%")`; the test runs inside of it."""
+    require_modules(request, "sch_netem")
+    require_tools(request, "ip", "tc")
+    with namespace("nova-wide") as name, inside(name):
+        # Packets as on a wire: loss takes one of them, and not 64 KiB at once.
+        sh("ip link set lo mtu 1500")
+        yield lambda profile: sh(f"tc qdisc replace dev lo root netem limit 20000 {profile}")
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> int:
         environment = dict(pair.split("=", 1) for pair in given.environment)
         if given.action == "pytest":
             environment = {**_environment(), **environment}
-            command = ["python3", "-m", "pytest", "-p", "no:cacheprovider", *command]
+            # An emulated processor on a busy machine has its own idea of how long a test may take.
+            command = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=400", *command]
         memory_mb = int(os.environ.get("NOVA_LAB_MEMORY_MB", "2048"))
         return run_guest(command, seconds_max=given.seconds, environment=environment, memory_mb=memory_mb)
     except LackError as error:
