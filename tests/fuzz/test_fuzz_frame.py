@@ -13,6 +13,8 @@ from nova._native.frame import (
     FrameParser,
     cost,
     crc32c,
+    crc32c_at,
+    crc32c_levels,
     crc32c_plain,
     encode,
     pack,
@@ -44,6 +46,13 @@ def feed_in_parts(parser, data, cuts):
 def test_the_checksum_agrees_with_the_plain_one(data, start):
     assert crc32c(data, start) == crc32c_plain(data, start)
     assert crc32c(b"123456789") == 0xE3069283
+
+
+@given(st.integers(0, 3000), st.integers(0, 64), st.integers(0, 2**32 - 1), st.randoms(use_true_random=False))
+def test_every_way_to_the_checksum_agrees_with_the_plain_one(size, skip, start, chance):
+    data = memoryview(chance.randbytes(size + skip))[skip:]
+    plain = crc32c_plain(data, start)
+    assert [crc32c_at(level, data, start) for level in range(crc32c_levels())] == [plain] * crc32c_levels()
 
 
 frames = st.builds(
