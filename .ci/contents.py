@@ -26,7 +26,9 @@ table = next(
 families = set(ast.literal_eval(table))
 native = {"nova/_native/" + family for family in families}
 faults = [f"lacks {name}" for name in ("nova/py.typed", "nova/__init__.py", "nova/types.py") if name not in names]
-faults += [f"lacks {stem}{end}" for stem in native for end in (".pyi", ".pyx", ".pxd") if stem + end not in names]
+for stem in native:
+    owner = ("_build.py",) if Path(stem + "_build.py").exists() else (".pyx", ".pxd")
+    faults += [f"lacks {stem}{end}" for end in (".pyi", *owner) if stem + end not in names]
 faults += [f"lacks {part}" for part in Path("nova/_native").glob("*.pxi") if str(part) not in names]
 faults += [f"has {name}" for name in names if re.search(r"__pycache__|\.venv|^build/|/_native/[^/]*\.(c|html)$", name)]
 if archive.suffix == ".whl":

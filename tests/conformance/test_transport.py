@@ -3,6 +3,7 @@
 import asyncio
 import random
 import struct
+from functools import partial
 
 import pytest
 import uvloop
@@ -11,8 +12,10 @@ from nova.errors import LimitError, PeerError, UnavailableError, UsageError
 from nova.sim import loop as virtual
 from nova.sim.transport import Links, SimTransport
 from nova.transport.base import Identity, Limits
+from nova.transport.engine import Kind, probe
 from nova.transport.session import HANDSHAKE_FRAME_BYTES_MAX, PROTOCOL_VERSION, Session
 from nova.transport.tcp import TcpTransport, split_address
+from nova.transport.uring import EpollTransport, UringTransport
 
 KEY = bytes(range(32))
 SMALL = Limits(queue_bytes_max=256 * 1024, credit_bytes=64 * 1024, message_bytes_max=1024 * 1024)
@@ -26,6 +29,24 @@ async def until(condition):
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+REAL = {
+    "tcp": TcpTransport,
+    "epoll": EpollTransport,
+    "epoll by the loop": partial(EpollTransport, threaded=False),
+    "io_uring": UringTransport,
+    "io_uring by the loop": partial(UringTransport, threaded=False),
+}
+NO_URING = probe(Kind.URING)
+
+
+WITHOUT_URING = pytest.mark.skipif(bool(NO_URING), reason=NO_URING)
+KINDS = [
+    pytest.param(name, marks=WITHOUT_URING if kind.startswith("io_uring") else ())
+    for kind in REAL
+    for name in (kind, f"{kind} on uvloop")
+]
 
 
 class Engine:
@@ -44,16 +65,15 @@ class Engine:
             finally:
                 await asyncio.gather(*(transport.close() for transport in self.made))
 
-        runners = {"sim": virtual.run, "tcp": asyncio.run, "tcp on uvloop": uvloop.run}
-        runners[self.kind](whole())
+        run = virtual.run if self.kind == "sim" else uvloop.run if self.kind.endswith("on uvloop") else asyncio.run
+        run(whole())
 
     def make(self, node, *, key=KEY, limits=None, **more):
         who = identity(node, **more)
-        made = (
-            SimTransport(who, self.links, key=key, limits=limits)
-            if self.kind == "sim"
-            else TcpTransport(who, key=key, limits=limits)
-        )
+        if self.kind == "sim":
+            made = SimTransport(who, self.links, key=key, limits=limits)
+        else:
+            made = REAL[self.kind.removesuffix(" on uvloop")](who, key=key, limits=limits)
         self.made.append(made)
         return made
 
@@ -69,7 +89,7 @@ class Engine:
         return await a.connect(address), await accepted
 
 
-@pytest.fixture(params=["tcp", "tcp on uvloop", "sim"])
+@pytest.fixture(params=[*KINDS, "sim"])
 def engine(request):
     return Engine(request.param)
 
@@ -570,7 +590,7 @@ def test_a_delay_that_shrinks_lets_nothing_overtake():
     asyncio.run(test())
 
 
-@pytest.mark.parametrize("kind", ["tcp", "tcp on uvloop"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_round_trip_is_finer_than_the_clock_of_the_loop(kind):
     async def test(engine):
         one, two = await engine.pair()

@@ -21,6 +21,7 @@ import os
 import py_compile
 import queue
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -49,6 +50,12 @@ def kernels() -> dict[str, list[str]]:
             found: dict[str, list[str]] = ast.literal_eval(node.value)
             return found
     raise SystemExit("setup.py has no table KERNELS")
+
+
+def cffi_builder(family: str) -> str | None:
+    """The file that describes the family to cffi; None: Cython has it."""
+    path = f"nova/_native/{family}_build.py"
+    return path if (ROOT / path).exists() else None
 
 
 def cython_sources(family: str) -> set[str]:
@@ -143,13 +150,22 @@ def build(tree: Path, families: set[str], changed: str | None) -> Ran:
     include = [f"-I{sysconfig.get_path('include')}", f"-I{tree / 'csrc'}"]
     for family in sorted(families):
         objects: list[Path] = []
-        for source in (f"nova/_native/{family}.pyx", *kernels()[family]):
+        defines: list[str] = []
+        owner, libraries = f"nova/_native/{family}.pyx", list[str]()
+        if described := cffi_builder(family):
+            owner = str(sound / f"{family}.c")
+            more = runpy.run_path(str(ROOT / described))["describe"](Path(owner), without=False)
+            defines = [f"-D{name}={value}" for name, value in more["define_macros"]]
+            libraries = more["extra_objects"]
+        for source in (owner, *kernels()[family]):
             touched = cython_sources(family) if source.endswith(".pyx") else {source}
             stale = everything or changed in touched
             objects.append((fresh if stale else sound) / f"{family}-{Path(source).name}.o")
             if not stale:
                 continue
-            steps = [["gcc", "-std=c11", "-O0", "-w", "-fPIC", *include, "-c", source, "-o", str(objects[-1])]]
+            steps = [
+                ["gcc", "-std=c11", "-O0", "-w", "-fPIC", *defines, *include, "-c", source, "-o", str(objects[-1])]
+            ]
             if source.endswith(".pyx"):
                 made = str(objects[-1].with_suffix(".c"))
                 steps[0][-3] = made
@@ -160,7 +176,7 @@ def build(tree: Path, families: set[str], changed: str | None) -> Ran:
                 if done.code:
                     return done
         library = fresh / f"{family}.so"
-        done = command(tree, "gcc", "-shared", "-o", str(library), *map(str, objects))
+        done = command(tree, "gcc", "-shared", "-o", str(library), *map(str, objects), *libraries)
         took += done.seconds
         if done.code:
             return done
