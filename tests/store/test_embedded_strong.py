@@ -136,7 +136,7 @@ def test_a_watch_has_every_change_in_order_and_ends_when_it_is_told_to(store):
     reader.join()
     assert [(change.key, change.value, change.revision) for change in seen] == [("acc/1", "later", 7)]
     watch.close()
-    now = store.watch("acc/", timeout_s=5, kind="strong")
+    now = store.watch("acc/", timeout_s=2, kind="strong")
     store.put("acc/9", 9)
     assert next(now).key == "acc/9"
     with pytest.raises(UsageError, match="since is 99"):
@@ -166,6 +166,14 @@ def test_what_was_acknowledged_is_there_when_it_is_opened_again(tmp_path):
             assert store.get("free").value == 1
             assert list(store.watch("acc/1", versions[-1] + round, timeout_s=0)) == []
             assert store.put("acc/1", 0, expect=versions[-1] + round).version == versions[-1] + round + 1
+
+
+def test_a_store_that_is_alone_waits_for_no_election_and_listens_nowhere(tmp_path):
+    slow = GroupOptions(segment_bytes=1 << 20, tick_ms=1_000, timeout_ms=1_000)  # an election would take ten seconds
+    for start in range(2):
+        with opened(tmp_path, group=slow, region_group=slow) as store:
+            assert store.put("acc/1", start).version == start + 1
+            assert {member.engine.address for member in store._ordered._members} == {""}
 
 
 def test_a_region_forgets_the_sessions_of_starts_that_are_long_past(tmp_path, monkeypatch):
@@ -296,6 +304,7 @@ def test_the_page_of_metrics_tells_the_groups_apart(tmp_path):
         assert 'nova_consensus_command_seconds_count{group="strong"} 1' in page
         assert 'nova_consensus_command_seconds_count{group="hybrid/eu"} 0' in page
         assert page.count("# TYPE nova_consensus_leads gauge") == 1
+        assert 'nova_consensus_leads{group="strong"} 1\n' in page
 
 
 # ------------------------------------------------------------------------------------------------ many threads
