@@ -44,8 +44,12 @@ def test_of_a_region_that_opened_too_many_the_one_that_was_silent_the_longest_ex
     sessions = table()
     first, second, other = opened(sessions, 0, 0), opened(sessions, 0, 1), opened(sessions, 1, 0)
     assert told(sessions, 0, 2, first, 1) is Code.OK
+    resumed = table()
+    resumed.restore(sessions.snapshot())
     third = opened(sessions, 0, 3)
     assert second not in sessions
+    assert opened(resumed, 0, 3) == third  # a snapshot tells which was used last, too
+    assert resumed.snapshot() == sessions.snapshot()
     assert {first, third, other} == {id for id in (first, second, third, other) if id in sessions}
     assert told(sessions, 0, 4, second, 1) is Code.EXPIRED
     assert told(sessions, 1, 1, other, 1) is Code.OK  # the other region has its own count
@@ -69,6 +73,8 @@ def test_what_may_be_proposed():
     later = (at(0, 9)) * BATCH_MAX
     far = opened(sessions, 1, 5)
     opened(sessions, 0, 2)
+    opened(sessions, 1, 6)
+    assert len(sessions) == sessions.sessions_max
 
     def admitted(session, sequence=1):
         refused = sessions.admission(Command(session, sequence, b""), START)

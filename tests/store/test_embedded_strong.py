@@ -183,6 +183,20 @@ def test_a_region_forgets_the_sessions_of_starts_that_are_long_past(tmp_path, mo
             assert store.transact("vm/eu/starts", [], [Add(1)]).results == [start + 1]
 
 
+def test_what_a_prefix_held_before_it_was_strong_is_hidden_and_comes_back(tmp_path):
+    with ReplicatedStore(tmp_path / "a", node="a") as store:
+        store.put("acc/old", 1)
+        store.put("free", 1)
+    with opened(tmp_path) as store:
+        store.put("acc/new", 2)
+        assert "acc/old" not in store
+        assert [entry.key for entry in store.scan("")[0]] == ["acc/new", "free"]
+        assert [change.key for change in store.changes(0, "", kind="eventual")] == ["free"]
+        assert [change.key for change in store.changes(0, "acc/", kind="strong")] == ["acc/new"]
+    with ReplicatedStore(tmp_path / "a", node="a") as store:
+        assert [entry.key for entry in store.scan("")[0]] == ["acc/old", "free"]
+
+
 def test_a_node_goes_on_where_a_store_ended_and_the_other_way_round(tmp_path):
     with opened(tmp_path, classes={"acc/": "strong"}) as store:
         made = store.put("acc/1", 1)
