@@ -481,6 +481,9 @@ def test_a_store_that_was_alone_takes_others_in_and_lets_them_go(tmp_path):
         a.put("acc/1", 1)
         with pytest.raises(UsageError, match="a listens nowhere, so nobody can join it"):
             a.consensus_add("b", peers["b"])
+    # With b that was told the same there would be two groups: a alone, and both of them.
+    with pytest.raises(UsageError, match="began with a alone, and now is told of a, b: name a as the founder"):
+        opened(tmp_path, "a", classes, peers=peers)
     with (
         opened(tmp_path, "a", classes, peers={"a": peers["a"]}, group=founded) as a,
         opened(tmp_path, "b", classes, peers=peers, group=founded) as b,
@@ -488,8 +491,16 @@ def test_a_store_that_was_alone_takes_others_in_and_lets_them_go(tmp_path):
         a.consensus_add("b", peers["b"])
         assert b.put("acc/1", 2, expect=1).origin == "b"
         assert {member["node"]: member["role"] for member in a.consensus()["members"]} == {"a": "voter", "b": "voter"}
+        b.consensus_switch("paxos")
+        assert a.put("acc/2", 1).version == 3
+        eventually(lambda: a.consensus()["settled"])
+        a.consensus_switch("raft")
+        assert a.consensus()["epoch"] == 2
+        eventually(lambda: a.consensus()["leader"])
+        if a.consensus()["leader"] != "a":
+            b.consensus_transfer("a")
         a.consensus_remove("b")
-        assert a.put("acc/1", 3, expect=2).version == 3
+        assert a.put("acc/1", 3, expect=2).version == 4
 
 
 def test_stores_of_two_regions_own_their_keys(tmp_path):
