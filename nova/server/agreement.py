@@ -67,7 +67,8 @@ class Agreement:
         return lines
 
     def check(self, key: str) -> None:
-        """Raises ConfigError for a key whose changes are ordered at another node, and are not, or otherwise, here."""
+        """Raises ConfigError for a key, or for the prefix of some, whose changes are ordered at another node, and are
+        not, or otherwise, here."""
         mine = self._mine.of(key)
         for node, theirs in self._others.items():
             if (kind := theirs.of(key)) not in (KeyClass.EVENTUAL, mine):

@@ -237,6 +237,8 @@ class Node(Upkeep, NoGroup):
     async def list(
         self, prefix: str, limit: int, after: str | None, consistency: str | None = None
     ) -> tuple[Entries, str | None]:
+        if self.agreement.differs:
+            self.agreement.check(prefix)
         check_eventual(consistency)
         entries, following = self.replica.scan(prefix, min(limit, LIST_MAX), after or "")
         await self._durable(self.replica.newest_token)  # of what is shown, and of deletes that let it be missing
@@ -245,6 +247,7 @@ class Node(Upkeep, NoGroup):
     async def watch(self, since: int | None, prefix: str, kind: str | None = None) -> AsyncIterator[Change | None]:
         if kind not in (None, "eventual"):
             raise UsageError(f"class is {kind!r}; keys of this node are eventual")
+        self.agreement.check(prefix)
         seen = self.replica.feed.newest if since is None else since
         if seen > self.replica.space.revision:
             raise UsageError(

@@ -109,13 +109,14 @@ def test_a_node_without_classes_takes_no_write_below_a_prefix_that_is_strong_els
                 await asyncio.sleep(0.005)
             for call in (
                 b.put(Put("acc/1", 2)), b.get("acc/1"), b.delete("acc/1", None, False), b.decide("acc/1", "x", {}, ""),
-                b.rollback("acc/1", "x", None, ""),
+                b.rollback("acc/1", "x", None, ""), b.list("acc/1", 9, None), anext(b.watch(None, "acc/1")),
             ):  # fmt: skip
                 with pytest.raises(ConfigError, match="'acc/1' is strong at a"):
                     await call
             results = await b.put_many([Put("acc/1", 3), Put("free", 1)])
             assert [type(result) for result in results][:1] == [ConfigError]
             assert (await b.get("free")).value == 1
+            assert [entry.key for entry in (await b.list("", 9, None))[0]] == ["free"]
             assert await a.get("acc/1") == made
             assert (await a.transact("acc/1", [], [Add(1)])).results == [2]
             assert b"\nnova_classes_differ 1\n" in a.metrics()
