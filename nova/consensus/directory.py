@@ -70,6 +70,13 @@ class MemberDirectory:
                     f"the group of {self.path} began with {name} {getattr(begun, name)!r}, not "
                     f"{getattr(genesis, name)!r}; give what it began with, its log says what was changed since"
                 )
+        # Others that are as new as this one was, and are told of all these, would make a group of their own.
+        if any_members and len(begun.members) == 1 and genesis.members != begun.members:
+            raise UsageError(
+                f"the group of {self.path} began with {begun.members[0]} alone, and now is told of "
+                f"{', '.join(genesis.members)}: name {begun.members[0]} as the founder, here and at all others, and "
+                "add them one by one"
+            )
         return begun
 
     def recover(self, replica: ReplicatedMachine) -> Outputs:

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from nova._native.commands import Answers, settle_reads
 from nova.consensus.callers import Callers, Many, Waiter
@@ -57,6 +57,21 @@ HAND_OVER_S: Final = 1.0
 
 _Query = tuple[bytes, asyncio.Future[bytes], float, bool, Frontier | None]
 """(query, who waits, when it began, whether it fails when the time of all reads is over, what its session has seen)."""
+
+
+class Port(Protocol):
+    """What a port for clients counts; `nova.consensus.answering.Answering` is one."""
+
+    reads: int
+    refused: int
+    answers: int
+
+    def __len__(self) -> int:
+        """Clients that are connected."""
+
+    @property
+    def calls(self) -> int:
+        """Commands that wait for an answer."""
 
 
 class _Reads:
@@ -145,6 +160,7 @@ class ConsensusEngine:
         self._conditions: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._leader: NodeId | None = None
         self._attached: Callable[[Answered], None] | None = None
+        self._port: Port | None = None
         self._log_bytes = self._log_bytes_covered = 0
         self.epochs: deque[Epoch] = deque(maxlen=EPOCHS_MAX)
         """Those that began here since the start, oldest first, and the one that it started in."""
@@ -448,11 +464,14 @@ class ConsensusEngine:
 
     # -- the clients of others: see nova.consensus.serving --
 
-    def attach(self, answered: Callable[[Answered], None] | None) -> None:
-        """Who hears what became of commands that were `submit`ted; one at a time, None: nobody any more."""
+    def attach(self, answered: Callable[[Answered], None] | None, port: Port | None = None) -> None:
+        """Who hears what became of commands that were `submit`ted; one at a time, None: nobody any more.
+
+        port  what of it the page of metrics shows
+        """
         if answered is not None and self._attached is not None:
             raise UsageError(f"the engine of {self.node} has a server for clients; close it first")
-        self._attached = answered
+        self._attached, self._port = answered, port
 
     def submit(self, command: Command) -> None:
         """Take a command that somebody else numbered; raises as `propose`, and `attach`ed is told of its outcome."""
@@ -752,6 +771,10 @@ class Measures:
 
     def __init__(self, engine: ConsensusEngine) -> None:
         page, replica = GroupPage(engine.metrics, engine.group), engine._replica
+
+        def of_port(name: str) -> Callable[[], float]:
+            return lambda: 0.0 if engine._port is None else float(getattr(engine._port, name))
+
         self.latency = page.histogram(
             "nova_consensus_command_seconds", "From the call to the answer of a command, in this process"
         )
@@ -771,6 +794,11 @@ class Measures:
             ("log_bytes", "Log since it was last shortened", lambda: engine._log_bytes),
             ("peers", "Members with a live stream", lambda: len(engine._mesh.connected())),
             ("sessions", "Sessions that are known", lambda: len(replica.sessions)),
+            ("clients", "Clients that are connected to the port for clients", lambda: len(engine._port or ())),
+            ("client_commands_waiting", "Commands of these clients without an answer", of_port("calls")),
+            ("client_reads_waiting", "Reads of these clients without an answer", of_port("reads")),
+            ("client_commands_answered", "Commands of clients answered since the port opened", of_port("answers")),
+            ("client_calls_refused", "Commands and reads of clients refused since then: too many", of_port("refused")),
         )
         for name, help, function in gauges:
             page.gauge(f"nova_consensus_{name}", help, function)

@@ -93,7 +93,7 @@ class ClientServer:
         self._started = True
         self._loop = asyncio.get_running_loop()
         engine, options = self._engine, self.options
-        engine.attach(self._answered)
+        engine.attach(self._answered, self._core)
         identity = Identity(engine.node, "", client_cluster(self._cluster), time.time_ns(), "")
         limits = Limits(message_bytes_max=options.message_bytes_max, queue_bytes_max=options.queue_bytes_max)
         self._transport = TcpTransport(identity, key=self._key, limits=limits)

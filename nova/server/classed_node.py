@@ -91,6 +91,12 @@ class ClassedNode(Node):
             if change is None or self.classes.of(change.key) is chosen:
                 yield change
 
+    def check_ordered(self, put: Put) -> None:
+        """What a log orders here, and elsewhere alike. Raises UsageError, ConfigError."""
+        self.classes.check_plain(put)
+        if self.agreement.differs:
+            self.agreement.check(put.key)
+
     async def past(self, key: str, at_ms: int) -> Entry:
         self.classes.only_eventual(key, "keeps no past")
         return await super().past(key, at_ms)

@@ -42,9 +42,15 @@ class Consensus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def check_classes(classes: dict[str, str]) -> None:
     """Raises ValueError."""
-    from nova.store.classes import KeyClasses  # most configurations name none, and the store costs a start
+    from nova.store.classes import KeyClasses
+    from nova.sync.membership import CLASSES_TEXT_MAX  # most configurations name none, and the store costs a start
 
     if classes:
+        # Nodes tell each other theirs with every word about a member.
+        if (size := sum(len(prefix) + len(kind) for prefix, kind in classes.items())) > CLASSES_TEXT_MAX:
+            raise ValueError(
+                f"has prefixes and classes of {size} characters; the limit is {CLASSES_TEXT_MAX}: use shorter prefixes"
+            )
         try:
             KeyClasses(classes)
         except ConfigError as error:

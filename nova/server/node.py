@@ -16,6 +16,7 @@ from nova.conflict.healing.checkpoints import Schedule
 from nova.errors import CompactedError, LimitError, NovaError, StaleContextError, UnavailableError, UsageError
 from nova.metrics import Registry
 from nova.runtime import Runtime, seeded, wall_ns
+from nova.server.agreement import Agreement
 from nova.server.config import NodeConfig, store_config
 from nova.server.links import Pace
 from nova.server.no_group import NoGroup, check_eventual
@@ -68,6 +69,7 @@ class Node(Upkeep, NoGroup):
         self._changed = asyncio.Event()
         self._checkpointing = asyncio.Lock()
         self._cut: set[str] = set()
+        self.agreement = Agreement(config.name, config.classes)
         self._healings = {}
         try:
             self.replica = self.directory.open(
@@ -116,6 +118,7 @@ class Node(Upkeep, NoGroup):
             incarnation=self.replica.incarnation,
             http=config.http,
             version=__version__,
+            classes=tuple(sorted(config.classes.items())),
         )
         self.cluster = ClusterCore(
             self.replica,
@@ -173,6 +176,8 @@ class Node(Upkeep, NoGroup):
 
     async def put(self, put: Put) -> Entry:
         self._check_writable()
+        if self.agreement.differs:
+            self.agreement.check(put.key)
         try:
             token, _ = self.replica.put(put)
         except StaleContextError:  # it says what is there, and so waits for the disk like any reader
@@ -189,6 +194,8 @@ class Node(Upkeep, NoGroup):
             if number % 500 == 499:  # let heartbeats and other clients through
                 await asyncio.sleep(0)
             try:
+                if self.agreement.differs:
+                    self.agreement.check(put.key)
                 self.replica.put(put)
                 results.append(self.replica.get(put.key))
             except NovaError as error:
@@ -197,6 +204,8 @@ class Node(Upkeep, NoGroup):
         return results
 
     async def get(self, key: str, consistency: str | None = None) -> Entry:
+        if self.agreement.differs:
+            self.agreement.check(key)
         check_eventual(consistency)
         token = self.replica.token_of(key)
         try:
@@ -211,6 +220,8 @@ class Node(Upkeep, NoGroup):
         if expect is not None:
             raise UsageError(f"{key!r} is eventual and has no version to expect; hand its clock back as context")
         self._check_writable()
+        if self.agreement.differs:
+            self.agreement.check(key)
         rows = self.replica.space.get(key)
         kind = self.replica.view(rows).kind if rows is not None else ""
         token, write = self.replica.delete(key, context, conditional)
@@ -226,6 +237,8 @@ class Node(Upkeep, NoGroup):
     async def list(
         self, prefix: str, limit: int, after: str | None, consistency: str | None = None
     ) -> tuple[Entries, str | None]:
+        if self.agreement.differs:
+            self.agreement.check(prefix)
         check_eventual(consistency)
         entries, following = self.replica.scan(prefix, min(limit, LIST_MAX), after or "")
         await self._durable(self.replica.newest_token)  # of what is shown, and of deletes that let it be missing
@@ -234,6 +247,7 @@ class Node(Upkeep, NoGroup):
     async def watch(self, since: int | None, prefix: str, kind: str | None = None) -> AsyncIterator[Change | None]:
         if kind not in (None, "eventual"):
             raise UsageError(f"class is {kind!r}; keys of this node are eventual")
+        self.agreement.check(prefix)
         seen = self.replica.feed.newest if since is None else since
         if seen > self.replica.space.revision:
             raise UsageError(
@@ -337,6 +351,7 @@ class Node(Upkeep, NoGroup):
 
     async def rollback(self, key: str, to: str, context: dict[str, int] | None, by: str) -> Rollback:
         self._check_writable()
+        self.agreement.check(key)
         event = chosen(self.directory.audit, key, to)
         token, done = roll_back(self.replica, key, event, context, by)
         await self._durable(token)
@@ -347,6 +362,7 @@ class Node(Upkeep, NoGroup):
 
     async def decide(self, key: str, shown: str, values: dict[str, Any], by: str) -> Decided:
         self._check_writable()
+        self.agreement.check(key)
         token, done = decide(self.replica, key, shown, values, by)
         await self._durable(token)
         return done
@@ -409,6 +425,8 @@ class Node(Upkeep, NoGroup):
                 self._fatal(error)
         elif isinstance(event, Peers):
             self.mesh.set_peers(event.addresses)
+            for line in self.agreement.heard(self.cluster.membership.members):
+                log.warning("%s", line)
         elif isinstance(event, Healing):
             if (ended := self._healings.get(event.node)) is not None and not ended.done():
                 ended.set_result(event)
@@ -476,6 +494,8 @@ class Node(Upkeep, NoGroup):
         self._checkpoint_results = self.registry.counter(
             "nova_checkpoints_total", "Checkpoints that were tried since the node started", ["result"]
         )
+        gauge("nova_classes_differ", "Nodes that have other classes of keys than this one",
+              function=lambda: len(self.agreement))  # fmt: skip
         gauge("nova_peers_connected", "Peers with a live session", function=lambda: len(self.mesh.connected()))
         gauge("nova_resident_bytes", "Resident memory of the process", function=_rss_bytes)
 

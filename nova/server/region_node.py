@@ -54,7 +54,7 @@ class RegionNode(ClassedNode):
     async def put(self, put: Put) -> Entry:
         if (owner := self._owner(put.key)) is None:
             return await super().put(put)
-        self.classes.check_plain(put)
+        self.check_ordered(put)
         return await self.region_group.keys.put(owner, put.key, put.value, expect=put.expect)
 
     async def get(self, key: str, consistency: str | None = None) -> Entry:
@@ -67,12 +67,13 @@ class RegionNode(ClassedNode):
     ) -> Entry:
         if (owner := self._owner(key)) is None:
             return await super().delete(key, context, conditional, expect)
-        self.classes.check_plain(Put(key, None, context=context, conditional=conditional))
+        self.check_ordered(Put(key, None, context=context, conditional=conditional))
         return await self.region_group.keys.delete(owner, key, expect=expect)
 
     async def transact(self, key: str, conditions: Sequence[Condition], operations: Sequence[Operation]) -> Transacted:
         if (owner := self._owner(key)) is None:
             return await super().transact(key, conditions, operations)
+        self.check_ordered(Put(key, None))
         return await self.region_group.keys.transact(owner, key, conditions, operations)
 
     async def page(

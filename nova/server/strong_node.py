@@ -63,7 +63,7 @@ class StrongNode(ClassedNode):
     async def put(self, put: Put) -> Entry:
         if not self._strong(put.key):
             return await super().put(put)
-        self.classes.check_plain(put)
+        self.check_ordered(put)
         return await self.group.keys.put(put.key, put.value, expect=put.expect)
 
     async def get(self, key: str, consistency: str | None = None) -> Entry:
@@ -76,12 +76,13 @@ class StrongNode(ClassedNode):
     ) -> Entry:
         if not self._strong(key):
             return await super().delete(key, context, conditional, expect)
-        self.classes.check_plain(Put(key, None, context=context, conditional=conditional))
+        self.check_ordered(Put(key, None, context=context, conditional=conditional))
         return await self.group.keys.delete(key, expect=expect)
 
     async def transact(self, key: str, conditions: Sequence[Condition], operations: Sequence[Operation]) -> Transacted:
         if not self._strong(key):
             raise UsageError(f"{key!r} is eventual; transactions are for keys of class strong")
+        self.check_ordered(Put(key, None))
         return await self.group.keys.transact(key, conditions, operations)
 
     async def page(

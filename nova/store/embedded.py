@@ -435,6 +435,13 @@ class ReplicatedStore:
         member = self._group(KeyClass.STRONG).member
         self._group(KeyClass.STRONG).run(member.transfer(node))
 
+    def consensus_switch(
+        self, protocol: str, members: Sequence[str] = (), addresses: Mapping[str, str] | None = None
+    ) -> None:
+        """Go on with another protocol (raft, paxos, epaxos), or among others, while keys are read and written."""
+        member = self._group(KeyClass.STRONG).member
+        self._group(KeyClass.STRONG).run(member.switch(protocol, members, addresses))
+
     def _of(self, key: str) -> Ordered | None:
         """What has this key, if its class is not eventual."""
         return self._ordered if self._ordered is not None and self._ordered.has(key) else None

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import chain
 from math import ceil, log, log10
 from types import MappingProxyType
 from typing import Any, Literal, assert_never
@@ -35,6 +36,8 @@ State = Literal["alive", "suspect", "dead", "left"]
 RANK: dict[str, int] = {"alive": 0, "suspect": 1, "dead": 2, "left": 3}
 INCARNATION_MAX = 2**53
 TEXT_BYTES_MAX = 255
+CLASSES_TEXT_MAX = 4_096
+"""Characters of all classes that a member tells."""
 CHUNK = 64
 """Members in one message of a table exchange."""
 
@@ -52,6 +55,8 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
     roles: tuple[str, ...] = ()
     accuser: NodeId = ""
     """Who suspects it: distinct accusers confirm a suspicion, repeated rumours do not."""
+    classes: tuple[tuple[str, str], ...] | None = None
+    """What it promises of keys, (prefix, class) each; None: it does not say."""
 
     @property
     def live(self) -> bool:
@@ -606,8 +611,11 @@ def _event(old: Member, new: Member) -> Any:
         return MemberLeft(new)
     if old.state != "alive":
         return MemberUp(new)
-    same = (old.region, old.address, old.http, old.version, old.roles)
-    return None if same == (new.region, new.address, new.http, new.version, new.roles) else MemberUpdated(new)
+    return None if _said(old) == _said(new) else MemberUpdated(new)
+
+
+def _said(member: Member) -> tuple[Any, ...]:
+    return member.region, member.address, member.http, member.version, member.roles, member.classes
 
 
 def _checked(member: Member) -> Member:
@@ -620,4 +628,6 @@ def _checked(member: Member) -> Member:
             f"member {member.node[:64]!r} has a text of {longest} characters and {len(member.roles)} roles; "
             f"a name is not empty, a text has up to {TEXT_BYTES_MAX}, roles up to 16"
         )
+    if member.classes and (size := sum(map(len, chain(*member.classes)))) > CLASSES_TEXT_MAX:
+        raise PeerError(f"member {member.node!r} tells classes of {size} characters; the limit is {CLASSES_TEXT_MAX}")
     return member

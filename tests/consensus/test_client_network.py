@@ -102,6 +102,37 @@ def test_commands_take_effect_once_in_order_and_reads_see_them(tmp_path):
     run(scenario, tmp_path)
 
 
+def test_the_page_of_metrics_shows_the_port(tmp_path):
+    async def scenario(engines):
+        await engines.start("a")
+        (engine,) = engines
+
+        def shown(name):
+            page = engine.metrics.render().decode()
+            return float(
+                next(line.split()[1] for line in page.splitlines() if line.startswith(f"nova_consensus_{name} "))
+            )
+
+        assert shown("clients") == 0
+        async with engines.client("a"), engines.client("a") as client:
+            asked = [asyncio.ensure_future(client.propose(append("k", 1)))]
+            asked += [asyncio.ensure_future(client.read(get("k"))) for _ in range(20)]
+            await eventually(lambda: shown("clients") == 2)
+            # Nobody leads: they wait, and those beyond the limit do not.
+            await eventually(lambda: shown("client_commands_waiting") and shown("client_reads_waiting") == 10)
+            assert shown("client_calls_refused") == 10
+            await engines.start("b")
+            told = await asyncio.gather(*asked, return_exceptions=True)
+            assert sum(isinstance(error, OverloadedError) for error in told) == 10
+            assert shown("client_commands_answered") == 2  # with the opening of the session
+            assert shown("client_commands_waiting") == shown("client_reads_waiting") == 0
+        await eventually(lambda: shown("clients") == 0)
+        await engines.servers["a"].aclose()
+        assert shown("client_commands_answered") == 0  # there is no port any more
+
+    run(scenario, tmp_path, "ab", serving=ServingOptions(connection_calls_max=10))
+
+
 def test_many_clients_at_all_members_are_served_at_once(tmp_path):
     async def scenario(engines):
         await engines.start()

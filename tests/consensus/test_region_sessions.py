@@ -44,8 +44,12 @@ def test_of_a_region_that_opened_too_many_the_one_that_was_silent_the_longest_ex
     sessions = table()
     first, second, other = opened(sessions, 0, 0), opened(sessions, 0, 1), opened(sessions, 1, 0)
     assert told(sessions, 0, 2, first, 1) is Code.OK
+    resumed = table()
+    resumed.restore(sessions.snapshot())
     third = opened(sessions, 0, 3)
     assert second not in sessions
+    assert opened(resumed, 0, 3) == third  # a snapshot tells which was used last, too
+    assert resumed.snapshot() == sessions.snapshot()
     assert {first, third, other} == {id for id in (first, second, third, other) if id in sessions}
     assert told(sessions, 0, 4, second, 1) is Code.EXPIRED
     assert told(sessions, 1, 1, other, 1) is Code.OK  # the other region has its own count
@@ -69,6 +73,8 @@ def test_what_may_be_proposed():
     later = (at(0, 9)) * BATCH_MAX
     far = opened(sessions, 1, 5)
     opened(sessions, 0, 2)
+    opened(sessions, 1, 6)
+    assert len(sessions) == sessions.sessions_max
 
     def admitted(session, sequence=1):
         refused = sessions.admission(Command(session, sequence, b""), START)
@@ -105,8 +111,8 @@ streams = st.lists(st.tuples(st.sampled_from("ooccccx"), st.integers(0, 5), st.i
 
 
 @settings(deadline=None)
-@given(streams, streams, st.randoms(use_true_random=False))
-def test_members_that_were_told_the_same_hold_the_same_whatever_came_between(one, other, chance):
+@given(streams, streams, st.randoms(use_true_random=False), st.integers(0, 60))
+def test_members_that_were_told_the_same_hold_the_same_whatever_came_between(one, other, chance, cut):
     def entries(stream, steps):
         """Opens, commands of sessions that may be there, and of the other region's."""
         for number, (what, which, sequence) in enumerate(steps):
@@ -116,10 +122,15 @@ def test_members_that_were_told_the_same_hold_the_same_whatever_came_between(one
             )  # fmt: skip
             yield at(stream, number), command
 
-    def fed(order):
+    def fed(order, cut=-1):
+        """One that goes on from its snapshot at `cut`, -1: from none."""
         sessions, left = table(sessions_max=4), [list(entries(0, one)), list(entries(1, other))]
         outcomes = {}
-        for stream in order:
+        for number, stream in enumerate(order):
+            if number == cut:
+                before, sessions = sessions, table(sessions_max=4)
+                sessions.restore(before.snapshot())
+                assert sessions.snapshot() == before.snapshot()
             position, command = left[stream].pop(0)
             outcomes[position] = sessions.apply(position, [command])
         return sessions, outcomes
@@ -127,13 +138,10 @@ def test_members_that_were_told_the_same_hold_the_same_whatever_came_between(one
     order = [0] * len(one) + [1] * len(other)
     first, answers = fed(order)
     chance.shuffle(order)
-    second, others = fed(order)
+    second, others = fed(order, cut)
     assert first.snapshot() == second.snapshot()
     codes = {position: [outcome.code for outcome in told] for position, told in answers.items()}
     assert codes == {position: [outcome.code for outcome in told] for position, told in others.items()}
-    resumed = table()
-    resumed.restore(first.snapshot())
-    assert resumed.snapshot() == first.snapshot()
 
 
 def test_who_asks_a_member_of_another_region_is_told_that_the_outcome_is_unknown():

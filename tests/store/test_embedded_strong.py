@@ -136,7 +136,7 @@ def test_a_watch_has_every_change_in_order_and_ends_when_it_is_told_to(store):
     reader.join()
     assert [(change.key, change.value, change.revision) for change in seen] == [("acc/1", "later", 7)]
     watch.close()
-    now = store.watch("acc/", timeout_s=5, kind="strong")
+    now = store.watch("acc/", timeout_s=2, kind="strong")
     store.put("acc/9", 9)
     assert next(now).key == "acc/9"
     with pytest.raises(UsageError, match="since is 99"):
@@ -168,11 +168,33 @@ def test_what_was_acknowledged_is_there_when_it_is_opened_again(tmp_path):
             assert store.put("acc/1", 0, expect=versions[-1] + round).version == versions[-1] + round + 1
 
 
+def test_a_store_that_is_alone_waits_for_no_election_and_listens_nowhere(tmp_path):
+    slow = GroupOptions(segment_bytes=1 << 20, tick_ms=1_000, timeout_ms=1_000)  # an election would take ten seconds
+    for start in range(2):
+        with opened(tmp_path, group=slow, region_group=slow) as store:
+            assert store.put("acc/1", start).version == start + 1
+            assert {member.engine.address for member in store._ordered._members} == {""}
+
+
 def test_a_region_forgets_the_sessions_of_starts_that_are_long_past(tmp_path, monkeypatch):
     monkeypatch.setitem(Sessions.__init__.__kwdefaults__, "sessions_max", 3)
     for start in range(7):  # each opens a session
         with opened(tmp_path, classes={"vm/": "hybrid"}) as store:
             assert store.transact("vm/eu/starts", [], [Add(1)]).results == [start + 1]
+
+
+def test_what_a_prefix_held_before_it_was_strong_is_hidden_and_comes_back(tmp_path):
+    with ReplicatedStore(tmp_path / "a", node="a") as store:
+        store.put("acc/old", 1)
+        store.put("free", 1)
+    with opened(tmp_path) as store:
+        store.put("acc/new", 2)
+        assert "acc/old" not in store
+        assert [entry.key for entry in store.scan("")[0]] == ["acc/new", "free"]
+        assert [change.key for change in store.changes(0, "", kind="eventual")] == ["free"]
+        assert [change.key for change in store.changes(0, "acc/", kind="strong")] == ["acc/new"]
+    with ReplicatedStore(tmp_path / "a", node="a") as store:
+        assert [entry.key for entry in store.scan("")[0]] == ["acc/old", "free"]
 
 
 def test_a_node_goes_on_where_a_store_ended_and_the_other_way_round(tmp_path):
@@ -296,6 +318,7 @@ def test_the_page_of_metrics_tells_the_groups_apart(tmp_path):
         assert 'nova_consensus_command_seconds_count{group="strong"} 1' in page
         assert 'nova_consensus_command_seconds_count{group="hybrid/eu"} 0' in page
         assert page.count("# TYPE nova_consensus_leads gauge") == 1
+        assert 'nova_consensus_leads{group="strong"} 1\n' in page
 
 
 # ------------------------------------------------------------------------------------------------ many threads
@@ -458,6 +481,9 @@ def test_a_store_that_was_alone_takes_others_in_and_lets_them_go(tmp_path):
         a.put("acc/1", 1)
         with pytest.raises(UsageError, match="a listens nowhere, so nobody can join it"):
             a.consensus_add("b", peers["b"])
+    # With b that was told the same there would be two groups: a alone, and both of them.
+    with pytest.raises(UsageError, match="began with a alone, and now is told of a, b: name a as the founder"):
+        opened(tmp_path, "a", classes, peers=peers)
     with (
         opened(tmp_path, "a", classes, peers={"a": peers["a"]}, group=founded) as a,
         opened(tmp_path, "b", classes, peers=peers, group=founded) as b,
@@ -465,8 +491,16 @@ def test_a_store_that_was_alone_takes_others_in_and_lets_them_go(tmp_path):
         a.consensus_add("b", peers["b"])
         assert b.put("acc/1", 2, expect=1).origin == "b"
         assert {member["node"]: member["role"] for member in a.consensus()["members"]} == {"a": "voter", "b": "voter"}
+        b.consensus_switch("paxos")
+        assert a.put("acc/2", 1).version == 3
+        eventually(lambda: a.consensus()["settled"])
+        a.consensus_switch("raft")
+        assert a.consensus()["epoch"] == 2
+        eventually(lambda: a.consensus()["leader"])
+        if a.consensus()["leader"] != "a":
+            b.consensus_transfer("a")
         a.consensus_remove("b")
-        assert a.put("acc/1", 3, expect=2).version == 3
+        assert a.put("acc/1", 3, expect=2).version == 4
 
 
 def test_stores_of_two_regions_own_their_keys(tmp_path):
