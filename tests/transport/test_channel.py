@@ -355,3 +355,12 @@ def test_a_channel_cannot_be_made_with_other_lanes_or_keys():
         Channel("x", mac_in=None, mac_out=None, lanes=3, **rest)
     with pytest.raises(UsageError, match="MAC key of 5 bytes"):
         Channel("x", mac_in=b"short", mac_out=None, lanes=1, **rest)
+
+
+def test_a_goodbye_in_the_middle_of_a_message_is_no_goodbye():
+    one, two = pair(key=None)
+    one.send(bytes(600_000))
+    out = one.take_output(1)
+    one.close("enough", discard=True)
+    with pytest.raises(PeerError, match="said goodbye in the middle of a message"):
+        two.channel.feed(b"".join(out + one.take_output()), 1)
