@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import os
 import platform
 import re
 import resource
-import sys
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from nova.transport.rdma.devices import SYSFS, Device, devices, usable
+from nova.transport.rdma.devices import DIST_PACKAGES, SYSFS, Device, devices, import_pyverbs, usable
 
 State = Literal["present", "absent", "broken"]
 
 MEMLOCK_BYTES_MIN = 64 << 20
 """Below that a registered pool is too small to be of use."""
-
-DIST_PACKAGES = Path("/usr/lib/python3/dist-packages")
-"""Where Debian keeps pyverbs, for every Python of the version it has."""
-
 
 class Finding(msgspec.Struct, frozen=True):
     """One thing: there, not there (`mend` says how to get it) or there but unusable (`detail` says why)."""
@@ -104,22 +98,16 @@ def pyverbs() -> Finding:
     """Found on the module path, or in Debian's folder, which is looked into for this one package only."""
     mend = "apt install python3-pyverbs (for the system's Python)"
     folder = DIST_PACKAGES / "pyverbs"
-    there = folder.is_dir()
-    before = list(sys.path)
     try:
-        if there and str(DIST_PACKAGES) not in sys.path:
-            sys.path.append(str(DIST_PACKAGES))
-        importlib.import_module("pyverbs.device")
+        module = import_pyverbs("device")
     except ModuleNotFoundError as error:
-        if not there:
+        if not folder.is_dir():
             return Finding("pyverbs", "absent", "", mend)
         # Debian builds it for its own Python only, so another version does not find the modules in the folder.
         return Finding("pyverbs", "broken", f"{folder}: {error}; this is Python {platform.python_version()}", mend)
     except Exception as error:  # a build for another Python or another libibverbs fails in many ways
         return Finding("pyverbs", "broken", f"{type(error).__name__}: {error}", mend)
-    finally:
-        sys.path[:] = before
-    return Finding("pyverbs", "present", str(folder) if there else "")
+    return Finding("pyverbs", "present", str(Path(module.__file__ or "").parent))
 
 
 def memlock() -> Finding:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import msgspec
@@ -126,3 +129,37 @@ def _text(path: Path | str) -> str:
         return ""
     finally:
         os.close(file)
+
+
+DIST_PACKAGES = Path("/usr/lib/python3/dist-packages")
+"""Where Debian keeps pyverbs, built for the system's version of Python."""
+
+
+def import_pyverbs(module: str) -> ModuleType:
+    """A module of pyverbs from the module path or from Debian's folder, of which nothing else becomes visible.
+
+    raises  ImportError, or whatever a build for another libibverbs raises
+    """
+    try:
+        return importlib.import_module(f"pyverbs.{module}")
+    except ModuleNotFoundError as error:
+        if error.name != "pyverbs" or not (DIST_PACKAGES / "pyverbs").is_dir():
+            raise
+    sys.path.append(str(DIST_PACKAGES))
+    try:
+        return importlib.import_module(f"pyverbs.{module}")
+    finally:
+        sys.path.remove(str(DIST_PACKAGES))
+
+
+def choose_gid(port: Port, wanted_ip: str = "") -> Gid | None:
+    """The address to send from: of RoCE v2, which passes routers; the wanted one, else IPv4 before IPv6.
+
+    Link-local addresses come last: they say nothing to a machine behind a router.
+    """
+
+    def rank(gid: Gid) -> tuple[bool, bool, bool, int]:
+        link_local = ipaddress.ip_address(gid.ip).is_link_local
+        return gid.type != "RoCE v2", gid.ip != wanted_ip, link_local or ":" in gid.ip, gid.index
+
+    return min(port.gids, key=rank, default=None)
