@@ -13,6 +13,9 @@ over header and body, which hold the sequence, so frames cannot be replayed, mov
 bodies, where it is four times quicker to begin, HMAC-SHA256 from BULK_MAC_BYTES on, twice as fast a byte on processors
 with SHA instructions; each has a key of its own. Without a cluster key frames carry their checksum only.
 
+Over an encrypted channel (`Channel`: TLS) the identity in a HELLO must be that of the certificate, the transcript holds
+the channel's binding, and frames carry no MAC: the channel has one.
+
 Flow control is credit in bytes: the receiver tells up to which total the sender may go. Every piece of a message
 charges its bytes and its length, and at least MESSAGE_COST_BYTES_MIN, so that empty messages do not come for nothing.
 A message that is larger than the credit slides the window while it is put together, and only while no finished message
@@ -44,10 +47,10 @@ from nova._native.frame import (
     split,
 )
 from nova.errors import LimitError, PeerError, UsageError
-from nova.transport.base import Buffer, Identity, Limits
+from nova.transport.base import Buffer, Channel, Identity, Limits
 from nova.wire import Codec
 
-__all__ = ["CAPABILITIES", "PROTOCOL_VERSION", "Established", "Event", "Goodbye", "Session", "crc32c"]
+__all__ = ["CAPABILITIES", "PROTOCOL_VERSION", "Established", "Event", "Goodbye", "Session", "crc32c", "refusal"]
 
 PROTOCOL_VERSION = 1
 CAPABILITIES = ("credit", "pieces")
@@ -109,6 +112,8 @@ class Goodbye:
 Event = Established | Goodbye | memoryview
 
 _hello: Codec[Hello] = Codec(Hello)
+TLS_HANDSHAKE = b"\x16"
+TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x46"  # fatal, protocol_version: the one language that such a peer understands
 DATA = int(FrameType.DATA)  # an enum member costs more than the rest of the comparison
 
 
@@ -138,6 +143,7 @@ class Session:
 
     nonce    32 fresh unpredictable bytes, never used before
     now_ns   any steady clock; later calls pass the same one
+    channel  what the channel below has proved of the peer; None: it is plain
     raises   UsageError for a key or limits that cannot be
     """
 
@@ -152,6 +158,7 @@ class Session:
         limits: Limits | None = None,
         capabilities: tuple[str, ...] = CAPABILITIES,
         version: int = PROTOCOL_VERSION,
+        channel: Channel | None = None,
     ) -> None:
         limits = limits or Limits()
         if key is not None and len(key) < KEY_BYTES_MIN:
@@ -176,6 +183,7 @@ class Session:
         self.done = False
         """True once our goodbye is among the output: nothing follows it."""
         self._key = key
+        self._channel = channel
         self._version = version
         self._hello = Hello(
             identity.node,
@@ -226,6 +234,10 @@ class Session:
         """What the bytes mean. Raises PeerError if they break the protocol: send what output there is, then hang up."""
         if self._broken:
             raise PeerError("this session is broken already")
+        if not self.received_bytes and data[:1] == TLS_HANDSHAKE:
+            self._broken = True
+            self._out = [bytearray(TLS_ALERT)]
+            raise PeerError("the peer speaks TLS, and this node does not: give both sides [tls], or neither")
         self.received_bytes += len(data)
         self._heard_ns = now_ns
         events: list[Event] = []
@@ -393,20 +405,26 @@ class Session:
             )
         if hello.nonce == own.nonce:
             raise PeerError("the peer sent our own hello back: a reflection, refused")
-        self.peer = Identity(hello.node, hello.region, hello.cluster, hello.incarnation, hello.address)
+        peer = Identity(hello.node, hello.region, hello.cluster, hello.incarnation, hello.address)
+        if self._channel is not None and (mismatch := self._channel.mismatch(peer)):
+            self._refuse(f"your hello says {mismatch}: run with the certificate that was issued for you")
+            raise PeerError(f"peer {hello.node!r} says {mismatch}: refused, it takes another one's name")
+        self.peer = peer
         self.capabilities = frozenset(hello.capabilities) & frozenset(own.capabilities)
         self._payload_bytes = min(SEND_FRAME_BYTES, hello.frame_bytes_max - MAC_BYTES)
         self._message_bytes_max = min(self.limits.message_bytes_max, hello.message_bytes_max)
         self._may_send = hello.credit_bytes
-        pair = (self._hello_bytes, payload) if self.initiator else (payload, self._hello_bytes)
-        self._transcript = hashlib.sha256(b"".join(struct.pack(">I", len(part)) + part for part in pair)).digest()
+        parts = [self._hello_bytes, payload] if self.initiator else [payload, self._hello_bytes]
+        if self._channel is not None:
+            parts.append(self._channel.binding)
+        self._transcript = hashlib.sha256(b"".join(struct.pack(">I", len(part)) + part for part in parts)).digest()
 
     def _proof(self, label: str) -> bytes:
         assert self._key is not None
         return hmac.digest(self._key, b"nova session 1 " + label.encode() + b"\0" + self._transcript, "sha256")
 
     def _establish(self, now_ns: int) -> None:
-        if self._key is not None:
+        if self._key is not None and self._channel is None:
             ends = ("key of initiator", "key of responder")
             out, into = ends if self.initiator else ends[::-1]
             self._mac_out = _Mac(self._proof(out), self._proof("bulk " + out))
@@ -527,3 +545,10 @@ class Session:
 
     def _who(self) -> str:
         return f"node {self.peer.node!r}" if self.peer else "the peer"
+
+
+def refusal(text: str) -> bytes:
+    """The frame that refuses a peer before there is a session, in the words that its session will raise."""
+    frame = encode(FrameType.REFUSE, 0, 0, text.encode()[:REASON_BYTES_MAX])
+    seal(frame)
+    return bytes(frame)

@@ -11,10 +11,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import cast
 
-from nova.errors import UnavailableError, UsageError
-from nova.transport.base import Identity, Limits, Stream
-from nova.transport.session import NONCE_BYTES, Session
+from nova.errors import PeerError, UnavailableError, UsageError
+from nova.transport.base import Channel, Identity, Limits, Stream
+from nova.transport.quiet import Quiet
+from nova.transport.session import NONCE_BYTES, Session, refusal
 from nova.transport.stream import SessionStream, logger
+from nova.transport.tls import Tls, Use
+from nova.transport.tls_layer import TlsLayer
 
 WRITE_BYTES_HIGH = 1 << 20
 HANDSHAKES_MAX = 256
@@ -51,6 +54,8 @@ class TcpTransport:
 
     key         the cluster key that both sides prove, 32 bytes or more; None only where the configuration says so
     send_delay  seconds that everything to a peer is held back, in order: stands in for the distance of regions
+    tls         encrypt, and let in only who shows a certificate; None: plain
+    use         of `tls`, what the port is for: who may come
     """
 
     def __init__(
@@ -60,11 +65,17 @@ class TcpTransport:
         key: bytes | None,
         limits: Limits | None = None,
         send_delay: Callable[[Identity], float] | None = None,
+        tls: Tls | None = None,
+        use: Use = "peers",
     ) -> None:
         self._identity = identity
         self._key = key
         self._limits = limits or Limits()
         self._send_delay = send_delay
+        self._quiet = Quiet(logger)
+        self._layer: TlsLayer | None = None
+        if tls is not None:
+            self._layer = TlsLayer(tls, use=use, handshake_s=self._limits.handshake_ms_max / 1000, tell=refusal)
         self._servers: list[asyncio.Server] = []
         self._streams: set[SessionStream] = set()
         self._handshakes = 0
@@ -87,8 +98,12 @@ class TcpTransport:
             self._tasks.add(task)
             task.add_done_callback(self._accept_done)
 
+        def connection() -> asyncio.Protocol:
+            plain = _Connection(self, None, accepted)
+            return plain if self._layer is None else self._layer.over(plain, server_side=True)
+
         try:
-            server = await loop.create_server(lambda: _Connection(self, None, accepted), host, port, backlog=BACKLOG)
+            server = await loop.create_server(connection, host, port, backlog=BACKLOG)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise UsageError(
@@ -107,9 +122,26 @@ class TcpTransport:
         host, port = split_address(address)
         loop = asyncio.get_running_loop()
         seconds = self._limits.handshake_ms_max / 1000
+        connection = _Connection(self, address, None)
+        shaken: asyncio.Future[None] = loop.create_future()
+
+        def done(error: Exception | None) -> None:
+            if not shaken.done():
+                shaken.set_result(None) if error is None else shaken.set_exception(error)
+
+        below: asyncio.Protocol = connection
+        if self._layer is None:
+            done(None)
+        else:
+            below = self._layer.over(connection, server_side=False, remote=address, done=done)
         try:
             async with asyncio.timeout(seconds):
-                _, connection = await loop.create_connection(lambda: _Connection(self, address, None), host, port)
+                raw, _ = await loop.create_connection(lambda: below, host, port)
+                try:
+                    await shaken
+                except asyncio.CancelledError:
+                    raw.abort()
+                    raise
         except TimeoutError:
             raise UnavailableError(f"no answer from {address} within {seconds:g} s") from None
         except OSError as error:
@@ -127,6 +159,8 @@ class TcpTransport:
         self._closed = True
         for server in self._servers:
             server.close()
+        if self._layer is not None:
+            self._layer.close()
         await asyncio.gather(*(stream.close("the node shuts down") for stream in list(self._streams)))
         current = asyncio.current_task()
         tasks = [task for task in self._tasks if task is not current]
@@ -140,7 +174,7 @@ class TcpTransport:
         if not task.cancelled() and task.exception() is not None:
             logger.error("serving a peer failed", exc_info=task.exception())
 
-    def _session(self, initiator: bool) -> Session:
+    def _session(self, initiator: bool, channel: Channel | None = None) -> Session:
         return Session(
             self._identity,
             key=self._key,
@@ -148,6 +182,7 @@ class TcpTransport:
             nonce=os.urandom(NONCE_BYTES),
             now_ns=time.monotonic_ns(),
             limits=self._limits,
+            channel=channel,
         )
 
 
@@ -180,12 +215,13 @@ class _Connection(asyncio.Protocol):
         if self._accepted:
             owner._handshakes += 1
         self.stream = SessionStream(
-            owner._session(initiator=self._accepted is None),
+            owner._session(self._accepted is None, transport.get_extra_info("nova_channel")),
             transport,
             remote,
             on_established=self._accepted,
             on_closed=self._closed,
             send_delay=owner._send_delay,
+            quiet=owner._quiet,
         )
         owner._streams.add(self.stream)
 
@@ -200,6 +236,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.stream is not None:
+            if isinstance(error, PeerError):  # of TLS, and says all
+                self.stream.abort(str(error))
             self.stream.pipe_lost(_plain(error) if isinstance(error, OSError) else "")
 
     def pause_writing(self) -> None:

@@ -13,6 +13,7 @@ from nova.sim.transport import Links, SimTransport
 from nova.transport.base import Identity, Limits
 from nova.transport.session import HANDSHAKE_FRAME_BYTES_MAX, PROTOCOL_VERSION, Session
 from nova.transport.tcp import TcpTransport, split_address
+from tests import authorities
 
 KEY = bytes(range(32))
 SMALL = Limits(queue_bytes_max=256 * 1024, credit_bytes=64 * 1024, message_bytes_max=1024 * 1024)
@@ -44,16 +45,19 @@ class Engine:
             finally:
                 await asyncio.gather(*(transport.close() for transport in self.made))
 
-        runners = {"sim": virtual.run, "tcp": asyncio.run, "tcp on uvloop": uvloop.run}
-        runners[self.kind](whole())
+        runners = {"sim": virtual.run, "tcp": asyncio.run, "tls": asyncio.run}
+        runners.get(self.kind, uvloop.run)(whole())
 
     def make(self, node, *, key=KEY, limits=None, **more):
         who = identity(node, **more)
         made = (
             SimTransport(who, self.links, key=key, limits=limits)
             if self.kind == "sim"
-            else TcpTransport(who, key=key, limits=limits)
-        )
+            else TcpTransport(
+                who, key=key, limits=limits,
+                tls=authorities.tls(node) if self.kind.startswith("tls") else None,
+            )
+        )  # fmt: skip
         self.made.append(made)
         return made
 
@@ -69,7 +73,7 @@ class Engine:
         return await a.connect(address), await accepted
 
 
-@pytest.fixture(params=["tcp", "tcp on uvloop", "sim"])
+@pytest.fixture(params=["tcp", "tcp on uvloop", "tls", "tls on uvloop", "sim"])
 def engine(request):
     return Engine(request.param)
 
