@@ -35,6 +35,7 @@ COMMANDS = {
     "heal": ("nova.cli.recovery", "heal", "node"),
     "policy": ("nova.cli.policy", "policy", "node"),
     "chaos": ("nova.cli.cluster", "chaos", "node"),
+    "certs": ("nova.cli.certs", "certs", "tls"),
     "dashboard": ("nova.cli.dashboard", "dashboard", "ui"),
     "simulate": ("nova.cli.simulate", "simulate", "node"),
     "bench": ("nova.cli.benchmarks", "bench", "node"),

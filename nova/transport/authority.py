@@ -22,10 +22,10 @@ from typing import Any, Final
 import msgspec
 
 from nova.crypto import certificates
-from nova.errors import UsageError
-from nova.transport.tls import CertifiedName
+from nova.errors import ConfigError, UsageError
+from nova.transport.tls import CertifiedName, Tls, TlsFiles
 
-__all__ = ["ALGORITHMS", "Authority", "Shown", "private", "read"]
+__all__ = ["ALGORITHMS", "Authority", "Shown", "names", "private", "problems", "read", "read_all"]
 
 ALGORITHMS: Final = ("p256", "ed25519")
 CA: Final = "ca"
@@ -157,6 +157,14 @@ class Authority:
         if finish:
             if len(self._certificates) == 1:
                 raise UsageError(f"{self.folder / 'ca.pem'} holds one authority; there is no change to finish")
+            old = {certificate.subject for certificate in self._certificates[1:]}
+            left = [
+                name
+                for name in names(self.folder)
+                if _parse_all(self._lib, self.folder / f"{name}.pem")[0].issuer in old
+            ]
+            if left:
+                raise UsageError(f"{', '.join(left)} would be refused: of the old authority still; nova certs renew")
             _replace(self.folder / f"{CA}.pem", _pem(self._lib, self._certificates[0]), 0o644)
             del self._certificates[1:]
             return
@@ -210,8 +218,43 @@ class Authority:
 
 def read(file: str | os.PathLike[str]) -> Shown:
     """What the first certificate of a PEM file says. Raises UsageError."""
+    return read_all(file)[0]
+
+
+def read_all(file: str | os.PathLike[str]) -> list[Shown]:
+    """What every certificate of a PEM file says. Raises UsageError."""
     lib = certificates("nova certs")
-    certificate = _parse_all(lib, Path(file))[0]
+    return [_shown(lib, file, certificate) for certificate in _parse_all(lib, Path(file))]
+
+
+def names(folder: Path) -> list[str]:
+    """Whose certificates lie in a folder, the authority's left out."""
+    return sorted(file.stem for file in folder.glob("*.pem") if file.stem != CA and file.with_suffix(".key").exists())
+
+
+def problems(folder: Path, node: str, now_s: float) -> list[str]:
+    """What peers would refuse, or should not be, of a node's files; empty if they are in order."""
+    files = TlsFiles.in_folder(folder, node)
+    try:
+        shown = read(files.certificate)
+        tls = Tls(files, cluster=shown.cluster, now_s=lambda: shown.starts_s, warn_days=0)
+        found = []
+    except (UsageError, ConfigError) as error:
+        return [str(error)]
+    if tls.name.node != node:
+        found.append(f"{files.certificate} is for {tls.name.node!r}, and not for {node!r}")
+    for what, starts_s, expires_s in (
+        ("certificate", shown.starts_s, tls.expires_s),
+        ("authority", 0.0, tls.ca_expires_s),
+    ):
+        if not starts_s <= now_s < expires_s:
+            found.append(f"its {what} {'has expired' if now_s >= expires_s else 'is not yet valid'}")
+    if not private(Path(files.key)):
+        found.append(f"{files.key} can be read by others; chmod 600 {files.key}")
+    return found
+
+
+def _shown(lib: Any, file: str | os.PathLike[str], certificate: Any) -> Shown:
     x509 = lib.x509
     hosts: list[str] = []
     uris: list[str] = []
