@@ -17,6 +17,7 @@ from nova.runtime import wall_ns
 from nova.server.config import NodeConfig
 from nova.server.group_config import STRONG_VALUE_BYTES_MAX
 from nova.store.strong import StrongKeys, WatchedMachine
+from nova.transport.tls import Tls
 
 log = logging.getLogger("nova.node")
 
@@ -29,7 +30,7 @@ OVERHEAD_BYTES: Final = 64 * 1024
 class Group:
     """One member, in the directory `consensus` of the node's data. Raises UsageError if it can't be."""
 
-    def __init__(self, config: NodeConfig, registry: Registry) -> None:
+    def __init__(self, config: NodeConfig, registry: Registry, tls: Tls | None = None) -> None:
         group, limits = config.consensus, config.limits
         self.config = config
         self.machine = WatchedMachine()
@@ -42,6 +43,7 @@ class Group:
             protocol=group.protocol,
             voters=group.founders or None,
             key=config.key.encode() if config.key else None,
+            tls=tls,
             # Not that of the store's own mesh: a port that was mixed up is refused at the handshake.
             cluster=f"{config.cluster}/strong",
             listen=group.listen or None,

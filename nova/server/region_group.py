@@ -13,6 +13,7 @@ from nova.runtime import wall_ns
 from nova.server.config import NodeConfig
 from nova.server.group_config import STRONG_VALUE_BYTES_MAX
 from nova.store.strong import RegionalKeys, RegionalMachine, StrongMachine
+from nova.transport.tls import Tls
 
 OVERHEAD_BYTES: Final = 64 * 1024
 """Of a command, beside its value; a transaction may have several small ones."""
@@ -24,7 +25,9 @@ class RegionGroup:
     where  region -> where else to ask, for refusals; "": unknown
     """
 
-    def __init__(self, config: NodeConfig, registry: Registry, where: Callable[[str], str]) -> None:
+    def __init__(
+        self, config: NodeConfig, registry: Registry, where: Callable[[str], str], tls: Tls | None = None
+    ) -> None:
         group, limits = config.hybrid, config.limits
         self.config = config
         self.machine = RegionalMachine(set(group.regions.values()))
@@ -36,6 +39,7 @@ class RegionGroup:
             self.machine,
             protocol="hybrid",
             key=config.key.encode() if config.key else None,
+            tls=tls,
             # Neither that of the store's own mesh nor of strong keys: a port that was mixed up is refused.
             cluster=f"{config.cluster}/hybrid",
             listen=group.listen or None,

@@ -34,7 +34,16 @@ from nova.metrics import Registry
 from nova.transport.base import Channel, Identity
 from nova.transport.quiet import Quiet
 
-__all__ = ["CertifiedName", "Refused", "Tls", "TlsFiles", "explain", "handshake_in_memory"]
+__all__ = [
+    "CertifiedName",
+    "Refused",
+    "Tls",
+    "TlsFiles",
+    "explain",
+    "explain_http",
+    "handshake_in_memory",
+    "http_client",
+]
 
 log = logging.getLogger("nova.transport")
 
@@ -402,20 +411,22 @@ def _context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     # An authority may be one that another has signed: what is pinned is that one.
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT | ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    _show(context, files.certificate, files.key)
+    return context
+
+
+def _show(context: ssl.SSLContext, certificate: str, key: str) -> None:
     try:
-        context.load_cert_chain(files.certificate, files.key, password=_no_password)
+        context.load_cert_chain(certificate, key, password=_no_password)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise ConfigError(
-                f"{files.key} is not the key of {files.certificate}; give those that belong together"
-            ) from None
+            raise ConfigError(f"{key} is not the key of {certificate}; give those that belong together") from None
         raise ConfigError(
-            f"{files.certificate} and {files.key} are not a certificate and its key in PEM, without a password "
+            f"{certificate} and {key} are not a certificate and its key in PEM, without a password "
             f"({error.reason or error})"
         ) from None
     except OSError as error:
-        raise _unreadable(error, files.certificate, files.key) from None
-    return context
+        raise _unreadable(error, certificate, key) from None
 
 
 def _no_password() -> str:
@@ -469,6 +480,26 @@ def handshake_in_memory(client: ssl.SSLContext, server: ssl.SSLContext) -> tuple
     return ends
 
 
+def http_client(ca: str = "", certificate: str = "", key: str = "") -> ssl.SSLContext:
+    """For a client of the HTTP API: TLS 1.3, and the certificate has to have the host's name.
+
+    ca           PEM file with the authorities to trust; "": those of the system
+    certificate  PEM file to show, with its `key`; "": none
+    raises       ConfigError if a file cannot be used
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols([PROTOCOLS["http"]])
+    if ca:
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+        _trust(context, ca)
+    else:
+        context.load_default_certs()
+    if certificate:
+        _show(context, certificate, key or certificate)
+    return context
+
+
 def _seconds(date: str) -> float:
     return float(ssl.cert_time_to_seconds(date))
 
@@ -484,6 +515,7 @@ def _refusal(cause: str, text: str) -> PeerError:
 # -- why a handshake failed ------------------------------------------------------------------------------------------
 
 PLAIN: Final = Refused("plain", "it does not speak TLS, and this side does: give both sides [tls], or neither")
+PLAIN_HTTP: Final = Refused("plain", "it speaks plain HTTP, and this port speaks TLS: ask https://")
 HUNG_UP: Final = Refused(
     "hung_up", "it hung up in the TLS handshake; does it speak TLS 1.3? give both sides [tls], or neither"
 )
@@ -502,7 +534,7 @@ _UNTRUSTED: Final = "its certificate is not of an authority that is trusted here
 # (the end of) what OpenSSL calls an error -> (cause, words, whether the other side refused us)
 _REASONS: Final = (
     ("PEER_DID_NOT_RETURN_A_CERTIFICATE", "no_certificate", "it shows no certificate, and has to", False),
-    ("ALERT_CERTIFICATE_REQUIRED", "no_certificate", "it asks for one, and none was shown", True),
+    ("ALERT_CERTIFICATE_REQUIRED", "no_certificate", "it asks for a certificate, and none was shown", True),
     ("ALERT_CERTIFICATE_EXPIRED", "expired", "for it, it has expired; make a new one: nova certs renew", True),
     ("ALERT_UNKNOWN_CA", "untrusted", "it is not of an authority that is trusted there", True),
     ("ALERT_DECRYPT_ERROR", "untrusted", "its signature does not fit", True),
@@ -535,3 +567,15 @@ def explain(error: ssl.SSLError) -> Refused:
     if isinstance(error, ssl.SSLEOFError):
         return HUNG_UP
     return Refused("other", f"the TLS handshake failed ({reason.lower().replace('_', ' ') or error})")
+
+
+def explain_http(error: Exception) -> str:
+    """Why a request over TLS failed, for who made it: the reason alone, to stand in a sentence."""
+    if not isinstance(error, ssl.SSLError):
+        return getattr(error, "strerror", None) or str(error)
+    found = explain(error)
+    if found.cause == "plain":
+        return "it does not speak TLS; ask http://"
+    if found.theirs:
+        return f"it refuses this side's certificate: {found.text}; --cert names one"
+    return f"{found.text}; --ca names whom to trust" if found.cause == "untrusted" else found.text

@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 
 from nova.errors import PeerError
 from nova.transport.base import Channel
-from nova.transport.tls import HUNG_UP, PLAIN, Refused, Tls, Use, explain
+from nova.transport.tls import HUNG_UP, PLAIN, PLAIN_HTTP, Refused, Tls, Use, explain
 
 __all__ = ["TlsLayer", "TlsProtocol"]
 
@@ -141,7 +141,11 @@ class TlsProtocol(asyncio.Protocol):
         if not self._heard:
             self._heard = True
             if data[0] not in (HANDSHAKE_RECORD, ALERT_RECORD):
-                self._fail(PLAIN, self._layer.tell("this port speaks TLS 1.3, and you do not: set [tls]"))
+                said = "this port speaks TLS 1.3, and you do not: "
+                http = self._layer.use == "http"
+                self._fail(
+                    PLAIN_HTTP if http else PLAIN, self._layer.tell(said + ("ask https://" if http else "set [tls]"))
+                )
                 return
         self._in.write(data)
         if not self._shaken:
