@@ -1,4 +1,4 @@
-"""TLS between real nodes: they work as without, strangers are refused with a line on both sides, certificates change."""
+"""TLS between real nodes: they work as without it, strangers get a line on both sides, certificates change."""
 
 from __future__ import annotations
 
