@@ -12,16 +12,17 @@ from collections.abc import Awaitable, Callable
 from typing import cast
 
 from nova.errors import PeerError, UnavailableError, UsageError
-from nova.transport.base import Channel, Identity, Limits, Stream
+from nova.transport.base import Certified, Identity, Limits, Stream, Tls
 from nova.transport.quiet import Quiet
 from nova.transport.session import NONCE_BYTES, Session, refusal
-from nova.transport.stream import SessionStream, logger
-from nova.transport.tls import Tls, Use
+from nova.transport.sockets import BACKLOG, DirectSocket, Listener, dial, tune
+from nova.transport.stream import Pipe, SessionStream, logger
+from nova.transport.tls import Tls as Certificates
+from nova.transport.tls import Use
 from nova.transport.tls_layer import TlsLayer
 
 WRITE_BYTES_HIGH = 1 << 20
 HANDSHAKES_MAX = 256
-BACKLOG = 256
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -54,8 +55,9 @@ class TcpTransport:
 
     key         the cluster key that both sides prove, 32 bytes or more; None only where the configuration says so
     send_delay  seconds that everything to a peer is held back, in order: stands in for the distance of regions
-    tls         encrypt, and let in only who shows a certificate; None: plain
-    use         of `tls`, what the port is for: who may come
+    tls         TLS below the session: encrypt, and let in only who shows a certificate; without it sockets are read and
+                written by compiled code
+    use         of `tls`: what the port is for, and so who may come
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class TcpTransport:
         self._quiet = Quiet(logger)
         self._layer: TlsLayer | None = None
         if tls is not None:
+            if not isinstance(tls, Certificates):
+                raise UsageError(f"tls is {type(tls).__name__}; tcp:// takes a nova.transport.tls.Tls")
             self._layer = TlsLayer(tls, use=use, handshake_s=self._limits.handshake_ms_max / 1000, tell=refusal)
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[Listener | asyncio.Server] = []
         self._streams: set[SessionStream] = set()
         self._handshakes = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,12 +102,20 @@ class TcpTransport:
             self._tasks.add(task)
             task.add_done_callback(self._accept_done)
 
-        def connection() -> asyncio.Protocol:
-            plain = _Connection(self, None, accepted)
-            return plain if self._layer is None else self._layer.over(plain, server_side=True)
-
+        server: Listener | asyncio.Server
+        layer = self._layer
         try:
-            server = await loop.create_server(connection, host, port, backlog=BACKLOG)
+            if layer is None:
+                server = Listener(lambda sock, name: self._open(sock, join_address(*name), accepted))
+                used = await server.open(host, port)
+            else:
+                server = await loop.create_server(
+                    lambda: layer.over(_Connection(self, None, accepted), server_side=True),
+                    host,
+                    port,
+                    backlog=BACKLOG,
+                )
+                used = server.sockets[0].getsockname()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise UsageError(
@@ -113,47 +125,51 @@ class TcpTransport:
                 f"cannot listen on {address}: {_plain(error)}; choose an address of this machine"
             ) from None
         self._servers.append(server)
-        name = server.sockets[0].getsockname()
-        return join_address(name[0], name[1])
+        return join_address(used[0], used[1])
 
     async def connect(self, address: str) -> Stream:
         if self._closed:
             raise UsageError("this transport is closed; make a new one to connect")
         host, port = split_address(address)
-        loop = asyncio.get_running_loop()
         seconds = self._limits.handshake_ms_max / 1000
-        connection = _Connection(self, address, None)
-        shaken: asyncio.Future[None] = loop.create_future()
-
-        def done(error: Exception | None) -> None:
-            if not shaken.done():
-                shaken.set_result(None) if error is None else shaken.set_exception(error)
-
-        below: asyncio.Protocol = connection
-        if self._layer is None:
-            done(None)
-        else:
-            below = self._layer.over(connection, server_side=False, remote=address, done=done)
+        stream: SessionStream | None
         try:
             async with asyncio.timeout(seconds):
-                raw, _ = await loop.create_connection(lambda: below, host, port)
-                try:
-                    await shaken
-                except asyncio.CancelledError:
-                    raw.abort()
-                    raise
+                if self._layer is None:
+                    stream = self._open(await dial(host, port), address, None)
+                else:
+                    stream = await self._secured(self._layer, address, host, port)
         except TimeoutError:
             raise UnavailableError(f"no answer from {address} within {seconds:g} s") from None
         except OSError as error:
             raise UnavailableError(f"cannot connect to {address}: {_plain(error)}") from None
-        stream = connection.stream
-        assert stream is not None
+        if stream is None:
+            raise UsageError("this transport is closed; make a new one to connect")
         try:
             await asyncio.shield(stream.ready)
         except asyncio.CancelledError:
             stream.abort("given up while connecting")
             raise
         return stream
+
+    async def _secured(self, layer: TlsLayer, address: str, host: str, port: int) -> SessionStream | None:
+        """The stream over TLS, once that is shaken."""
+        loop = asyncio.get_running_loop()
+        shaken: asyncio.Future[None] = loop.create_future()
+
+        def done(error: Exception | None) -> None:
+            if not shaken.done():
+                shaken.set_result(None) if error is None else shaken.set_exception(error)
+
+        connection = _Connection(self, address, None)
+        below = layer.over(connection, server_side=False, remote=address, done=done)
+        raw, _ = await loop.create_connection(lambda: below, host, port)
+        try:
+            await shaken
+        except asyncio.CancelledError:
+            raw.abort()
+            raise
+        return connection.stream
 
     async def close(self) -> None:
         self._closed = True
@@ -169,12 +185,56 @@ class TcpTransport:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._servers.clear()
 
+    def _admits(self, accepts: bool) -> bool:
+        if not self._closed and not (accepts and self._handshakes >= HANDSHAKES_MAX):
+            self._handshakes += accepts
+            return True
+        logger.warning("a connection is refused: %s", "closing" if self._closed else "too many handshakes under way")
+        return False
+
+    def _open(
+        self, sock: socket.socket, remote: str, accepted: Callable[[SessionStream], None] | None
+    ) -> SessionStream | None:
+        """The stream on a connected socket of ours."""
+        if not self._admits(accepted is not None):
+            sock.close()
+            return None
+        pipe = DirectSocket(sock)
+        stream = self._stream(pipe, remote, accepted)
+        pipe.start(stream)
+        return stream
+
+    def _stream(
+        self,
+        pipe: Pipe,
+        remote: str,
+        accepted: Callable[[SessionStream], None] | None,
+        certified: Certified | None = None,
+    ) -> SessionStream:
+        def closed(stream: SessionStream) -> None:
+            self._streams.discard(stream)
+            if accepted and (not stream.ready.done() or stream.ready.exception() is not None):
+                self._handshakes -= 1
+
+        session = self._session(accepted is None, certified)
+        stream = SessionStream(
+            session,
+            pipe,
+            remote,
+            on_established=accepted,
+            on_closed=closed,
+            send_delay=self._send_delay,
+            quiet=self._quiet,
+        )
+        self._streams.add(stream)
+        return stream
+
     def _accept_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("serving a peer failed", exc_info=task.exception())
 
-    def _session(self, initiator: bool, channel: Channel | None = None) -> Session:
+    def _session(self, initiator: bool, certified: Certified | None) -> Session:
         return Session(
             self._identity,
             key=self._key,
@@ -182,12 +242,12 @@ class TcpTransport:
             nonce=os.urandom(NONCE_BYTES),
             now_ns=time.monotonic_ns(),
             limits=self._limits,
-            channel=channel,
+            certified=certified,
         )
 
 
 class _Connection(asyncio.Protocol):
-    """One socket: its bytes go to the stream, the stream's bytes to the socket."""
+    """One connection with TLS, which has the socket: its plaintext goes to the stream, the stream's bytes to it."""
 
     def __init__(
         self, owner: TcpTransport, address: str | None, accepted: Callable[[SessionStream], None] | None
@@ -200,35 +260,15 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
         owner = self._owner
-        if owner._closed or (self._accepted and owner._handshakes >= HANDSHAKES_MAX):
-            logger.warning(
-                "a connection is refused: %s", "closing" if owner._closed else "too many handshakes under way"
-            )
+        if not owner._admits(self._accepted is not None):
             transport.abort()
             return
-        raw = transport.get_extra_info("socket")
-        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if (raw := transport.get_extra_info("socket")) is not None:
+            tune(raw)
         transport.set_write_buffer_limits(high=WRITE_BYTES_HIGH)
         name = transport.get_extra_info("peername")
         remote = self._address or (join_address(name[0], name[1]) if isinstance(name, tuple) else "an unknown peer")
-        if self._accepted:
-            owner._handshakes += 1
-        self.stream = SessionStream(
-            owner._session(self._accepted is None, transport.get_extra_info("nova_channel")),
-            transport,
-            remote,
-            on_established=self._accepted,
-            on_closed=self._closed,
-            send_delay=owner._send_delay,
-            quiet=owner._quiet,
-        )
-        owner._streams.add(self.stream)
-
-    def _closed(self, stream: SessionStream) -> None:
-        self._owner._streams.discard(stream)
-        if self._accepted and (not stream.ready.done() or stream.ready.exception() is not None):
-            self._owner._handshakes -= 1
+        self.stream = owner._stream(transport, remote, self._accepted, transport.get_extra_info("nova_certified"))
 
     def data_received(self, data: bytes) -> None:
         if self.stream is not None:
@@ -261,3 +301,10 @@ def _plain(error: OSError) -> str:
     ):
         return os.strerror(error.errno).lower()
     return (error.strerror or str(error)).lower()
+
+
+def engine(
+    identity: Identity, *, key: bytes | None, limits: Limits | None = None, tls: Tls | None = None
+) -> TcpTransport:
+    """The engine of ``tcp://`` (`nova.transport.engines`)."""
+    return TcpTransport(identity, key=key, limits=limits, tls=tls)

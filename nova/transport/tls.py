@@ -6,7 +6,7 @@ identity in its HELLO, so nobody can take the name of another node, even with a 
 
 Only TLS 1.3, only the authorities in `TlsFiles.ca` (the system's are not asked), no resumption: every connection
 proves both certificates anew (RFC 8446). A cluster key, if there is one, is proved on top. Python's ssl has no exporter
-(RFC 5705) that would bind such a proof to its connection, so the transcript of the session holds `Channel.binding`,
+(RFC 5705) that would bind such a proof to its connection, so the transcript of the session holds `Certified.binding`,
 made of the fingerprints of both certificates: a proof can be relayed only by who holds both private keys, and then
 nothing is left to protect.
 
@@ -31,7 +31,7 @@ import msgspec
 
 from nova.errors import ConfigError, PeerError
 from nova.metrics import Registry
-from nova.transport.base import Channel, Identity
+from nova.transport.base import Certified, Identity
 from nova.transport.quiet import Quiet
 
 __all__ = [
@@ -118,6 +118,12 @@ class Refused(msgspec.Struct, frozen=True):
     """The other side refused us."""
 
 
+class _Context(ssl.SSLContext):
+    """One that knows the fingerprint (SHA-256) of the certificate that it shows."""
+
+    own: bytes = b""
+
+
 class _Loaded(msgspec.Struct, frozen=True):
     """One reading of the files."""
 
@@ -126,8 +132,8 @@ class _Loaded(msgspec.Struct, frozen=True):
     expires_s: float
     ca_expires_s: float
     fingerprint: bytes
-    servers: dict[Use, ssl.SSLContext]
-    client: ssl.SSLContext
+    servers: dict[Use, _Context]
+    client: _Context
     signature: tuple[object, ...]
 
 
@@ -204,23 +210,13 @@ class Tls:
         """SHA-256 of this side's certificate, in hexadecimal."""
         return self._loaded.fingerprint.hex()
 
-    def server(self, use: Use) -> tuple[ssl.SSLContext, bytes]:
-        """The context for a handshake that begins now on a port for `use`, and the fingerprint of its certificate."""
-        return self._loaded.servers[use], self._loaded.fingerprint
-
-    def client(self) -> tuple[ssl.SSLContext, bytes]:
-        """The same for a connection to a port of a node."""
-        return self._loaded.client, self._loaded.fingerprint
-
-    def context(self, server: bool) -> ssl.SSLContext:
-        """For who makes the handshake himself, between nodes; `check` what came of it."""
-        return self._loaded.servers["peers"] if server else self._loaded.client
+    def context(self, server: bool, use: Use = "peers") -> ssl.SSLContext:
+        """For a handshake that begins now: on a port for `use`, or towards a port of a node."""
+        return self._loaded.servers[use] if server else self._loaded.client
 
     def check(self, end: ssl.SSLObject | ssl.SSLSocket, peer: Identity) -> None:
         """Raises PeerError if the certificate behind a finished handshake is not that of `peer`."""
-        server_side = bool(end.server_side)
-        channel = self.channel(end, self._loaded.fingerprint, "peers", server_side=server_side)
-        if mismatch := channel.mismatch(peer):
+        if mismatch := self.certified(end).mismatch(peer):
             raise PeerError(f"peer {peer.node!r} says {mismatch}: refused, it takes another one's name")
 
     # -- rotation ------------------------------------------------------------------------------------------------
@@ -280,14 +276,15 @@ class Tls:
 
     # -- handshakes ----------------------------------------------------------------------------------------------
 
-    def channel(self, end: ssl.SSLObject | ssl.SSLSocket, own: bytes, use: Use, *, server_side: bool) -> Channel:
-        """What a finished handshake has proved of the other side.
+    def certified(self, end: ssl.SSLObject | ssl.SSLSocket, use: Use = "peers") -> Certified:
+        """What a finished handshake, by a `context` of these, has proved of the other side: for its session.
 
-        own     fingerprint of the certificate that this side showed
         raises  PeerError, with a Refused as its second argument, if the other side's certificate is of no node of this
                 cluster
         """
-        seen = end.getpeercert(binary_form=True) or b""
+        seen, server_side = end.getpeercert(binary_form=True) or b"", end.server_side
+        context = end.context
+        assert isinstance(context, _Context)
         name = CertifiedName.of(end.getpeercert() or {})
         roles: Iterable[Role] = ("node", "client") if server_side and use == "clients" else ("node",)
         if name is None:
@@ -299,9 +296,9 @@ class Tls:
         if end.selected_alpn_protocol() != PROTOCOLS[use]:
             raise _refusal("other", f"it speaks {end.selected_alpn_protocol() or 'no protocol by name'}, not nova")
         theirs = hashlib.sha256(seen).digest()
-        pair = (theirs, own) if server_side else (own, theirs)
+        pair = (theirs, context.own) if server_side else (context.own, theirs)
         binding = hashlib.sha256(b"nova channel 1\0" + b"".join(pair)).digest()
-        return Channel(name.cluster, name.region, name.node, binding)
+        return Certified(name.cluster, name.region, name.node, binding)
 
     def refused(self, remote: str, refusal: Refused) -> str:
         """Count a failed handshake, log it unless the same was logged a moment ago, and give the line."""
@@ -350,15 +347,17 @@ class Tls:
         client = _client(files)
         if self._kernel:
             client.options |= _ENABLE_KTLS
-        servers: dict[Use, ssl.SSLContext] = {use: _server(files, use) for use in PROTOCOLS}
+        servers = {use: _server(files, use) for use in PROTOCOLS}
         if self._kernel:
             servers["peers"].options |= _ENABLE_KTLS
+        for each in (client, *servers.values()):
+            each.own = hashlib.sha256(raw).digest()
         return _Loaded(
             name,
             _seconds(str(seen["notBefore"])),
             _seconds(str(seen["notAfter"])),
             min(_seconds(str(each["notAfter"])) for each in authorities),
-            hashlib.sha256(raw).digest(),
+            client.own,
             servers,
             client,
             signature,
@@ -379,7 +378,7 @@ class Tls:
             raise ConfigError(f"{text}; the authorities are those in {files.ca}") from None
 
 
-def _server(files: TlsFiles, use: Use) -> ssl.SSLContext:
+def _server(files: TlsFiles, use: Use) -> _Context:
     context = _context(ssl.PROTOCOL_TLS_SERVER, files)
     if use == "peers":
         _trust(context, files.ca)
@@ -398,16 +397,16 @@ def _server(files: TlsFiles, use: Use) -> ssl.SSLContext:
     return context
 
 
-def _client(files: TlsFiles) -> ssl.SSLContext:
+def _client(files: TlsFiles) -> _Context:
     context = _context(ssl.PROTOCOL_TLS_CLIENT, files)
-    context.check_hostname = False  # peers have names, not hosts: `Tls.channel` and the session look at those
+    context.check_hostname = False  # peers have names, not hosts: `Tls.certified` and the session look at those
     _trust(context, files.ca)
     context.set_alpn_protocols([PROTOCOLS["peers"]])
     return context
 
 
-def _context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
+def _context(protocol: int, files: TlsFiles) -> _Context:
+    context = _Context(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     # An authority may be one that another has signed: what is pinned is that one.
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT | ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN

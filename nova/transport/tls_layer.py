@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from nova.errors import PeerError
-from nova.transport.base import Channel
+from nova.transport.base import Certified
 from nova.transport.tls import HUNG_UP, PLAIN, PLAIN_HTTP, Refused, Tls, Use, explain
 
 __all__ = ["TlsLayer", "TlsProtocol"]
@@ -101,15 +101,14 @@ class TlsProtocol(asyncio.Protocol):
         remote: str,
         done: Callable[[Exception | None], None] | None,
     ) -> None:
-        self.channel: Channel | None = None
+        self.certified: Certified | None = None
         self.inner: asyncio.BaseProtocol = inner
         self.raw: asyncio.Transport | None = None
         self._layer = layer
         self._server_side = server_side
         self._remote = remote
         self._done = done
-        context, self._own = layer.tls.server(layer.use) if server_side else layer.tls.client()
-        self.context = context
+        self.context = context = layer.tls.context(server_side, layer.use)
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.end = context.wrap_bio(self._in, self._out, server_side=server_side)
         self._view = memoryview(bytearray(READ_BYTES))
@@ -220,7 +219,7 @@ class TlsProtocol(asyncio.Protocol):
         layer = self._layer
         if layer.use != "http":
             try:
-                self.channel = layer.tls.channel(self.end, self._own, layer.use, server_side=self._server_side)
+                self.certified = layer.tls.certified(self.end, layer.use)
             except PeerError as error:
                 refusal: Refused = error.args[1]
                 self.end.write(layer.tell(refusal.text.replace("its certificate", "your certificate")))
@@ -333,8 +332,8 @@ class _TlsTransport(asyncio.Transport):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         below = self._below
-        if name in ("sslcontext", "ssl_object", "nova_channel"):
-            return {"sslcontext": below.context, "ssl_object": below.end, "nova_channel": below.channel}[name]
+        if name in ("sslcontext", "ssl_object", "nova_certified"):
+            return {"sslcontext": below.context, "ssl_object": below.end, "nova_certified": below.certified}[name]
         return self._raw.get_extra_info(name, default)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from nova.errors import PeerError
-from nova.transport.base import Channel
+from nova.transport.base import Certified
 from nova.transport.tls import HUNG_UP, PLAIN, Refused, Tls, Use, explain
 
 __all__ = ["kernel_tls", "kernel_tls_available", "secure"]
@@ -28,7 +28,7 @@ def secure(
     remote: str = "",
     use: Use = "peers",
     tell: Callable[[str], bytes] = lambda text: b"",
-) -> tuple[ssl.SSLSocket, Channel]:
+) -> tuple[ssl.SSLSocket, Certified]:
     """Make the handshake on a connected socket, which belongs to what is returned, or is closed.
 
     Waits as long as the socket's own time-out lets it.
@@ -40,7 +40,7 @@ def secure(
     if not remote:
         host, port = sock.getpeername()[:2]
         remote = f"{host}:{port}"
-    context, own = tls.server(use) if server_side else tls.client()
+    context = tls.context(server_side, use)
     try:
         if server_side and sock.recv(1, socket.MSG_PEEK) not in (b"\x16", b""):
             sock.sendall(tell("this port speaks TLS 1.3, and you do not: set [tls]"))
@@ -65,7 +65,7 @@ def secure(
         sock.close()
         raise PeerError("TLS: " + tls.refused(remote, HUNG_UP)) from None
     try:
-        return end, tls.channel(end, own, use, server_side=server_side)
+        return end, tls.certified(end, use)
     except PeerError as error:
         refusal: Refused = error.args[1]
         end.sendall(tell(refusal.text.replace("its certificate", "your certificate")))

@@ -16,7 +16,7 @@ import uvloop
 from nova.errors import ConfigError, NovaError, PeerError
 from nova.metrics import Registry
 from nova.transport.authority import Authority
-from nova.transport.base import Channel, Identity, Limits
+from nova.transport.base import Certified, Identity, Limits
 from nova.transport.quiet import Quiet
 from nova.transport.session import Session, refusal
 from nova.transport.tcp import TcpTransport
@@ -382,8 +382,8 @@ def test_a_line_that_was_kept_back_is_told_of_by_the_next_one(caplog):
 def sessions(one, other, key=KEY):
     """Two sessions over channels, fed with each other's bytes until nothing is left to say."""
     ends = [
-        Session(identity("a"), key=key, initiator=True, nonce=b"a" * 32, now_ns=0, channel=one),
-        Session(identity("b"), key=key, initiator=False, nonce=b"b" * 32, now_ns=0, channel=other),
+        Session(identity("a"), key=key, initiator=True, nonce=b"a" * 32, now_ns=0, certified=one),
+        Session(identity("b"), key=key, initiator=False, nonce=b"b" * 32, now_ns=0, certified=other),
     ]
     carried = []
     while out := [b"".join(end.take_output()) for end in ends]:
@@ -397,16 +397,16 @@ def sessions(one, other, key=KEY):
 
 
 def test_a_proof_is_bound_to_the_certificates_of_its_channel():
-    a, b = (Channel("c", "r", node, b"these two") for node in ("a", "b"))
+    a, b = (Certified("c", "r", node, b"these two") for node in ("a", "b"))
     ends, _ = sessions(b, a)
     assert all(end.established for end in ends)
-    relayed = Channel("c", "r", "b", b"those of a relay")
+    relayed = Certified("c", "r", "b", b"those of a relay")
     with pytest.raises(PeerError, match="its proof does not fit"):
         sessions(relayed, a)
 
 
 def test_frames_over_a_channel_carry_no_mac_and_those_of_a_plain_session_do():
-    a, b = (Channel("c", "r", node, b"these two") for node in ("a", "b"))
+    a, b = (Certified("c", "r", node, b"these two") for node in ("a", "b"))
     for channels, mac_bytes in (((b, a), 0), ((None, None), 16)):
         (one, _), _ = sessions(*channels)
         assert one.send(b"x" * 100)
@@ -414,7 +414,7 @@ def test_frames_over_a_channel_carry_no_mac_and_those_of_a_plain_session_do():
 
 
 def test_a_part_of_a_cluster_is_the_clusters():
-    channel = Channel("c", "r", "a", b"")
+    channel = Certified("c", "r", "a", b"")
     assert not channel.mismatch(identity("a", cluster="c/strong/clients"))
     assert "cluster 'd'" in channel.mismatch(identity("a", cluster="d"))
 
