@@ -18,6 +18,7 @@ __all__ = ["kernel_tls", "kernel_tls_available", "secure"]
 LINGER_S: Final = 1.0
 _SOL_TLS: Final = 282
 _TLS_TX, _TLS_RX = 1, 2
+_CRYPTO_INFO_BYTES = 4  # version and cipher alone; a length that fits neither them nor all of it is an error
 
 
 def secure(
@@ -78,7 +79,7 @@ def kernel_tls(sock: socket.socket) -> tuple[bool, bool]:
     found = []
     for way in (_TLS_TX, _TLS_RX):
         try:
-            found.append(bool(sock.getsockopt(_SOL_TLS, way, 64)))
+            found.append(bool(sock.getsockopt(_SOL_TLS, way, _CRYPTO_INFO_BYTES)))
         except OSError:  # no kTLS on this socket, or no such option in this kernel
             found.append(False)
     return found[0], found[1]
