@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from nova.cli.app import run
+from nova.errors import UsageError
+from nova.transport import authority
 from tests.authorities import days_ago
 
 
@@ -67,6 +69,14 @@ def test_nothing_is_overwritten(certs):
     os.remove("certs/a.pem")
     assert "certs/a.key is there already" in certs("issue", "a", "--region", "eu")[2]
     assert before == {**before, **{name: Path(folder, name).read_bytes() for name in os.listdir(folder)}}
+
+
+def test_a_file_that_appears_between_look_and_write_is_not_overwritten_either(tmp_path):
+    file = tmp_path / "a.key"
+    authority._write_new(file, b"first", 0o600)
+    with pytest.raises(UsageError, match="is there already, and is not overwritten"):
+        authority._write_new(file, b"second", 0o600)
+    assert file.read_bytes() == b"first"
 
 
 def test_renewing_keeps_the_name_and_replaces_the_key(certs):

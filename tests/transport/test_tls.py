@@ -63,10 +63,13 @@ async def knock(address, side, node="a", *, key=KEY, region="r", cluster="c"):
     """What a node that connects is told."""
     transport = TcpTransport(identity(node, region, cluster), key=key, tls=side)
     try:
-        stream = await transport.connect(address)
-        await stream.recv()
+        async with asyncio.timeout(3):
+            stream = await transport.connect(address)
+            await stream.recv()
     except NovaError as error:
         return str(error)
+    except TimeoutError:
+        pass
     finally:
         await transport.close()
     raise AssertionError("it was let in")
@@ -304,7 +307,8 @@ def test_a_handshake_that_does_not_end_is_given_up_by_the_port_and_by_the_caller
         async with Port(tls("b"), limits=Limits(handshake_ms_max=100)) as there:
             host, number = there.address.split(":")
             reader, _writer = await asyncio.open_connection(host, int(number))
-            assert await reader.read() == b""
+            async with asyncio.timeout(3):
+                assert await reader.read() == b""
             silent = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
             transport = TcpTransport(identity("a"), key=KEY, tls=tls("a"), limits=Limits(handshake_ms_max=100))
             with pytest.raises(NovaError, match=r"within 0\.1 s"):
@@ -316,7 +320,7 @@ def test_a_handshake_that_does_not_end_is_given_up_by_the_port_and_by_the_caller
     assert "is refused: no TLS handshake within 0.1 s" in caplog.text
 
 
-def test_so_many_handshakes_at_a_time_and_no_more(run):
+def test_so_many_handshakes_at_a_time_and_no_more(run, caplog):
     async def whole():
         async with Port(tls("b")) as there:
             there.transport._layer._handshakes_max = 3
@@ -326,6 +330,7 @@ def test_so_many_handshakes_at_a_time_and_no_more(run):
             reader, _ = await asyncio.open_connection(host, int(number))
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
+            assert "a connection is refused: too many handshakes under way" in caplog.text
             for _, writer in held:
                 writer.close()
             await until(lambda: not there.transport._layer._shaking)
@@ -344,7 +349,8 @@ def test_a_closing_port_gives_up_the_handshakes_that_are_under_way(run):
             await until(lambda: there.transport._layer._shaking)
             await there.transport.close()
             with contextlib.suppress(ConnectionError):
-                assert await reader.read() == b""
+                async with asyncio.timeout(2):  # less than a handshake may take
+                    assert await reader.read() == b""
 
     run(whole())
 
