@@ -61,6 +61,8 @@ def require_modules(request: pytest.FixtureRequest, *names: str) -> None:
         lack(request, "only root may load kernel modules and make network namespaces")
     for name in names:
         if module_finding(name, name, "").detail not in ("loaded", "built into the kernel"):
+            if shutil.which("modprobe") is None:
+                lack(request, f"no program modprobe to load {name} with: apt install kmod")
             done = subprocess.run(["modprobe", name], capture_output=True, text=True, check=False)
             if done.returncode:
                 mend = MODULES.get(name, ("", f"modprobe {name}"))[1]

@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from nova.errors import KeyNotFoundError, NovaError, PeerError, UnavailableError, UsageError
+from nova.transport.tls import explain_http, http_client
 
 HEAD_BYTES_MAX = 64 * 1024
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
@@ -54,11 +55,20 @@ class Client:
     token        bearer token, if the node asks for one
     connections  requests are spread over so many connections, round robin
     timeout_s    after so long without its answer a request raises UnavailableError
+    tls          for https://: `nova.transport.tls.http_client` makes one; None: the authorities of the system
 
     Usable from one event loop. `close` ends the connections; may be called twice.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, connections: int = 1, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        connections: int = 1,
+        timeout_s: float = 30.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         parts = urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"node address {url!r} is not of the form http://HOST:PORT")
@@ -68,7 +78,9 @@ class Client:
             raise UsageError(f"node address {url!r} has no valid port; ports are 1 to 65535") from None
         self.url = f"{parts.scheme}://{parts.netloc}"
         self._host, self._port = parts.hostname, port
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = None
+        if parts.scheme == "https":
+            self._tls = tls or http_client()
         self._timeout_s = timeout_s
         secret = f"authorization: Bearer {token}\r\n" if token else ""
         if "\n" in secret.rstrip("\r\n") or "\r" in secret.rstrip("\r\n"):
@@ -159,7 +171,7 @@ class Client:
             raise self._unreachable(error) from None
 
     def _unreachable(self, error: Exception) -> UnavailableError:
-        reason = getattr(error, "strerror", None) or str(error) or "no answer in time"
+        reason = explain_http(error) or "no answer in time"
         return UnavailableError(f"cannot reach {self.url}: {reason}; is the node running there?")
 
 
@@ -213,7 +225,7 @@ class _Connection(asyncio.Protocol):
             self.abort(f"{self._url} sent a malformed answer ({error}); is this a nova node?")
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._fail(f"{self._url} closed the connection" + (f": {error}" if error else ""))
+        self._fail(f"{self._url} closed the connection" + (f": {explain_http(error)}" if error else ""))
 
     def abort(self, reason: str) -> None:
         self._fail(reason)

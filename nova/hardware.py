@@ -35,6 +35,7 @@ def detect() -> list[Finding]:
         _io_uring(),
         _liburing(),
         *hardware_network.findings(),
+        _openssl(),
         _kvm(),
         _cachestat(),
     ]
@@ -133,6 +134,18 @@ def _library_paths(name: str) -> list[Path]:
     multiarch = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
     roots = [f"/usr/lib/{multiarch}", f"/lib/{multiarch}", "/usr/lib64", "/usr/lib", "/usr/local/lib"]
     return [path for path in (Path(root, name) for root in roots) if path.exists()]
+
+
+def _openssl() -> Finding:
+    mend = "use a Python that is built with OpenSSL 3.0 or newer"
+    try:
+        import ssl
+    except ImportError:
+        return Finding("OpenSSL", "absent", "this Python has no module ssl: no TLS", mend)
+    if not ssl.HAS_TLSv1_3:
+        return Finding("OpenSSL", "broken", f"{ssl.OPENSSL_VERSION} has no TLS 1.3", mend)
+    kernel = "hands keys to the kernel (kTLS) where it can" if ssl.OPENSSL_VERSION_INFO >= (3, 0) else "without kTLS"
+    return Finding("OpenSSL", "present", f"{ssl.OPENSSL_VERSION}, TLS 1.3, {kernel}")
 
 
 def _kvm() -> Finding:

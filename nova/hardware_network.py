@@ -19,6 +19,7 @@ State = Literal["present", "absent", "broken"]
 MEMLOCK_BYTES_MIN = 64 << 20
 """Below that a registered pool is too small to be of use."""
 
+
 class Finding(msgspec.Struct, frozen=True):
     """One thing: there, not there (`mend` says how to get it) or there but unusable (`detail` says why)."""
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from nova.cli import secured
 from nova.errors import KeyNotFoundError, NovaError, StaleContextError, UnavailableError, UsageError
 
 FAILED, USAGE, UNREACHABLE, CONFLICT, INTERRUPTED = 1, 2, 3, 4, 130
@@ -35,6 +36,7 @@ COMMANDS = {
     "heal": ("nova.cli.recovery", "heal", "node"),
     "policy": ("nova.cli.policy", "policy", "node"),
     "chaos": ("nova.cli.cluster", "chaos", "node"),
+    "certs": ("nova.cli.certs", "certs", "tls"),
     "dashboard": ("nova.cli.dashboard", "dashboard", "ui"),
     "simulate": ("nova.cli.simulate", "simulate", "node"),
     "bench": ("nova.cli.benchmarks", "bench", "node"),
@@ -81,7 +83,13 @@ app = typer.Typer(cls=Commands, rich_markup_mode=None, pretty_exceptions_enable=
 
 
 @app.callback()
-def nova(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def nova(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    ca: Annotated[str | None, typer.Option(metavar="FILE", help="PEM: whom to trust with https:// (NOVA_CA).")] = None,
+    cert: Annotated[
+        str | None, typer.Option(metavar="FILE", help="PEM: a certificate to show, FILE.key beside it (NOVA_CERT).")
+    ] = None,
+) -> None:
     """Keeps the state of a fleet that lives in many regions consistent, and explains every conflict it settled.
 
     Example: nova demo
@@ -90,10 +98,11 @@ def nova(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")
 
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code. Errors become one line on stderr, with --debug a traceback."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
+    end = _end(arguments)
     debug = "--debug" in arguments[:end]
     arguments = [argument for argument in arguments[:end] if argument != "--debug"] + arguments[end:]
     try:
+        arguments = [*secured.take(arguments[: (end := _end(arguments))]), *arguments[end:]]
         result = app(arguments, prog_name="nova", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -108,6 +117,11 @@ def run(arguments: list[str]) -> int:
         message, code = _explained(error)
         print(f"nova: {message}", file=sys.stderr)
         return code
+
+
+def _end(arguments: list[str]) -> int:
+    """Where options end."""
+    return arguments.index("--") if "--" in arguments else len(arguments)
 
 
 def _explained(error: Exception) -> tuple[str, int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import ssl
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
+from nova.cli.secured import context
 from nova.errors import KeyNotFoundError, LimitError, NovaError, StaleContextError, UnavailableError, UsageError
 
 SILENCE_SECONDS_MAX = 30.0
@@ -32,8 +34,11 @@ class Client:
         if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
             raise UsageError(f"--node {url} is no URL of a node; write it like http://127.0.0.1:8420")
         self.url = f"{parts.scheme}://{parts.netloc}"
-        kind = http.client.HTTPConnection if parts.scheme == "http" else http.client.HTTPSConnection
-        self._connection = kind(parts.hostname, port, timeout=timeout)
+        self._connection: http.client.HTTPConnection
+        if parts.scheme == "http":
+            self._connection = http.client.HTTPConnection(parts.hostname, port, timeout=timeout)
+        else:
+            self._connection = http.client.HTTPSConnection(parts.hostname, port, timeout=timeout, context=context())
         self._headers = {"Accept": "application/json"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -135,4 +140,8 @@ def _with_query(path: str, query: dict[str, Any]) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        from nova.transport.tls import explain_http
+
+        return explain_http(error)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

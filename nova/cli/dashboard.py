@@ -27,6 +27,7 @@ def dashboard(
 
     Example: nova dashboard --node http://127.0.0.1:8420
     """
+    from nova.cli import secured
     from nova.client import Client
     from nova.server.addresses import is_loopback, split_address
 
@@ -36,7 +37,9 @@ def dashboard(
             f"--listen {listen} is beyond loopback, and the page asks nobody who they are; put a proxy with a login "
             "before it, or say --insecure"
         )
-    urls = [Client(url).url for url in node or [DEFAULT_NODE]]
+    given = node or [DEFAULT_NODE]
+    tls = secured.context() if any(url.startswith("https:") for url in given) else None
+    urls = [Client(url, tls=tls).url for url in given]
     if port:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -46,4 +49,4 @@ def dashboard(
                 raise UsageError(f"--listen {listen}: {os.strerror(error.errno or 0)}; give another port") from None
     from nova.server.dashboard.app import serve
 
-    serve(urls, host=host, port=port, token=token)
+    serve(urls, host=host, port=port, token=token, tls=tls)

@@ -80,6 +80,7 @@ class Options(msgspec.Struct, frozen=True):
     dashboard: bool = True
     seed: int = 1
     as_json: bool = False
+    tls: bool = False
 
 
 def demo(
@@ -96,6 +97,7 @@ def demo(
     ] = None,
     dashboard: Annotated[bool, typer.Option(help="Start the dashboard beside the cluster.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 1,
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypt all links, with certificates made for the run.")] = False,
 ) -> int:
     """Show what nova does: three regions as real processes, a fleet, a cut, a kill -9, and proof that nothing is lost.
 
@@ -103,7 +105,7 @@ def demo(
 
     Example: nova demo --trace bitbrains_cpu.csv.gz
     """
-    options = Options(trace, vms, events, seconds, keep, data, dashboard, seed, as_json)
+    options = Options(trace, vms, events, seconds, keep, data, dashboard, seed, as_json, tls)
     return asyncio.run(_run(options))
 
 
@@ -140,7 +142,7 @@ async def _run(options: Options) -> int:
     gc.freeze()
     gc.disable()
     try:
-        async with Cluster(folder) as cluster:
+        async with Cluster(folder, tls=options.tls) as cluster:
             run = Demo(options, cluster, trace)
             try:
                 report = await run.play()
@@ -196,7 +198,7 @@ class Demo:
         begin = time.monotonic()
         report: dict[str, Any] = {
             "nodes": len(REGIONS), "vms": self.options.vms, "events": 0, "trace": self.fleet.source,
-            "seed": self.options.seed,
+            "seed": self.options.seed, "tls": self.options.tls,
         }  # fmt: skip
         with self.show.phase("start three nodes, one a region"):
             await self.cluster.start()
@@ -419,7 +421,7 @@ class Demo:
             if cut is None:
                 step.note(f"no power cut: {why}")
             old_actor = victim.actor
-            victim.client = Client(victim.url, token=victim.token, connections=4)
+            victim.client = victim.new_client(connections=4)
             self.cluster.launch(victim)
             await self.cluster.ready(victim)
             if victim.actor == old_actor:
@@ -439,7 +441,7 @@ class Demo:
         """Single puts from 16 clients; the kill comes when a third of them is acknowledged."""
         acked: list[tuple[str, str]] = []
         numbers = iter(range(count))
-        client = Client(victim.url, token=victim.token, connections=16)
+        client = victim.new_client(connections=16)
         killed = asyncio.Event()
 
         async def one() -> None:
@@ -557,6 +559,8 @@ class Demo:
         for member in self.cluster.members:
             command += ["--node", member.url]
         environment = {**os.environ, "NOVA_TOKEN": self.cluster.token}
+        if self.cluster.certs is not None:
+            environment["NOVA_CA"] = str(self.cluster.certs / "ca.pem")
         self.cluster.spawn(command, environment, self.cluster.folder / "dashboard.log")
         self.dashboard_url = f"http://127.0.0.1:{port}"
         self.show.line(f"dashboard: {self.dashboard_url}")
@@ -825,6 +829,8 @@ class Show:
         if dashboard:
             self.console.print(f"  {'dashboard':<14}{dashboard}", markup=False)
         self.console.print(f"  {'token':<14}NOVA_TOKEN={cluster.token}", markup=False)
+        if cluster.certs is not None:
+            self.console.print(f"  {'authority':<14}NOVA_CA={cluster.certs / 'ca.pem'}", markup=False)
         self.console.print(f"  {'files':<14}{cluster.folder}", markup=False)
         self.console.print("Ctrl-C stops all of it.", markup=False)
 

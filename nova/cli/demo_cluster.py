@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 from nova.client import Client
 from nova.errors import NovaError, UnavailableError
+from nova.transport.tls import http_client
 
 REGIONS: Final = ("us-east", "eu-west", "ap-southeast")
 
@@ -49,17 +51,30 @@ to = "on-call"
 class Member:
     """One node: where it listens, its process, and a client for its API."""
 
-    def __init__(self, region: str, folder: Path, peer_port: int, http_port: int, token: str) -> None:
+    def __init__(
+        self,
+        region: str,
+        folder: Path,
+        peer_port: int,
+        http_port: int,
+        token: str,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.region = self.name = region
         self.folder = folder
         self.listen = f"127.0.0.1:{peer_port}"
         self.http = f"127.0.0.1:{http_port}"
-        self.url = f"http://{self.http}"
+        self.url = f"{'http' if tls is None else 'https'}://{self.http}"
         self.data = folder / "data"
         self.process: subprocess.Popen[bytes] | None = None
         self.token = token
-        self.client = Client(self.url, token=token, connections=4)
+        self.tls = tls
+        self.client = self.new_client(connections=4)
         self.actor = ""
+
+    def new_client(self, connections: int) -> Client:
+        """One that knows the token and, with TLS, whom to trust."""
+        return Client(self.url, token=self.token, connections=connections, tls=self.tls)
 
     @property
     def log_file(self) -> Path:
@@ -83,16 +98,20 @@ class Cluster:
 
     folder  where nodes keep their data, configuration and logs
     delay   emulate the distance between the regions
+    tls     encrypt all links and the API, with certificates of an authority in `folder`
+    raises  NovaError if certificates are asked for and cannot be made
     """
 
-    def __init__(self, folder: Path, *, delay: bool = True) -> None:
+    def __init__(self, folder: Path, *, delay: bool = True, tls: bool = False) -> None:
         self.folder = folder
         self.token = secrets.token_urlsafe(24)
         self._key = secrets.token_hex(32)
         self._processes: list[subprocess.Popen[bytes]] = []
+        self.certs = _certificates(folder / "certs") if tls else None
+        trusting = http_client(str(self.certs / "ca.pem")) if self.certs is not None else None
         ports = free_ports(2 * len(REGIONS))
         self.members = [
-            Member(region, folder / region, ports[2 * at], ports[2 * at + 1], self.token)
+            Member(region, folder / region, ports[2 * at], ports[2 * at + 1], self.token, trusting)
             for at, region in enumerate(REGIONS)
         ]
         for member in self.members:
@@ -129,6 +148,8 @@ class Cluster:
             "--name", member.name, "--region", member.region, "--listen", member.listen, "--http", member.http,
             "--data", str(member.data), "--config", str(member.folder / "nova.toml"), "--chaos",
         ]  # fmt: skip
+        if self.certs is not None:
+            command += ["--tls", str(self.certs)]
         for other in self.members:
             if other is not member:
                 command += ["--join", other.listen]
@@ -209,6 +230,16 @@ class Cluster:
             if process.poll() is None:
                 process.kill()
             process.wait()
+
+
+def _certificates(folder: Path) -> Path:
+    """An authority and a certificate for each node."""
+    from nova.transport.authority import Authority
+
+    authority = Authority.create(folder)
+    for region in REGIONS:
+        authority.issue(region, region)
+    return folder
 
 
 def cut_power(member: Member) -> tuple[int | None, str]:

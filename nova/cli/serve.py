@@ -48,6 +48,13 @@ def serve(
         list[str] | None,
         typer.Option("--voter", metavar="NODE", help="A node that consensus_vote asks; may be given again."),
     ] = None,
+    tls: Annotated[
+        str | None, typer.Option(metavar="DIR", help="TLS, with ca.pem, NAME.pem and NAME.key of this folder.")
+    ] = None,
+    client_ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With --tls: whose certificates clients of the API must show.")
+    ] = None,
+    transport: Annotated[str | None, typer.Option(help="auto, tcp, uring or rdma. Default: auto.")] = None,
     link_delay_ms: Annotated[
         str | None, typer.Option(metavar="REGION=MS,...", help="Add one-way delays to regions (emulation).")
     ] = None,
@@ -78,6 +85,9 @@ def serve(
         "kinds": kinds,
         "strategies": strategies,
         "voters": voters,
+        "tls.dir": tls,
+        "tls.client_ca": client_ca,
+        "transport": transport,
         "link_delay_ms": link_delay_ms,
     }
     settings = load(config, os.environ, flags)

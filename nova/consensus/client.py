@@ -36,6 +36,7 @@ from nova.consensus.dialogue import (
 from nova.errors import LimitError, PeerError, UnavailableError, UsageError
 from nova.transport import Identity, Limits, Stream, TcpTransport
 from nova.transport.tcp import is_loopback, split_address
+from nova.transport.tls import Tls
 from nova.types import NodeId
 
 log = logging.getLogger("nova.consensus")
@@ -77,7 +78,8 @@ class ConsensusClient:
 
     addresses  host:port for clients (`ClientServer`) of some members, or of all, by name or in any order
     key        what the members ask of clients, 32 bytes or more; or one for each address, so that no member can pass
-               for another. None only on loopback
+               for another. None only on loopback, or with tls
+    tls        encrypt; the client goes by the name in its certificate, whatever `name` says. None: plain
     faults     members that may lie, as in a group of PBFT: every answer needs faults + 1 equal ones, so name more than
                2 faults members. With 0 any member is believed, whatever the protocol
     raises     UsageError if these cannot be
@@ -88,6 +90,7 @@ class ConsensusClient:
         addresses: Sequence[str] | Mapping[NodeId, str],
         *,
         key: bytes | Mapping[str, bytes] | None = None,
+        tls: Tls | None = None,
         cluster: str = "nova",
         name: str = "client",
         faults: int = 0,
@@ -102,9 +105,12 @@ class ConsensusClient:
             raise UsageError(f"{len(self._seeds)} addresses, {faults} of which may lie; give {2 * faults + 1} or more")
         for address in self._seeds:
             split_address(address)
-            if self._key_of(key, address) is None and not is_loopback(address):
-                raise UsageError(f"{address} is on another machine; give the key that its members ask of clients")
+            if self._key_of(key, address) is None and tls is None and not is_loopback(address):
+                raise UsageError(
+                    f"{address} is on another machine; give the key that its members ask of clients, or tls"
+                )
         self._key, self._cluster, self._name, self._faults = key, cluster, name, faults
+        self._tls = tls
         patience = max(1, self.options.patience_ms // self.options.tick_ms)
         self._core = Asking(lambda: os.urandom(16), calls_max=self.options.calls_max, faults=faults, patience=patience)
         self._questions, self._replies = question_codec(), reply_codec()
@@ -300,11 +306,13 @@ class ConsensusClient:
             key = self._key  # of members that were learned, too
         transport = self._transports.get(key)
         if transport is None:
-            identity = Identity(self._name, "", client_cluster(self._cluster), time.time_ns(), "")
+            own = self._tls.name if self._tls is not None else None
+            node, region = (own.node, own.region) if own is not None else (self._name, "")
+            identity = Identity(node, region, client_cluster(self._cluster), time.time_ns(), "")
             limits = Limits(
                 message_bytes_max=self.options.message_bytes_max, handshake_ms_max=max(100, self.options.patience_ms)
             )
-            transport = self._transports[key] = TcpTransport(identity, key=key, limits=limits)
+            transport = self._transports[key] = TcpTransport(identity, key=key, limits=limits, tls=self._tls)
         return await transport.connect(address)
 
     async def _stay_with(self, address: str) -> None:

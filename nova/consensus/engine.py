@@ -47,6 +47,7 @@ from nova.metrics import Registry
 from nova.runtime import Runtime, seeded
 from nova.transport import Identity, Mesh, TcpTransport
 from nova.transport.tcp import is_loopback
+from nova.transport.tls import Tls
 from nova.types import NodeId, Outputs
 
 log = logging.getLogger("nova.consensus")
@@ -95,7 +96,8 @@ class ConsensusEngine:
     voters     who began the group, None: all members. A member that joins later names those, not itself; it takes part
                when a `change` names it
     keys       what makes this member's keys for an epoch of PBFT, and so what makes `pbft` possible; None: it is not
-    key        the cluster key, 32 bytes or more, that members prove to each other. None only on loopback
+    key        the cluster key, 32 bytes or more, that members prove to each other. None only on loopback, or with tls
+    tls        encrypt, and let in only members with certificates, which name them; None: plain
     listen     where to listen, if not at its address among the members
     group      label of its metrics, so that several groups may share `metrics`; "": no label
     raises     UsageError if these cannot be
@@ -114,6 +116,7 @@ class ConsensusEngine:
         voters: Collection[NodeId] | None = None,
         keys: Callable[[NodeId, Epoch], Authenticator] | None = None,
         key: bytes | None = None,
+        tls: Tls | None = None,
         cluster: str = "nova",
         listen: str | None = None,
         options: EngineOptions | None = None,
@@ -126,16 +129,17 @@ class ConsensusEngine:
         self._command_bytes_max = self.options.entry_bytes_max
         self._addresses = dict(members)
         self._path, self._key, self._cluster = Path(directory), key, cluster
+        self._tls = tls
         if node not in members:
             raise UsageError(f"{node!r} is not among the members {sorted(members)}; name its own address, too")
         self._listen = listen or members[node]
         reachable = [address for address in (*members.values(), self._listen) if address or len(members) > 1]
         if "" in reachable:
             raise UsageError(f"a member of {dict(members)} has no address; give each its HOST:PORT")
-        if key is None:
+        if key is None and tls is None:
             for address in reachable:
                 if not is_loopback(address):
-                    raise UsageError(f"{address} can be reached from other machines; give a cluster key")
+                    raise UsageError(f"{address} can be reached from other machines; give a cluster key or tls")
         self._protocols = protocols(keys)
         protocol_named(protocol, self._protocols)
         given = dict(self.options.protocol)
@@ -221,12 +225,12 @@ class ConsensusEngine:
     async def _connect(self) -> None:
         identity = Identity(
             node=self.node,
-            region="",
+            region=self._tls.name.region if self._tls is not None else "",
             cluster=self._cluster,
             incarnation=self._directory.incarnation,
             address=self._addresses[self.node],
         )
-        self._transport = TcpTransport(identity, key=self._key)
+        self._transport = TcpTransport(identity, key=self._key, tls=self._tls)
         self._mesh = Mesh(
             self._transport,
             identity,

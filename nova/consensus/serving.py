@@ -39,6 +39,7 @@ from nova.consensus.replicated import Answered
 from nova.errors import LimitError, NovaError, PeerError, UnavailableError, UsageError
 from nova.transport import Identity, Limits, Stream, TcpTransport
 from nova.transport.tcp import is_loopback
+from nova.transport.tls import Tls
 from nova.types import NodeId
 
 log = logging.getLogger("nova.consensus")
@@ -53,7 +54,8 @@ class ClientServer:
 
     listen     host:port for clients; not that of the members
     key        what clients prove, 32 bytes or more: the cluster's, or one that members do not share. None only on
-               loopback
+               loopback, or with tls
+    tls        encrypt, and let in only clients and nodes with certificates; None: plain
     addresses  member -> host:port for clients, of all: clients are told, so that they find the leader and new members
     raises     UsageError if these cannot be
     """
@@ -64,14 +66,16 @@ class ClientServer:
         listen: str,
         *,
         key: bytes | None = None,
+        tls: Tls | None = None,
         cluster: str = "nova",
         addresses: Mapping[NodeId, str] | None = None,
         options: ServingOptions | None = None,
     ) -> None:
-        if key is None and not is_loopback(listen):
-            raise UsageError(f"{listen} can be reached from other machines; give a key for clients")
+        if key is None and tls is None and not is_loopback(listen):
+            raise UsageError(f"{listen} can be reached from other machines; give a key for clients, or tls")
         self.options = options or ServingOptions()
         self._engine, self._listen, self._key, self._cluster = engine, listen, key, cluster
+        self._tls = tls
         self._addresses = dict(addresses or {})
         # A message holds a command and a few numbers.
         self._command_bytes_max = min(engine.options.entry_bytes_max, self.options.message_bytes_max - 1_024)
@@ -94,9 +98,10 @@ class ClientServer:
         self._loop = asyncio.get_running_loop()
         engine, options = self._engine, self.options
         engine.attach(self._answered, self._core)
-        identity = Identity(engine.node, "", client_cluster(self._cluster), time.time_ns(), "")
+        region = self._tls.name.region if self._tls is not None else ""
+        identity = Identity(engine.node, region, client_cluster(self._cluster), time.time_ns(), "")
         limits = Limits(message_bytes_max=options.message_bytes_max, queue_bytes_max=options.queue_bytes_max)
-        self._transport = TcpTransport(identity, key=self._key, limits=limits)
+        self._transport = TcpTransport(identity, key=self._key, limits=limits, tls=self._tls, use="clients")
         try:
             self.address = await self._transport.listen(self._listen, self._serve)
         except BaseException:

@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_h
 import msgspec
 
 from nova.errors import ConfigError
-from nova.server import group_config, region_config
+from nova.server import group_config, region_config, tls_config
 from nova.server.addresses import is_loopback, split_address
+from nova.server.engines import check_engine
 from nova.server.group_config import Consensus
 from nova.server.region_config import Hybrid
+from nova.server.tls_config import TlsTable
 
 if TYPE_CHECKING:
     from nova.conflict.policy import Policy
@@ -89,6 +91,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     classes        key prefix -> class of the keys below it: eventual, strong or hybrid; without one a key is eventual
     sync           what the network is like: datacenter, internet, hybrid, or auto to find it out by round trips; sets
                    gossip.round_ms (internet 500, else 200). Default: not looked at
+    transport      engine of the streams between nodes: auto, tcp, uring or rdma, as far as they are there
     link_delay_ms  region -> one-way delay that is added to what is sent there (emulation, for demonstrations)
     """
 
@@ -122,6 +125,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     classes: dict[str, str] = {}
     consensus: Consensus = Consensus()
     hybrid: Hybrid = Hybrid()
+    tls: TlsTable = TlsTable()
+    transport: str = "auto"
     sync: str = ""
     link_delay_ms: dict[str, float] = {}
 
@@ -139,6 +144,7 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "gossip": Gossip,
     "consensus": Consensus,
     "hybrid": Hybrid,
+    "tls": TlsTable,
 }
 
 # "limits.body_bytes_max" -> its type; free tables (kinds, ...) are leaves
@@ -147,7 +153,17 @@ LEAVES: dict[str, Any] = {
 } | {name: kind for name, kind in get_type_hints(NodeConfig).items() if name not in TABLES}
 
 # NOVA_* names that are no configuration of a node
-OTHER_ENV = {"NOVA_NODE", "NOVA_CONFIG", "NOVA_TEST_DATA", "NOVA_SANITIZE", "NOVA_KERNELS", "NOVA_RDMA_DEV"}
+OTHER_ENV = {
+    "NOVA_NODE",
+    "NOVA_CA",
+    "NOVA_CERT",
+    "NOVA_CERTS",
+    "NOVA_CONFIG",
+    "NOVA_TEST_DATA",
+    "NOVA_SANITIZE",
+    "NOVA_KERNELS",
+    "NOVA_RDMA_DEV",
+}
 
 
 def load(
@@ -260,7 +276,7 @@ def _from_flags(flags: Mapping[str, Any]) -> dict[str, _Setting]:
             continue
         if leaf not in LEAVES:
             raise ConfigError(f"command line: {_unknown(leaf, LEAVES)}")
-        flag = "--" + leaf.replace(".", "-").replace("_", "-")
+        flag = "--tls" if leaf == "tls.dir" else "--" + leaf.replace(".", "-").replace("_", "-")
         if isinstance(value, str):
             found[leaf] = _from_text(leaf, value, "command line", f"{flag} {_shown(leaf, value)}")
         else:
@@ -521,6 +537,9 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "link_delay_ms": _check_delays,
     "classes": group_config.check_classes,
     "sync": _check_sync,
+    "transport": check_engine,
+    "tls.check_ms": _between(100, 3_600_000),
+    "tls.warn_days": _between(0, 3_650),
     "consensus.members": group_config.check_members,
     "consensus.listen": group_config.check_listen,
     "consensus.protocol": group_config.check_protocol,
@@ -571,10 +590,12 @@ def _check_whole(config: NodeConfig, settings: Mapping[str, _Setting]) -> None:
             "gossip.probe_timeout_ms",
             f"gossip.probe_timeout_ms {gossip.probe_timeout_ms} must be below gossip.probe_ms {gossip.probe_ms}",
         )
-    if (found := group_config.wrong(config) or region_config.wrong(config)) is not None:
+    if (found := group_config.wrong(config) or region_config.wrong(config) or tls_config.wrong(config)) is not None:
         raise _whole(settings, *found)
-    if not config.insecure and not (config.key and config.token):
-        missing = " and ".join(secret for secret in ("key", "token") if not getattr(config, secret))
+    # With certificates peers need no key. The API needs its token all the same: certificates say who, not whether.
+    needed = ("token",) if config.tls.on else ("key", "token")
+    if not config.insecure and not all(getattr(config, secret) for secret in needed):
+        missing = " and ".join(secret for secret in needed if not getattr(config, secret))
         for name in ("listen", "http"):
             address = getattr(config, name)
             if not is_loopback(address):
@@ -582,7 +603,7 @@ def _check_whole(config: NodeConfig, settings: Mapping[str, _Setting]) -> None:
                     settings,
                     name,
                     f"{name} {address} can be reached from other machines, but there is no {missing}; "
-                    "set key (or key_file) and token (or token_file), or allow it with --insecure",
+                    "set key (or key_file, or --tls) and token (or token_file), or allow it with --insecure",
                 )
 
 

@@ -8,12 +8,13 @@ from typing import Any
 from nova.metrics import Registry
 from nova.server.config import NodeConfig
 from nova.store.strong.member import GroupOptions, StrongMember
+from nova.transport.tls import Tls
 
 
 class Group(StrongMember):
     """One member, in the directory `consensus` of the node's data. Raises UsageError if it can't be."""
 
-    def __init__(self, config: NodeConfig, registry: Registry) -> None:
+    def __init__(self, config: NodeConfig, registry: Registry, tls: Tls | None = None) -> None:
         group, limits = config.consensus, config.limits
         self.config = config
         super().__init__(
@@ -22,6 +23,7 @@ class Group(StrongMember):
             Path(config.data),
             cluster=config.cluster,
             key=config.key.encode() if config.key else None,
+            tls=tls,
             options=GroupOptions(
                 founders=tuple(group.founders),
                 listen=group.listen,

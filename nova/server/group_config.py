@@ -116,11 +116,11 @@ def wrong(config: NodeConfig) -> tuple[str, str] | None:
             )
     if group.lease_reads and group.protocol != "raft":
         return "consensus.lease_reads", f"consensus.lease_reads needs the protocol raft, not {group.protocol}"
-    if not config.key:
+    if not config.key and not config.tls.on:
         for address in (listen, *group.members.values()):
             if not is_loopback(address):
                 return "consensus.members", (
-                    f"members at {address} can be reached from other machines, but there is no key; set key or key_file"
+                    f"members at {address} can be reached from other machines, but there is no key; set key or [tls]"
                 )
     return None
 

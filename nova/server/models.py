@@ -88,11 +88,24 @@ class HybridStatus(msgspec.Struct):
     failure: str | None
 
 
+class TlsStatus(msgspec.Struct):
+    """The node's certificate, when it and the first of its authorities expire (Unix seconds), whether clients of the
+    API must show one, and how many handshakes failed, by cause."""
+
+    certificate: str
+    fingerprint: str
+    expires_s: float
+    ca_expires_s: float
+    asks_clients: bool
+    failures: dict[str, int]
+
+
 class Status(msgspec.Struct):
     """The node in numbers; `digest` is equal on nodes that hold equal states.
 
     `strong_keys` is there if the node is of a group, of which /v1/consensus tells more; `keys` are the eventual ones.
-    `sync` is the mode of the network, if that is configured. `hybrid` is there if the node keeps keys that regions own.
+    `sync` is the mode of the network, if that is configured. `tls` is there if the node's ports speak it.
+    `hybrid` is there if the node keeps keys that regions own.
     """
 
     name: str
@@ -116,10 +129,13 @@ class Status(msgspec.Struct):
     listen: str
     strong_keys: int | msgspec.UnsetType = msgspec.UNSET
     sync: str | msgspec.UnsetType = msgspec.UNSET
+    tls: TlsStatus | msgspec.UnsetType = msgspec.UNSET
     hybrid: HybridStatus | msgspec.UnsetType = msgspec.UNSET
 
 
 class Peer(msgspec.Struct):
+    """A node that this one knows, and the link to it: bytes since the start, what is queued now, whether by TLS."""
+
     node: str
     region: str
     address: str
@@ -131,6 +147,8 @@ class Peer(msgspec.Struct):
     lag_ops: int
     sent_bytes: int
     received_bytes: int
+    queue_bytes: int
+    encrypted: bool
 
 
 class PeerPage(msgspec.Struct):

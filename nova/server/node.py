@@ -18,8 +18,10 @@ from nova.metrics import Registry
 from nova.runtime import Runtime, seeded, wall_ns
 from nova.server.agreement import Agreement
 from nova.server.config import NodeConfig, store_config
+from nova.server.engines import make_transport
 from nova.server.links import Pace
 from nova.server.no_group import NoGroup, check_eventual
+from nova.server.tls_config import node_tls
 from nova.server.upkeep import LIST_MAX, Upkeep
 from nova.store.cluster import CODEC, ClusterCore, Notice, Peers
 from nova.store.core import Durable
@@ -32,7 +34,8 @@ from nova.sync.antientropy import AntiEntropyConfig
 from nova.sync.gossip import GossipConfig
 from nova.sync.membership import Member, MembershipConfig
 from nova.sync.retire import RetireConfig
-from nova.transport import Identity, Mesh, TcpTransport
+from nova.transport import Identity, Mesh
+from nova.transport.tls import Tls
 
 log = logging.getLogger("nova.node")
 
@@ -57,6 +60,7 @@ class Node(Upkeep, NoGroup):
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
         self.registry = Registry()
+        self.secured = node_tls(config, self.registry)
         self.directory = Directory(
             Path(config.data), node=config.name, cluster=config.cluster, segment_bytes=config.limits.segment_bytes,
             checkpoints_kept=config.limits.checkpoints_kept,
@@ -97,9 +101,11 @@ class Node(Upkeep, NoGroup):
             incarnation=self.replica.incarnation,
             address=config.listen,
         )
-        self.transport = TcpTransport(
+        self.transport = make_transport(
+            config.transport,
             identity,
             key=config.key.encode() if config.key else None,
+            tls=self.tls,
             send_delay=(lambda peer: delays.get(peer.region, 0.0)) if delays else None,
         )
         self.mesh = Mesh(
@@ -151,6 +157,16 @@ class Node(Upkeep, NoGroup):
         for seed in config.join:
             self.mesh.dial(seed)
         self._housekeeper = self._loop.create_task(self._keep_house())
+
+    @property
+    def tls(self) -> Tls | None:
+        """None: the node is plain."""
+        return self.secured.tls if self.secured is not None else None
+
+    def look_at_certificates(self) -> None:
+        """Now: somebody says that they have changed."""
+        if self.secured is not None:
+            self.secured.look(now=True)
 
     def stopping(self) -> None:
         """Take no more writes, end the watches and the healings."""
@@ -302,6 +318,7 @@ class Node(Upkeep, NoGroup):
             "http": self.config.http,
             "listen": self.listen,
             **({"sync": str(self.pace.sync.mode)} if self.pace.configured else {}),
+            **({"tls": self.secured.status()} if self.secured is not None else {}),
         }
 
     def peers(self) -> Rows:
@@ -324,6 +341,8 @@ class Node(Upkeep, NoGroup):
                     "lag_ops": self.cluster.lag(node),
                     "sent_bytes": link.sent_bytes if link else 0,
                     "received_bytes": link.received_bytes if link else 0,
+                    "queue_bytes": link.queue_bytes if link else 0,
+                    "encrypted": self.secured is not None and link is not None and link.connected,
                 }
             )
         return out
@@ -467,6 +486,8 @@ class Node(Upkeep, NoGroup):
         )
 
     def _look_at_links(self) -> None:
+        if self.secured is not None:
+            self.secured.look()
         rtts = (link.rtt_ms for link in self.mesh.stats().values() if link.connected)
         if self.pace.configured and (round_ms := self.pace.look(time.monotonic_ns(), rtts)) is not None:
             log.info("the network counts as %s: clocks are told every %d ms", self.pace.sync.mode, round_ms)

@@ -13,7 +13,7 @@ from nova.runtime import new_loop
 from nova.server.api import make_app
 from nova.server.config import NodeConfig
 from nova.server.node import Node
-from nova.server.serving import bind, make_server
+from nova.server.serving import bind, make_server, tls_layer
 
 log = logging.getLogger("nova.node")
 
@@ -36,16 +36,24 @@ async def _serve(config: NodeConfig) -> None:
     try:
         node = _node(config)
         await node.start()
-        server = make_server(make_app(node, config))
+        layer = tls_layer(node.tls) if node.tls is not None else None
+        server = make_server(make_app(node, config), layer)
         serving = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]))
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        if layer is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.look_at_certificates)
         host, port = sock.getsockname()[:2]
-        log.info("%s (%s) serves http://%s:%d, peers at %s", config.name, config.region, host, port, node.listen)
+        log.info(
+            "%s (%s) serves %s://%s:%d, peers at %s",
+            config.name, config.region, "http" if layer is None else "https", host, port, node.listen,
+        )  # fmt: skip
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         node.stopping()
+        if layer is not None:
+            layer.close()
         server.should_exit = True
         await serving
     finally:

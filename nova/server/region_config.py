@@ -91,11 +91,11 @@ def wrong(config: NodeConfig) -> tuple[str, str] | None:
             return f"hybrid.{'listen' if group.listen else 'members'}", (
                 f"{name} and the port of [hybrid] of this node are both {listen}; give them different ports"
             )
-    if not config.key:
+    if not config.key and not config.tls.on:
         for address in (listen, *group.members.values()):
             if not is_loopback(address):
                 return "hybrid.members", (
-                    f"members at {address} can be reached from other machines, but there is no key; set key or key_file"
+                    f"members at {address} can be reached from other machines, but there is no key; set key or [tls]"
                 )
     return None
 

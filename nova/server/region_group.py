@@ -10,6 +10,7 @@ from nova.server.config import NodeConfig
 from nova.store.strong import StrongMachine
 from nova.store.strong.member import GroupOptions
 from nova.store.strong.region_member import RegionMember
+from nova.transport.tls import Tls
 
 
 class RegionGroup(RegionMember):
@@ -18,7 +19,9 @@ class RegionGroup(RegionMember):
     where  region -> where else to ask, for refusals; "": unknown
     """
 
-    def __init__(self, config: NodeConfig, registry: Registry, where: Callable[[str], str]) -> None:
+    def __init__(
+        self, config: NodeConfig, registry: Registry, where: Callable[[str], str], tls: Tls | None = None
+    ) -> None:
         group, limits = config.hybrid, config.limits
         super().__init__(
             config.name,
@@ -27,6 +30,7 @@ class RegionGroup(RegionMember):
             Path(config.data),
             cluster=config.cluster,
             key=config.key.encode() if config.key else None,
+            tls=tls,
             options=GroupOptions(
                 founders=tuple(group.founders),
                 listen=group.listen,

@@ -22,7 +22,7 @@ class RegionNode(ClassedNode):
     def __init__(self, config: NodeConfig) -> None:
         super().__init__(config)
         try:
-            self.region_group = RegionGroup(config, self.registry, self._where)
+            self.region_group = RegionGroup(config, self.registry, self._where, self.tls)
         except BaseException:
             self.directory.close()
             raise
@@ -43,7 +43,8 @@ class RegionNode(ClassedNode):
         """Where a node of a region answers, as far as membership knows one that lives."""
         there, members = self.region_group.placed, self.cluster.membership.members
         known = (members[node] for node in sorted(there) if there[node] == region and node in members)
-        return next((f"http://{member.http}" for member in known if member.live and member.http), "")
+        scheme = "http" if self.tls is None else "https"
+        return next((f"{scheme}://{member.http}" for member in known if member.live and member.http), "")
 
     def _owner(self, key: str) -> str | None:
         """The region that owns a key of class hybrid, None: it is of another class. Raises UsageError."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
+import msgspec
 import uvicorn
 from litestar import Litestar
 
@@ -13,6 +16,8 @@ from nova.errors import (
     ConfigError,
 )
 from nova.server.addresses import split_address
+from nova.transport.tls import Tls
+from nova.transport.tls_layer import TlsLayer
 
 
 def bind(address: str) -> socket.socket:
@@ -34,6 +39,17 @@ def bind(address: str) -> socket.socket:
     return sock
 
 
+def tls_layer(tls: Tls) -> TlsLayer:
+    """TLS below the HTTP API."""
+    return TlsLayer(tls, use="http", tell=_refusal)
+
+
+def _refusal(text: str) -> bytes:
+    body = msgspec.json.encode({"code": "bad_request", "error": text})
+    head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
 class Server(uvicorn.Server):
     """uvicorn without its hands on the signals: the node decides when to stop (set `should_exit`)."""
 
@@ -42,12 +58,23 @@ class Server(uvicorn.Server):
         yield
 
 
-def make_server(app: Litestar) -> Server:
-    """A server for `app`; run it with ``await server.serve(sockets=[bind(address)])``."""
+def make_server(app: Litestar, layer: TlsLayer | None = None) -> Server:
+    """A server for `app`; run it with ``await server.serve(sockets=[bind(address)])``.
+
+    layer  of `tls_layer`, for HTTPS; None: plain
+    """
+    if layer is None:
+        http: Any = "httptools"
+    else:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+        def http(**arguments: Any) -> asyncio.Protocol:  # where uvicorn would make the protocol itself
+            return layer.over(HttpToolsProtocol(**arguments), server_side=True)
+
     return Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=http,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -24,7 +24,7 @@ class StrongNode(ClassedNode):
         super().__init__(config)
         self._adaptive: Adaptive | None = None
         try:
-            self.group = Group(config, self.registry)
+            self.group = Group(config, self.registry, self.tls)
         except BaseException:
             self.directory.close()
             raise

@@ -32,6 +32,30 @@ class Identity(msgspec.Struct, frozen=True):
     """host:port on which the node listens for peers; empty if it does not."""
 
 
+class Certified(msgspec.Struct, frozen=True):
+    """What the encrypted channel under a session proved before it began: who the other side is."""
+
+    cluster: str
+    region: str
+    node: str
+    binding: bytes
+    """Of this pair of certificates; what a session proves covers it."""
+
+    def mismatch(self, hello: Identity) -> str:
+        """What a hello says of itself and the certificate does not; empty if they are of one mind.
+
+        Parts of a cluster, ``nova/strong`` say, are the cluster's.
+        """
+        for what, said, certified in (
+            ("node", hello.node, self.node),
+            ("region", hello.region, self.region),
+            ("cluster", hello.cluster.partition("/")[0], self.cluster),
+        ):
+            if said != certified:
+                return f"{what} {said!r}, and {certified!r} in the certificate"
+        return ""
+
+
 class Limits(msgspec.Struct, frozen=True):
     """What a stream accepts from the other side, and how much it queues for it."""
 
@@ -57,6 +81,9 @@ class Tls(Protocol):
 
     def context(self, server: bool) -> ssl.SSLContext:
         """What new connections are made with; asked for each, so that certificates may change."""
+
+    def certified(self, end: ssl.SSLObject | ssl.SSLSocket) -> Certified:
+        """What the handshake has proved of the peer, for `Session(certified=)`. Raises PeerError."""
 
     def check(self, end: ssl.SSLObject | ssl.SSLSocket, peer: Identity) -> None:
         """Does the peer's certificate fit the identity that it proved? Raises PeerError."""

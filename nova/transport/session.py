@@ -13,6 +13,9 @@ over header and body, which hold the sequence, so frames cannot be replayed, mov
 "blake3" it is keyed BLAKE3; without, keyed BLAKE2b for small bodies and HMAC-SHA256 from BULK_MAC_BYTES on; each has a
 key of its own. Without a cluster key frames carry their checksum only.
 
+Over an encrypted channel (`Certified`: by TLS) the identity in a HELLO must be that of the certificate, the transcript
+holds the channel's binding, and frames carry no MAC: the channel has one.
+
 With the capability "lanes" the stream of a data frame is its priority, 0 to 3, and each lane may be in the middle of
 one message: an urgent one passes between the frames of a large one. Without it all data is of stream 0, and a message
 that has begun is finished first.
@@ -39,10 +42,20 @@ import msgspec
 from nova._native.channel import LANES, Channel
 from nova._native.frame import MAC_BYTES, Frame, FrameParser, cost, crc32c, encode, seal
 from nova.errors import PeerError, UsageError
-from nova.transport.base import Buffer, Identity, Limits
+from nova.transport.base import Buffer, Certified, Identity, Limits
 from nova.wire import Codec
 
-__all__ = ["CAPABILITIES", "PROTOCOL_VERSION", "Established", "Event", "FrameType", "Goodbye", "Session", "crc32c"]
+__all__ = [
+    "CAPABILITIES",
+    "PROTOCOL_VERSION",
+    "Established",
+    "Event",
+    "FrameType",
+    "Goodbye",
+    "Session",
+    "crc32c",
+    "refusal",
+]
 
 PROTOCOL_VERSION = 1
 CAPABILITIES = ("credit", "pieces", "blake3", "lanes")
@@ -54,6 +67,8 @@ BULK_MAC_BYTES = 4096
 CREDIT_BYTES_MIN = 64 * 1024
 PING_MS_MAX = 5_000
 REASON_BYTES_MAX = 512
+TLS_HANDSHAKE = b"\x16"
+TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x46"  # fatal, protocol_version: the one language that such a peer understands
 
 
 class FrameType(IntEnum):
@@ -131,9 +146,10 @@ class _Mac:
 class Session:
     """One end of one session.
 
-    nonce    32 fresh unpredictable bytes, never used before
-    now_ns   any steady clock; later calls pass the same one
-    raises   UsageError for a key or limits that cannot be
+    nonce      32 fresh unpredictable bytes, never used before
+    now_ns     any steady clock; later calls pass the same one
+    certified  what the channel below has proved of the peer; None: it is plain
+    raises     UsageError for a key or limits that cannot be
     """
 
     def __init__(
@@ -147,6 +163,7 @@ class Session:
         limits: Limits | None = None,
         capabilities: tuple[str, ...] = CAPABILITIES,
         version: int = PROTOCOL_VERSION,
+        certified: Certified | None = None,
     ) -> None:
         limits = limits or Limits()
         if key is not None and len(key) < KEY_BYTES_MIN:
@@ -172,6 +189,7 @@ class Session:
         self.channel: Channel | None = None
         """Takes over at the end of the handshake; None before."""
         self._key = key
+        self._certified = certified
         self._version = version
         self._hello = Hello(
             identity.node,
@@ -225,6 +243,9 @@ class Session:
             if self.channel is None:
                 # Up to the end of the handshake frames are taken one by one: the limits change behind it.
                 rest = memoryview(data)
+                if not self._received_bytes and rest[:1] == TLS_HANDSHAKE:
+                    self._out = [bytearray(TLS_ALERT)]
+                    raise PeerError("the peer speaks TLS, and this node does not: give both sides [tls], or neither")
                 while self.channel is None and rest:
                     need = self._parser.need
                     self._received_bytes += len(rest[:need])
@@ -390,13 +411,19 @@ class Session:
             )
         if hello.nonce == own.nonce:
             raise PeerError("the peer sent our own hello back: a reflection, refused")
-        self.peer = Identity(hello.node, hello.region, hello.cluster, hello.incarnation, hello.address)
+        peer = Identity(hello.node, hello.region, hello.cluster, hello.incarnation, hello.address)
+        if self._certified is not None and (mismatch := self._certified.mismatch(peer)):
+            self._refuse(f"your hello says {mismatch}: run with the certificate that was issued for you")
+            raise PeerError(f"peer {hello.node!r} says {mismatch}: refused, it takes another one's name")
+        self.peer = peer
         self.capabilities = frozenset(hello.capabilities) & frozenset(own.capabilities)
         self._payload_bytes = min(SEND_FRAME_BYTES, hello.frame_bytes_max - MAC_BYTES)
         self._message_bytes_max = min(self.limits.message_bytes_max, hello.message_bytes_max)
         self._may_send = hello.credit_bytes
-        pair = (self._hello_bytes, payload) if self.initiator else (payload, self._hello_bytes)
-        self._transcript = hashlib.sha256(b"".join(struct.pack(">I", len(part)) + part for part in pair)).digest()
+        parts = [self._hello_bytes, payload] if self.initiator else [payload, self._hello_bytes]
+        if self._certified is not None:
+            parts.append(self._certified.binding)
+        self._transcript = hashlib.sha256(b"".join(struct.pack(">I", len(part)) + part for part in parts)).digest()
 
     def _proof(self, label: str) -> bytes:
         assert self._key is not None
@@ -407,7 +434,7 @@ class Session:
         limits = self.limits
         mac_out: bytes | _Mac | None = None
         mac_in: bytes | _Mac | None = None
-        if self._key is not None:
+        if self._key is not None and self._certified is None:
             ends = ("key of initiator", "key of responder")
             out, into = ends if self.initiator else ends[::-1]
             if "blake3" in self.capabilities:
@@ -459,3 +486,10 @@ class Session:
 
     def _who(self) -> str:
         return f"node {self.peer.node!r}" if self.peer else "the peer"
+
+
+def refusal(text: str) -> bytes:
+    """The frame that refuses a peer before there is a session, in the words that its session will raise."""
+    frame = encode(FrameType.REFUSE, 0, 0, text.encode()[:REASON_BYTES_MAX])
+    seal(frame)
+    return bytes(frame)

@@ -19,6 +19,7 @@ from typing import Protocol, runtime_checkable
 from nova._native.channel import Channel
 from nova.errors import PeerError
 from nova.transport.base import Buffer, Identity, StreamStats
+from nova.transport.quiet import Quiet
 from nova.transport.session import Established, Event, Goodbye, Session
 
 logger = logging.getLogger("nova.transport")
@@ -71,7 +72,9 @@ class SessionStream:
         on_proved: Callable[[Identity], None] | None = None,
         send_delay: Callable[[Identity], float] | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
+        quiet: Quiet | None = None,
     ) -> None:
+        self._quiet = quiet  # where strangers are logged, of whom there may be many
         self._loop = asyncio.get_running_loop()
         self._session = session
         self._pipe = pipe
@@ -469,7 +472,11 @@ class SessionStream:
         """The peer broke the protocol: tell it what may be told (the session decides), then hang up."""
         if self._gone.done():
             return
-        logger.warning("stream with %s broken: %s", self._name(), error)
+        if self.ready.done() or self._quiet is None:
+            logger.warning("stream with %s broken: %s", self._name(), error)
+        else:  # a stranger, who will be back in a moment
+            kind = (self._remote.rpartition(":")[0], str(error))
+            self._quiet.warning(kind, "stream with %s broken: %s", self._name(), error)
         self._break(error)
         last = b"".join(self._session.take_output(0))
         if last:

@@ -7,16 +7,19 @@ import errno
 import ipaddress
 import os
 import socket
-import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import cast
 
 from nova.errors import PeerError, UnavailableError, UsageError
-from nova.transport.base import Identity, Limits, Stream, Tls
-from nova.transport.session import NONCE_BYTES, Session
+from nova.transport.base import Certified, Identity, Limits, Stream, Tls
+from nova.transport.quiet import Quiet
+from nova.transport.session import NONCE_BYTES, Session, refusal
 from nova.transport.sockets import BACKLOG, DirectSocket, Listener, dial, tune
 from nova.transport.stream import Pipe, SessionStream, logger
+from nova.transport.tls import Tls as Certificates
+from nova.transport.tls import Use
+from nova.transport.tls_layer import TlsLayer
 
 WRITE_BYTES_HIGH = 1 << 20
 HANDSHAKES_MAX = 256
@@ -52,7 +55,9 @@ class TcpTransport:
 
     key         the cluster key that both sides prove, 32 bytes or more; None only where the configuration says so
     send_delay  seconds that everything to a peer is held back, in order: stands in for the distance of regions
-    tls         TLS below the session; without it sockets are read and written by compiled code
+    tls         TLS below the session: encrypt, and let in only who shows a certificate; without it sockets are read and
+                written by compiled code
+    use         of `tls`: what the port is for, and so who may come
     """
 
     def __init__(
@@ -63,12 +68,18 @@ class TcpTransport:
         limits: Limits | None = None,
         send_delay: Callable[[Identity], float] | None = None,
         tls: Tls | None = None,
+        use: Use = "peers",
     ) -> None:
         self._identity = identity
         self._key = key
         self._limits = limits or Limits()
         self._send_delay = send_delay
-        self._tls = tls
+        self._quiet = Quiet(logger)
+        self._layer: TlsLayer | None = None
+        if tls is not None:
+            if not isinstance(tls, Certificates):
+                raise UsageError(f"tls is {type(tls).__name__}; tcp:// takes a nova.transport.tls.Tls")
+            self._layer = TlsLayer(tls, use=use, handshake_s=self._limits.handshake_ms_max / 1000, tell=refusal)
         self._servers: list[Listener | asyncio.Server] = []
         self._streams: set[SessionStream] = set()
         self._handshakes = 0
@@ -92,17 +103,17 @@ class TcpTransport:
             task.add_done_callback(self._accept_done)
 
         server: Listener | asyncio.Server
+        layer = self._layer
         try:
-            if self._tls is None:
+            if layer is None:
                 server = Listener(lambda sock, name: self._open(sock, join_address(*name), accepted))
                 used = await server.open(host, port)
             else:
                 server = await loop.create_server(
-                    lambda: _Connection(self, None, accepted),
+                    lambda: layer.over(_Connection(self, None, accepted), server_side=True),
                     host,
                     port,
                     backlog=BACKLOG,
-                    ssl=self._tls.context(server=True),
                 )
                 used = server.sockets[0].getsockname()
         except OSError as error:
@@ -122,17 +133,12 @@ class TcpTransport:
         stream: SessionStream | None
         try:
             async with asyncio.timeout(seconds):
-                if self._tls is None:
+                if self._layer is None:
                     stream = self._open(await dial(host, port), address, None)
                 else:
-                    _, connection = await asyncio.get_running_loop().create_connection(
-                        lambda: _Connection(self, address, None), host, port, ssl=self._tls.context(server=False)
-                    )
-                    stream = connection.stream
+                    stream = await self._secured(self._layer, address, host, port)
         except TimeoutError:
             raise UnavailableError(f"no answer from {address} within {seconds:g} s") from None
-        except ssl.SSLError as error:
-            raise PeerError(f"no TLS with {address}: {error.reason or error}") from None
         except OSError as error:
             raise UnavailableError(f"cannot connect to {address}: {plain(error)}") from None
         if stream is None:
@@ -144,10 +150,31 @@ class TcpTransport:
             raise
         return stream
 
+    async def _secured(self, layer: TlsLayer, address: str, host: str, port: int) -> SessionStream | None:
+        """The stream over TLS, once that is shaken."""
+        loop = asyncio.get_running_loop()
+        shaken: asyncio.Future[None] = loop.create_future()
+
+        def done(error: Exception | None) -> None:
+            if not shaken.done():
+                shaken.set_result(None) if error is None else shaken.set_exception(error)
+
+        connection = _Connection(self, address, None)
+        below = layer.over(connection, server_side=False, remote=address, done=done)
+        raw, _ = await loop.create_connection(lambda: below, host, port)
+        try:
+            await shaken
+        except asyncio.CancelledError:
+            raw.abort()
+            raise
+        return connection.stream
+
     async def close(self) -> None:
         self._closed = True
         for server in self._servers:
             server.close()
+        if self._layer is not None:
+            self._layer.close()
         await asyncio.gather(*(stream.close("the node shuts down") for stream in list(self._streams)))
         current = asyncio.current_task()
         tasks = [task for task in self._tasks if task is not current]
@@ -180,22 +207,22 @@ class TcpTransport:
         pipe: Pipe,
         remote: str,
         accepted: Callable[[SessionStream], None] | None,
-        proved: Callable[[Identity], None] | None = None,
+        certified: Certified | None = None,
     ) -> SessionStream:
         def closed(stream: SessionStream) -> None:
             self._streams.discard(stream)
             if accepted and (not stream.ready.done() or stream.ready.exception() is not None):
                 self._handshakes -= 1
 
-        session = self._session(initiator=accepted is None)
+        session = self._session(accepted is None, certified)
         stream = SessionStream(
             session,
             pipe,
             remote,
             on_established=accepted,
             on_closed=closed,
-            on_proved=proved,
             send_delay=self._send_delay,
+            quiet=self._quiet,
         )
         self._streams.add(stream)
         return stream
@@ -205,7 +232,7 @@ class TcpTransport:
         if not task.cancelled() and task.exception() is not None:
             logger.error("serving a peer failed", exc_info=task.exception())
 
-    def _session(self, initiator: bool) -> Session:
+    def _session(self, initiator: bool, certified: Certified | None) -> Session:
         return Session(
             self._identity,
             key=self._key,
@@ -213,11 +240,12 @@ class TcpTransport:
             nonce=os.urandom(NONCE_BYTES),
             now_ns=time.monotonic_ns(),
             limits=self._limits,
+            certified=certified,
         )
 
 
 class _Connection(asyncio.Protocol):
-    """One connection with TLS: the loop has the socket, its bytes go to the stream, the stream's bytes to the loop."""
+    """One connection with TLS, which has the socket: its plaintext goes to the stream, the stream's bytes to it."""
 
     def __init__(
         self, owner: TcpTransport, address: str | None, accepted: Callable[[SessionStream], None] | None
@@ -229,8 +257,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
-        owner, tls = self._owner, self._owner._tls
-        assert tls is not None
+        owner = self._owner
         if not owner._admits(self._accepted is not None):
             transport.abort()
             return
@@ -239,8 +266,7 @@ class _Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=WRITE_BYTES_HIGH)
         name = transport.get_extra_info("peername")
         remote = self._address or (join_address(name[0], name[1]) if isinstance(name, tuple) else "an unknown peer")
-        end = transport.get_extra_info("ssl_object")
-        self.stream = owner._stream(transport, remote, self._accepted, lambda peer: tls.check(end, peer))
+        self.stream = owner._stream(transport, remote, self._accepted, transport.get_extra_info("nova_certified"))
 
     def data_received(self, data: bytes) -> None:
         if self.stream is not None:
@@ -248,6 +274,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.stream is not None:
+            if isinstance(error, PeerError):  # of TLS, and says all
+                self.stream.abort(str(error))
             self.stream.pipe_lost(plain(error) if isinstance(error, OSError) else "")
 
     def pause_writing(self) -> None:

@@ -16,6 +16,7 @@ from nova.transport.engine import Kind, probe
 from nova.transport.session import HANDSHAKE_FRAME_BYTES_MAX, PROTOCOL_VERSION, Session
 from nova.transport.tcp import TcpTransport, split_address
 from nova.transport.uring import EpollTransport, UringTransport
+from tests import authorities
 
 KEY = bytes(range(32))
 SMALL = Limits(queue_bytes_max=256 * 1024, credit_bytes=64 * 1024, message_bytes_max=1024 * 1024)
@@ -65,15 +66,19 @@ class Engine:
             finally:
                 await asyncio.gather(*(transport.close() for transport in self.made))
 
-        run = virtual.run if self.kind == "sim" else uvloop.run if self.kind.endswith("on uvloop") else asyncio.run
+        bare = self.kind.removesuffix(" on uvloop")
+        run = virtual.run if self.kind == "sim" else asyncio.run if bare == self.kind else uvloop.run
         run(whole())
 
     def make(self, node, *, key=KEY, limits=None, **more):
         who = identity(node, **more)
-        if self.kind == "sim":
+        bare = self.kind.removesuffix(" on uvloop")
+        if bare == "sim":
             made = SimTransport(who, self.links, key=key, limits=limits)
+        elif bare == "tls":
+            made = TcpTransport(who, key=key, limits=limits, tls=authorities.tls(node))
         else:
-            made = REAL[self.kind.removesuffix(" on uvloop")](who, key=key, limits=limits)
+            made = REAL[bare](who, key=key, limits=limits)
         self.made.append(made)
         return made
 
@@ -89,7 +94,7 @@ class Engine:
         return await a.connect(address), await accepted
 
 
-@pytest.fixture(params=[*KINDS, "sim"])
+@pytest.fixture(params=[*KINDS, "tls", "tls on uvloop", "sim"])
 def engine(request):
     return Engine(request.param)
 

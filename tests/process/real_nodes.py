@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -89,6 +90,7 @@ class Node:
 
     limits   the [limits] table of its configuration
     flags    further arguments of `nova serve`
+    tls      how to ask its API, if that is HTTPS
     """
 
     def __init__(
@@ -103,7 +105,9 @@ class Node:
         flags: tuple[str, ...] = (),
         key: str | None = KEY,
         environment: dict[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self.tls = tls
         self.name, self.region, self.folder = name, region, folder
         self.listen, self.http = (f"127.0.0.1:{port}" for port in ports)
         self.http_port = ports[1]
@@ -203,6 +207,8 @@ class Node:
     # -- its API --
 
     def connect(self, seconds: float = 30.0) -> http.client.HTTPConnection:
+        if self.tls is not None:
+            return http.client.HTTPSConnection("127.0.0.1", self.http_port, timeout=seconds, context=self.tls)
         return http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=seconds)
 
     def ask(

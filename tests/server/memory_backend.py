@@ -211,6 +211,7 @@ class MemoryBackend:
             {
                 "node": "n2", "region": "there", "address": "127.0.0.1:1", "state": "alive", "incarnation": 2,
                 "connected": True, "rtt_ms": 80.5, "lag_ops": 0, "sent_bytes": 10, "received_bytes": 20,
+                "queue_bytes": 0, "encrypted": False,
             }
         ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -30,9 +31,12 @@ class Part:
             self._element.set_content(text)
 
 
-def serve(urls: list[str], *, host: str, port: int, token: str | None) -> None:
-    """Run the dashboard until it is told to end. Blocks."""
-    view = ClusterView(urls, token)
+def serve(urls: list[str], *, host: str, port: int, token: str | None, tls: ssl.SSLContext | None = None) -> None:
+    """Run the dashboard until it is told to end. Blocks.
+
+    tls  for nodes with https://
+    """
+    view = ClusterView(urls, token, tls)
 
     async def begin() -> None:
         await view.ask()  # so that the first page is a filled one

@@ -132,6 +132,24 @@ def _node(node: NodeView, common: str) -> str:
         f'<div class="row"><span class="mono {"" if same else "bad"}" title="digest of the whole state">'
         f"{escape(status['digest'][:16])}{'' if same else ' differs'}</span>"
         f'<span class="dim num">{status["peers"]} peers · {status["conflicts"]:,} conflicts</span></div>'
+        + _certificate(status.get("tls"))
+    )
+
+
+EXPIRES_SOON_S: Final = 14 * 86_400
+
+
+def _certificate(tls: dict[str, Any] | None) -> str:
+    """Until when a node's certificate and its authority live."""
+    if tls is None:
+        return '<div class="row dim" data-testid="tls"><span>not encrypted</span></div>'
+    soonest = min(tls["expires_s"], tls["ca_expires_s"])
+    state = "bad" if soonest - time.time() < EXPIRES_SOON_S else "dim"
+    days = [time.strftime("%Y-%m-%d", time.gmtime(tls[name])) for name in ("expires_s", "ca_expires_s")]
+    failed = sum(tls["failures"].values())
+    return (
+        f'<div class="row {state} num" data-testid="tls"><span>TLS 1.3 · certificate until {days[0]}, authority until '
+        f"{days[1]}</span><span>{f'{failed:,} handshakes failed' if failed else ''}</span></div>"
     )
 
 
@@ -143,15 +161,19 @@ def links(view: ClusterView) -> str:
             connected = peer["connected"] and peer["state"] == "alive"
             state = peer["state"] if peer["connected"] else f"cut ({peer['state']})"
             rtt = f"{peer['rtt_ms']:.1f} ms" if peer["rtt_ms"] is not None and peer["connected"] else "-"
+            cover = "TLS 1.3" if peer.get("encrypted") else "plain" if peer["connected"] else "-"
+            rate = node.link_bps.get(peer["node"])
             rows.append(
                 f"<tr><td>{escape(node.name)} → {escape(peer['node'])}</td>"
-                f'<td class="{"good" if connected else "bad"}">{escape(state)}</td><td>{rtt}</td>'
-                f"<td>{peer['lag_ops']:,}</td><td>{_bytes(peer['sent_bytes'])}</td></tr>"
+                f'<td class="{"good" if connected else "bad"}">{escape(state)}</td><td>{cover}</td><td>{rtt}</td>'
+                f"<td>{peer['lag_ops']:,}</td><td>{_bytes(peer['sent_bytes'])}</td>"
+                f"<td>{'-' if rate is None else _bytes(round(rate / 8)) + '/s'}</td>"
+                f"<td>{_bytes(peer.get('queue_bytes', 0))}</td></tr>"
             )
-    body = "".join(rows) or '<tr><td colspan="5" class="dim">no links</td></tr>'
+    body = "".join(rows) or '<tr><td colspan="8" class="dim">no links</td></tr>'
     return (
-        '<div class="card"><h2>Links</h2><table class="links num"><tr><th>link</th><th>state</th><th>round trip</th>'
-        f"<th>lag</th><th>sent</th></tr>{body}</table></div>"
+        '<div class="card"><h2>Links</h2><table class="links num"><tr><th>link</th><th>state</th><th>cover</th>'
+        f"<th>round trip</th><th>lag</th><th>sent</th><th>rate</th><th>queued</th></tr>{body}</table></div>"
     )
 
 

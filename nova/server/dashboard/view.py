@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 import time
 from collections import deque
 from typing import Any, Final
@@ -24,9 +25,9 @@ TRAIL: Final = 20
 class NodeView:
     """One node, as it last answered."""
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str, token: str | None, tls: ssl.SSLContext | None = None) -> None:
         self.url = url
-        self.client = Client(url, token=token, timeout_s=3.0)
+        self.client = Client(url, token=token, timeout_s=3.0, tls=tls)
         self.name = url.partition("://")[2]
         self.region = ""
         self.status: dict[str, Any] = {}
@@ -34,7 +35,10 @@ class NodeView:
         self.group: dict[str, Any] | None = None
         self.error = "not asked yet"
         self.rate = 0.0
+        self.link_bps: dict[str, float] = {}
+        """peer -> bit/s that this node has sent to it, over the last round."""
         self._last: tuple[float, int, int] | None = None
+        self._sent: dict[str, int] = {}
 
     @property
     def up(self) -> bool:
@@ -46,6 +50,7 @@ class NodeView:
             self.group = await self.client.get("/v1/consensus") if "strong_keys" in status else None
         except NovaError as error:
             self.error, self.rate, self._last = str(error), 0.0, None
+            self.link_bps, self._sent = {}, {}
             return
         self.error = ""
         self.status, self.peers = status, peers["peers"]
@@ -53,15 +58,23 @@ class NodeView:
         now = time.monotonic()
         if self._last is not None and self._last[2] == status["incarnation"] and now > self._last[0]:
             self.rate = max(0.0, (status["writes_total"] - self._last[1]) / (now - self._last[0]))
-        self._last = (now, status["writes_total"], status["incarnation"])
+        sent = {peer["node"]: peer["sent_bytes"] for peer in self.peers}
+        if self._last is not None and self._last[2] == status["incarnation"] and now > self._last[0]:
+            passed_s = now - self._last[0]
+            self.link_bps = {
+                node: 8 * max(0, count - self._sent[node]) / passed_s
+                for node, count in sent.items()
+                if node in self._sent
+            }
+        self._last, self._sent = (now, status["writes_total"], status["incarnation"]), sent
 
 
 class ClusterView:
     """All nodes. Those that peers name are added by themselves, up to NODES_MAX."""
 
-    def __init__(self, urls: list[str], token: str | None) -> None:
-        self._token = token
-        self.nodes = {url.rstrip("/"): NodeView(url.rstrip("/"), token) for url in urls}
+    def __init__(self, urls: list[str], token: str | None, tls: ssl.SSLContext | None = None) -> None:
+        self._token, self._tls = token, tls
+        self.nodes = {url.rstrip("/"): NodeView(url.rstrip("/"), token, tls) for url in urls}
         self._given = set(self.nodes)
         self.conflicts: dict[str, Any] = {"conflicts": [], "total": 0, "by_type": {}, "by_strategy": {}}
         self.waiting: list[dict[str, Any]] = []
@@ -215,7 +228,7 @@ class ClusterView:
                     continue
                 url = f"{node.url.partition('://')[0]}://{http}"
                 if url not in self.nodes:
-                    self.nodes[url] = NodeView(url, self._token)
+                    self.nodes[url] = NodeView(url, self._token, self._tls)
                     names.add(peer["node"])
 
     async def _run(self) -> None:

@@ -21,6 +21,7 @@ from nova.metrics import Registry
 from nova.runtime import wall_ns
 from nova.store.strong.commands import Get, pack
 from nova.store.strong.keys import BYTES_MAX, StrongKeys, WatchedMachine
+from nova.transport.tls import Tls
 from nova.types import NodeId
 
 VALUE_BYTES_MAX: Final = 4 << 20
@@ -76,7 +77,8 @@ class StrongMember:
     members  name -> HOST:PORT of every member that is known, this one included. One alone may have the address "":
              nobody can reach it, and it needs no port
     cluster  of the owner
-    key      the cluster key; None only on loopback
+    key      the cluster key; None only on loopback, or with tls
+    tls      what the engine encrypts with; None: plain
     raises   UsageError if it can't be. The caller starts and closes `engine`
     """
 
@@ -92,6 +94,7 @@ class StrongMember:
         key_bytes_max: int,
         value_bytes_max: int,
         metrics: Registry | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.options = options
         self.machine = WatchedMachine()
@@ -103,6 +106,7 @@ class StrongMember:
             protocol=options.protocol,
             voters=options.founders or None,
             key=key,
+            tls=tls,
             # Not that of the store's own mesh: a port that was mixed up is refused at the handshake.
             cluster=f"{cluster}/strong",
             listen=options.listen or None,

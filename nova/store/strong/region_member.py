@@ -14,6 +14,7 @@ from nova.store.strong.commands import Get, pack
 from nova.store.strong.member import CATCH_UP_S, LOOK_S, GroupOptions, now_ms
 from nova.store.strong.regional import RegionalKeys
 from nova.store.strong.regions import Addressed, RegionalMachine
+from nova.transport.tls import Tls
 from nova.types import NodeId, Region
 
 
@@ -41,6 +42,7 @@ class RegionMember:
         value_bytes_max: int,
         where: Callable[[Region], str] = lambda region: "",
         metrics: Registry | None = None,
+        tls: Tls | None = None,
     ) -> None:
         if node not in regions:
             raise UsageError(f"{node!r} has no region among {dict(regions)}; name its own, too")
@@ -55,6 +57,7 @@ class RegionMember:
             protocol="hybrid",
             voters=options.founders or None,
             key=key,
+            tls=tls,
             # Neither that of the store's own mesh nor of strong keys: a port that was mixed up is refused.
             cluster=f"{cluster}/hybrid",
             listen=options.listen or None,
