@@ -50,6 +50,16 @@ KERNELS = {
     "conflict": ["csrc/vclock.c"],
     "audit": ["csrc/blake3.c"],
     "linearize": [],
+    "delta": [
+        "csrc/delta.c",
+        "csrc/delta_write.c",
+        "csrc/delta_pieces.c",
+        "csrc/delta_read.c",
+        "csrc/page.c",
+        "csrc/entropy.c",
+        "csrc/digest.c",
+        "csrc/log.c",
+    ],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")
