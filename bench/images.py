@@ -3,9 +3,9 @@
 usage: python bench/images.py FOLDER     writes NAME.before and NAME.after for every pair
 
 A real pair is what a process had in its writable private memory, read through /proc/PID/mem while it stood still,
-before and after some work. Both images have the layout of the second moment, as a machine's memory has one: what was not
-mapped at the first one is zeros there. The work has a fixed seed; addresses and times in memory are as the system gave
-them.
+before and after some work. Both images have the layout of the second moment, as a machine's memory has one: what was
+not mapped at the first one is zeros there. The work has a fixed seed; addresses and times in memory are as the system
+gave them.
 """
 
 from __future__ import annotations

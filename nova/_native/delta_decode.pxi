@@ -112,6 +112,59 @@ cdef size_t right_sizes(list spans, uint64_t base_bytes, uint64_t size_max) exce
     return size
 
 
+def span_places(delta):
+    """(begin, end, bytes of its base, bytes of its image) of every span. Raises CorruptionError, LimitError."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(delta, &view, PyBUF_SIMPLE)
+    try:
+        found = spans_of(<const uint8_t *>view.buf, view.len)
+        ends = [begin for begin, _, _ in found[1:]] + [view.len]
+        return [(begin, end, base, size) for (begin, base, size), end in zip(found, ends)]
+    finally:
+        PyBuffer_Release(&view)
+
+
+def decode_span(base, delta):
+    """What one span, whichever it is, makes of its part of the base. Raises as `decode` does."""
+    cdef Py_buffer base_view, delta_view
+    cdef Workspace work = Workspace.__new__(Workspace)
+    cdef nova_delta_reader r
+    cdef nova_delta_span span
+    cdef digest_table digests
+    cdef bytes out
+    memset(&digests, 0, sizeof(digests))
+    work.prepare(False)
+    PyObject_GetBuffer(base, &base_view, PyBUF_SIMPLE)
+    try:
+        PyObject_GetBuffer(delta, &delta_view, PyBUF_SIMPLE)
+        try:
+            refuse(nova_delta_read_span(<const uint8_t *>delta_view.buf, delta_view.len, &span))
+            right_sizes([(0, span.base_size, span.size)], base_view.len, IMAGE_BYTES_MAX)
+            out = PyBytes_FromStringAndSize(NULL, span.size)
+            make(work, &span, <const uint8_t *>base_view.buf, &digests, &r, <uint8_t *>PyBytes_AS_STRING(out))
+            return out
+        finally:
+            PyBuffer_Release(&delta_view)
+    finally:
+        free(digests.pages)
+        PyBuffer_Release(&base_view)
+
+
+cdef int make(Workspace work, const nova_delta_span *span, const uint8_t *base, digest_table *digests,
+              nova_delta_reader *r, uint8_t *out) except -1:
+    """The image of one span; out == NULL: staged in r."""
+    cdef int code
+    memset(r, 0, sizeof(nova_delta_reader))
+    r.base.bytes, r.base.size = base, span.base_size
+    take_digests(digests, &r.base)
+    right_base(digests, span)
+    r.digests, r.sum, r.size, r.out = digests.pages, digests.sum, span.size, out
+    with nogil:
+        code = read_all(work, span, r)
+    refuse(code)
+    return right_image(r, span)
+
+
 def decode(base, delta, *, uint64_t size_max=1 << 34):
     """What `encode` was given as `new`.
 
@@ -131,7 +184,6 @@ def decode(base, delta, *, uint64_t size_max=1 << 34):
     cdef const uint8_t *raw
     cdef bytes out
     cdef size_t base_at = 0, at = 0
-    cdef int code
     memset(&digests, 0, sizeof(digests))
     work.prepare(False)
     PyObject_GetBuffer(base, &base_view, PyBUF_SIMPLE)
@@ -143,16 +195,8 @@ def decode(base, delta, *, uint64_t size_max=1 << 34):
             out = PyBytes_FromStringAndSize(NULL, right_sizes(spans, base_view.len, size_max))
             for begin, _, _ in spans:
                 refuse(nova_delta_read_span(raw + <size_t>begin, delta_view.len - <size_t>begin, &span))
-                memset(&r, 0, sizeof(r))
-                r.base.bytes, r.base.size = <const uint8_t *>base_view.buf + base_at, span.base_size
-                take_digests(&digests, &r.base)
-                right_base(&digests, &span)
-                r.digests, r.sum, r.size = digests.pages, digests.sum, span.size
-                r.out = <uint8_t *>PyBytes_AS_STRING(out) + at
-                with nogil:
-                    code = read_all(work, &span, &r)
-                refuse(code)
-                right_image(&r, &span)
+                make(work, &span, <const uint8_t *>base_view.buf + base_at, &digests, &r,
+                     <uint8_t *>PyBytes_AS_STRING(out) + at)
                 base_at += span.base_size
                 at += span.size
             return out
@@ -193,7 +237,6 @@ def decode_into(image, delta, *, base_bytes=None):
     cdef Stage stage
     cdef list stages = []
     cdef size_t base_at = 0, at = 0
-    cdef int code
     memset(&digests, 0, sizeof(digests))
     work.prepare(False)
     PyObject_GetBuffer(image, &view, PyBUF_WRITABLE)
@@ -214,14 +257,7 @@ def decode_into(image, delta, *, base_bytes=None):
                 stage = Stage.__new__(Stage)
                 stages.append(stage)
                 stage.image = <uint8_t *>view.buf + at
-                stage.r.base.bytes, stage.r.base.size = stage.image, span.base_size
-                take_digests(&digests, &stage.r.base)
-                right_base(&digests, &span)
-                stage.r.digests, stage.r.sum, stage.r.size = digests.pages, digests.sum, span.size
-                with nogil:
-                    code = read_all(work, &span, &stage.r)
-                refuse(code)
-                right_image(&stage.r, &span)
+                make(work, &span, stage.image, &digests, &stage.r, NULL)
                 base_at += span.base_size
                 at += span.size
             for stage in stages:

@@ -34,6 +34,7 @@ COMMANDS = {
     "restore": ("nova.cli.recovery", "restore", "node"),
     "heal": ("nova.cli.recovery", "heal", "node"),
     "policy": ("nova.cli.policy", "policy", "node"),
+    "delta": ("nova.cli.delta", "delta", "node"),
     "chaos": ("nova.cli.cluster", "chaos", "node"),
     "dashboard": ("nova.cli.dashboard", "dashboard", "ui"),
     "simulate": ("nova.cli.simulate", "simulate", "node"),

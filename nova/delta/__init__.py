@@ -20,10 +20,12 @@ from nova._native.delta import (
     DeltaEncoder,
     decode,
     decode_into,
+    decode_span,
     encode,
     encode_span,
     identity,
     scan,
+    span_places,
     zstd_version,
 )
 from nova.errors import UsageError
@@ -40,10 +42,12 @@ __all__ = [
     "DeltaStat",
     "decode",
     "decode_into",
+    "decode_span",
     "encode",
     "encode_span",
     "identity",
     "level_for",
+    "span_places",
     "stat",
     "zstd_version",
 ]
