@@ -123,6 +123,7 @@ typedef struct {
     nova_image base, image;
     const nova_digest *digests; /* of the pages of the base */
     nova_digest sum;            /* of the base to begin with; in the end of the image */
+    int base_is_own; /* nobody else can have changed it: its pages need not be hashed again */
     int how;
     const nova_page_range *ranges; /* BY_RANGES: ascending, apart from each other, within the image */
     size_t ranges_count;

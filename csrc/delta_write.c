@@ -15,6 +15,7 @@ enum {
     LONG_RUN = 2,
     ASK_SHARE = 256, /* a table of blocks is made when one of so many pages could use it */
     PAGE_TOKENS = 600,
+    FAR = 2, /* ranges */
     HEAD_COUNT = 32 /* pages that a token counts in its first byte */
 };
 
@@ -257,7 +258,7 @@ static int put_page(nova_delta_writer *w, const uint8_t *old, const uint8_t *new
         w->heavy++;
     }
     if (i < base_pages) {
-        nova_digest known = w->digests[i], now = old ? nova_page_digest(old) : known;
+        nova_digest known = w->digests[i], now = old && !w->base_is_own ? nova_page_digest(old) : known;
         if (known.lo != now.lo || known.hi != now.hi)
             return NOVA_DELTA_E_BASE;
         w->sum = nova_digest_sub(w->sum, nova_page_share(known, i));
@@ -345,6 +346,19 @@ void nova_delta_begin(nova_delta_writer *w)
         w->sum = nova_digest_sub(w->sum, nova_page_share(w->digests[i], i));
 }
 
+/* Pages far from each other are not foreseen by the processor: ask for the next one while this one is worked on. */
+static void fetch_ahead(const nova_delta_writer *w, size_t page)
+{
+    size_t at = page * NOVA_PAGE;
+    if (at + NOVA_PAGE > w->image.size || at + NOVA_PAGE > w->base.size || !w->base.bytes)
+        return;
+    for (size_t line = 0; line < NOVA_PAGE; line += NOVA_LINE) {
+        __builtin_prefetch(w->image.bytes + at + line, 0, 2);
+        __builtin_prefetch(w->base.bytes + at + line, 0, 2);
+    }
+    __builtin_prefetch(&w->digests[page], 0, 2);
+}
+
 int nova_delta_write(nova_delta_writer *w)
 {
     size_t pages = nova_pages_in(w->image.size);
@@ -356,6 +370,8 @@ int nova_delta_write(nova_delta_writer *w)
             put(w, NOVA_SAME, first - w->page, 0);
             w->page = first;
         }
+        if (w->range + FAR < w->ranges_count)
+            fetch_ahead(w, w->ranges[w->range + FAR].first);
         int said = write_pages(w, first + w->ranges[w->range].count);
         if (said)
             return said;

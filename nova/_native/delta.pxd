@@ -86,6 +86,7 @@ cdef extern from "delta.h" nogil:
         nova_image base, image
         const nova_digest *digests
         nova_digest sum
+        int base_is_own
         int how
         const nova_page_range *ranges
         size_t ranges_count

@@ -2,6 +2,7 @@
 """Deltas between images of memory: owner of the kernels in csrc/delta.h. `nova.delta` is its face."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -14,6 +15,14 @@ from nova.errors import CorruptionError, LimitError, UsageError
 cdef extern from "bytes.h" nogil:
     void nova_store64le(void *p, uint64_t v)
 
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        MADV_HUGEPAGE
+    int madvise(void *address, size_t size, int advice)
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void **out, size_t alignment, size_t size)
+
 PAGE_BYTES = NOVA_PAGE
 VERSION = NOVA_DELTA_VERSION
 KINDS = ("same", "zero", "copy", "again", "raw", "runs", "bitmap", "pieces")
@@ -22,6 +31,7 @@ LEVEL_MAX = 19
 cdef enum:
     PACK_MIN = 48                # a shorter stream gains nothing that its frame does not cost
     REACH = 4 << 20              # how far around its pages a frame looks for literals in the base
+    HUGE = 2 << 20
     E_MEMORY = -100
     E_NO_ZSTD = -101
     E_ZSTD = -102
@@ -114,6 +124,33 @@ def identity(image):
     finally:
         free(digests.pages)
         PyBuffer_Release(&view)
+
+
+def ranges_within(const uint64_t[::1] regions not None, size_t count, uint64_t start, uint64_t size):
+    """Regions of addresses (begin, end, anything) as pairs (first byte, bytes) within memory that begins at `start`: 16
+    bytes each. Regions that touch become one."""
+    cdef size_t i, n = 0
+    cdef uint64_t begin, end, last = 0
+    cdef bytearray out
+    cdef uint64_t *pairs
+    if 3 * count > <size_t>regions.shape[0]:
+        raise UsageError(f"{count} regions in {regions.shape[0]} words; each takes 3")
+    out = bytearray(16 * count)
+    pairs = <uint64_t *>PyByteArray_AS_STRING(out)
+    for i in range(count):
+        begin, end = regions[3 * i], regions[3 * i + 1]
+        begin, end = (begin - start if begin > start else 0), (end - start if end > start else 0)
+        end = min(end, size)
+        if begin >= end:
+            continue
+        if n and last == begin:
+            pairs[2 * n - 1] += end - begin
+        else:
+            pairs[2 * n], pairs[2 * n + 1] = begin, end - begin
+            n += 1
+        last = end
+    del out[16 * n:]
+    return out
 
 
 cdef int refuse(int code) except -1:

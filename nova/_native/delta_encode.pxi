@@ -258,6 +258,17 @@ cdef nova_page_range *ranges_of(object dirty, size_t image_bytes, size_t *count)
     return out
 
 
+cdef uint8_t *large(size_t size) except NULL:
+    """Memory for a copy of an image, in huge pages where there are some: dirty pages lie far from each other, and looking
+    up where each one is would take longer than reading it."""
+    cdef void *out = NULL
+    if posix_memalign(&out, HUGE if size >= HUGE else 64, size or 1):
+        raise MemoryError
+    if size >= HUGE:
+        madvise(out, size // HUGE * HUGE, MADV_HUGEPAGE)
+    return <uint8_t *>out
+
+
 cdef class DeltaEncoder:
     """Deltas from one base: keeps a digest for each of its pages, 16 bytes for 4096.
 
@@ -292,9 +303,7 @@ cdef class DeltaEncoder:
             return
         if hold == "base":
             self.own_room = max(self.base.size, 1)
-            self.own = <uint8_t *>malloc(self.own_room)
-            if self.own == NULL:
-                raise MemoryError
+            self.own = large(self.own_room)
             memcpy(self.own, self.base.bytes, self.base.size)
         self.base.bytes = self.own
         PyBuffer_Release(&self.base_view)
@@ -361,6 +370,7 @@ cdef class DeltaEncoder:
                 raise LimitError(f"an image of {w.image.size} bytes; the limit is {IMAGE_BYTES_MAX}: encode it in parts")
             self.work.prepare(True)
             w.base, w.digests, w.sum = self.base, self.digests.pages, self.digests.sum
+            w.base_is_own = self.own != NULL
             w.how = NOVA_BY_COMPARE if how == "compare" else NOVA_BY_DIGEST if how == "hash" else NOVA_BY_RANGES
             if dirty is not None:
                 ranges = ranges_of(dirty, w.image.size, &w.ranges_count)
@@ -402,9 +412,9 @@ cdef class DeltaEncoder:
         cdef nova_digest zero
         room_for(&self.digests, pages)
         if self.own != NULL and image.size > self.own_room:
-            grown = <uint8_t *>realloc(self.own, image.size)
-            if grown == NULL:
-                raise MemoryError
+            grown = large(image.size)
+            memcpy(grown, self.own, self.base.size)
+            free(self.own)
             self.own, self.own_room = grown, image.size
         if self.own != NULL:
             if image.size > self.base.size:
