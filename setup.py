@@ -55,6 +55,16 @@ KERNELS = {
     "audit": ["csrc/blake3.c"],
     "linearize": [],
     "uring": ["csrc/uring_face.c", "csrc/uring_engine.c", "csrc/uring.c", "csrc/uring_epoll.c"],
+    "delta": [
+        "csrc/delta.c",
+        "csrc/delta_write.c",
+        "csrc/delta_pieces.c",
+        "csrc/delta_read.c",
+        "csrc/page.c",
+        "csrc/entropy.c",
+        "csrc/digest.c",
+        "csrc/log.c",
+    ],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")

@@ -70,6 +70,21 @@ static inline int nova_has_clmul(void)
 }
 #endif
 
+/* NEON is in every aarch64, so only NOVA_SIMD=plain keeps from it. */
+static inline int nova_has_neon(void)
+{
+#if defined(__aarch64__)
+    static signed char known = -1;
+    if (__builtin_expect(known < 0, 0)) {
+        const char *most = getenv("NOVA_SIMD");
+        known = !(most && !strcmp(most, "plain"));
+    }
+    return known;
+#else
+    return 0;
+#endif
+}
+
 static inline int nova_has_avx2(void)
 {
     return nova_simd_level() >= NOVA_SIMD_AVX2;

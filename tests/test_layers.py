@@ -36,6 +36,8 @@ LAYERS = {
     "nova.consensus.steering": 5,
     "nova.routing.tunnels": 5,
     "nova.runtime": 5,
+    "nova.delta.files": 4,
+    "nova.delta.tracking": 4,
     "nova.hardware": 4,
     "nova.hardware_network": 4,
     "nova.sim": 4,

@@ -35,6 +35,7 @@ COMMANDS = {
     "restore": ("nova.cli.recovery", "restore", "node"),
     "heal": ("nova.cli.recovery", "heal", "node"),
     "policy": ("nova.cli.policy", "policy", "node"),
+    "delta": ("nova.cli.delta", "delta", "node"),
     "chaos": ("nova.cli.cluster", "chaos", "node"),
     "certs": ("nova.cli.certs", "certs", "tls"),
     "dashboard": ("nova.cli.dashboard", "dashboard", "ui"),

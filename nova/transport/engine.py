@@ -201,9 +201,9 @@ class Engine:
         Without `copy`, `data` is borrowed: it must not change, and is referred to until the kernel needs it no more.
         """
         engine = self._alive()
-        if not len(data):
-            return 0
         view = ffi.from_buffer(data)
+        if not view_bytes(view):
+            return 0
         if copy:
             return self._queued(lib.nova_engine_send(engine, connection, view, view_bytes(view), 0))
         self._token = token = self._token + 1

@@ -9,12 +9,12 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import ClassVar, cast
 
 from nova.errors import PeerError, UnavailableError, UsageError
 from nova.transport.base import Certified, Identity, Limits, Stream, Tls
 from nova.transport.quiet import Quiet
-from nova.transport.session import NONCE_BYTES, Session, refusal
+from nova.transport.session import CAPABILITIES, NONCE_BYTES, Session, refusal
 from nova.transport.sockets import BACKLOG, DirectSocket, Listener, dial, tune
 from nova.transport.stream import Pipe, SessionStream, logger
 from nova.transport.tls import Tls as Certificates
@@ -59,6 +59,8 @@ class TcpTransport:
                 written by compiled code
     use         of `tls`: what the port is for, and so who may come
     """
+
+    _capabilities: ClassVar[tuple[str, ...]] = CAPABILITIES
 
     def __init__(
         self,
@@ -241,6 +243,7 @@ class TcpTransport:
             now_ns=time.monotonic_ns(),
             limits=self._limits,
             certified=certified,
+            capabilities=self._capabilities,
         )
 
 

@@ -301,16 +301,7 @@ class RdmaPipe:
 class _Meeting(TcpTransport):
     """TCP between nodes that know of RDMA."""
 
-    def _session(self, initiator: bool) -> Session:
-        return Session(
-            self._identity,
-            key=self._key,
-            initiator=initiator,
-            nonce=os.urandom(NONCE_BYTES),
-            now_ns=time.monotonic_ns(),
-            limits=self._limits,
-            capabilities=(*CAPABILITIES, CAPABILITY),
-        )
+    _capabilities = (*CAPABILITIES, CAPABILITY)
 
 
 def _speaks(stream: Stream) -> bool:
