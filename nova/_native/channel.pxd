@@ -150,3 +150,8 @@ cdef class Channel:
     cdef int give_back(self) except -1
     cdef int put(self, object payload, int lane) except -1
     cdef int lane(self, int priority) except -1
+    # The channel for engines that are modules of their own: as the functions of channel.h.
+    cdef int places(self, iovec *where) noexcept nogil
+    cdef int came(self, size_t n, uint64_t now_ns) noexcept nogil
+    cdef int may_leave(self) noexcept nogil
+    cdef int next_frame(self, uint8_t *head, int data, iovec *parts) noexcept nogil

@@ -606,6 +606,20 @@ cdef class Channel:
             self.pinged_ns = now_ns
             self.c.ping_ns = now_ns
 
+    # -- for other modules -----------------------------------------------------------------------------------------------
+
+    cdef int places(self, iovec *where) noexcept nogil:
+        return nova_channel_where(&self.c, where)
+
+    cdef int came(self, size_t n, uint64_t now_ns) noexcept nogil:
+        return nova_channel_arrived(&self.c, n, now_ns)
+
+    cdef int may_leave(self) noexcept nogil:
+        return nova_channel_has_output(&self.c)
+
+    cdef int next_frame(self, uint8_t *head, int data, iovec *parts) noexcept nogil:
+        return nova_channel_frame(&self.c, head, data, parts)
+
     # -- what it knows -------------------------------------------------------------------------------------------------
 
     @property

@@ -12,6 +12,7 @@ from nova.sim import loop as virtual
 from nova.sim.transport import Links, SimTransport
 from nova.transport.base import Identity, Limits
 from nova.transport.session import HANDSHAKE_FRAME_BYTES_MAX, PROTOCOL_VERSION, Session
+from nova.transport.shm import ShmTransport
 from nova.transport.tcp import TcpTransport, split_address
 
 KEY = bytes(range(32))
@@ -44,16 +45,20 @@ class Engine:
             finally:
                 await asyncio.gather(*(transport.close() for transport in self.made))
 
-        runners = {"sim": virtual.run, "tcp": asyncio.run, "tcp on uvloop": uvloop.run}
-        runners[self.kind](whole())
+        runners = {"sim": virtual.run}
+        runners.get(self.kind, uvloop.run if "uvloop" in self.kind else asyncio.run)(whole())
+
+    @property
+    def anywhere(self):
+        """An address to listen on that the engine completes."""
+        return "@" if self.kind.startswith("shm") else "127.0.0.1:0"
 
     def make(self, node, *, key=KEY, limits=None, **more):
         who = identity(node, **more)
-        made = (
-            SimTransport(who, self.links, key=key, limits=limits)
-            if self.kind == "sim"
-            else TcpTransport(who, key=key, limits=limits)
-        )
+        if self.kind == "sim":
+            made = SimTransport(who, self.links, key=key, limits=limits)
+        else:
+            made = {"tcp": TcpTransport, "shm": ShmTransport}[self.kind.split()[0]](who, key=key, limits=limits)
         self.made.append(made)
         return made
 
@@ -65,11 +70,11 @@ class Engine:
         async def accept(stream):
             accepted.set_result(stream)
 
-        address = await b.listen("127.0.0.1:0", accept)
+        address = await b.listen(self.anywhere, accept)
         return await a.connect(address), await accepted
 
 
-@pytest.fixture(params=["tcp", "tcp on uvloop", "sim"])
+@pytest.fixture(params=["tcp", "tcp on uvloop", "shm", "shm on uvloop", "sim"])
 def engine(request):
     return Engine(request.param)
 
@@ -211,7 +216,7 @@ def test_strangers_are_refused_with_one_clear_line_on_both_sides(engine, theirs,
         async def accept(stream):
             accepted.append(stream)
 
-        address = await server.listen("127.0.0.1:0", accept)
+        address = await server.listen(engine.anywhere, accept)
         with pytest.raises(PeerError, match=here):
             await stranger.connect(address)
         assert not accepted
@@ -227,7 +232,7 @@ def test_nobody_listening_is_unavailable(engine):
 
         async def accept(stream): ...
 
-        address = await server.listen("127.0.0.1:0", accept)
+        address = await server.listen(engine.anywhere, accept)
         await server.close()
         with pytest.raises(UnavailableError, match="refused"):
             await lonely.connect(address)
@@ -239,7 +244,7 @@ def test_a_port_in_use_is_named(engine):
     async def test(engine):
         async def accept(stream): ...
 
-        address = await engine.make("a").listen("127.0.0.1:0", accept)
+        address = await engine.make("a").listen(engine.anywhere, accept)
         with pytest.raises(UsageError, match=f"{address} is in use"):
             await engine.make("b").listen(address, accept)
 
