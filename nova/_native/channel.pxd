@@ -150,6 +150,8 @@ cdef class Channel:
     cdef int give_back(self) except -1
     cdef int put(self, object payload, int lane) except -1
     cdef int lane(self, int priority) except -1
+    cdef int check_batch(self, object slab, const int64_t[::1] offsets, size_t first) except -1
+    cdef size_t put_batch(self, object slab, const int64_t[::1] offsets, int lane, size_t first) except? 0
     # The channel for engines that are modules of their own: as the functions of channel.h.
     cdef int places(self, iovec *where) noexcept nogil
     cdef int came(self, size_t n, uint64_t now_ns) noexcept nogil
