@@ -260,7 +260,7 @@ int nova_shm_spin(nova_shm *s, uint32_t wants, uint64_t ns)
 {
     uint64_t until = 0;
     for (;;) {
-        for (int i = 0; i < 64; i++) {
+        for (int i = 0; i < 8; i++) {
             int ready = nova_shm_ready(s, wants);
             if (ready)
                 return ready;

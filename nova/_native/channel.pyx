@@ -355,9 +355,14 @@ cdef class Channel:
         self.check()
         if not nova_channel_take(&self.c, &m, &holds):
             return None
-        out = self.message(&m, holds)
-        if self.c.ready == self.c.taken:
-            self.view, self.view_block = None, NULL
+        if self.c.ready == self.c.taken and self.view_block == NULL:  # alone: it needs no view of its whole block
+            if not holds:
+                nova_block_hold(m.block)
+            out = view_of(m.block, m.at, m.size)
+        else:
+            out = self.message(&m, holds)
+            if self.c.ready == self.c.taken:
+                self.view, self.view_block = None, NULL
         nova_channel_consumed(&self.c, nova_cost(m.size))
         return out
 

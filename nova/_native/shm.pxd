@@ -1,7 +1,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from nova._native.channel cimport Channel, iovec
+from nova._native.channel cimport Channel, SocketStream, iovec
 
 
 cdef extern from "shm.h" nogil:
@@ -53,3 +53,11 @@ cdef class Rings:
     cdef void ring(self, uint32_t bell) noexcept nogil
     cdef int push_frames(self, Channel channel, int data) noexcept nogil
     cdef int64_t pull_bytes(self, Channel channel, size_t most, int *complaint) noexcept nogil
+
+
+cdef class RingStream(SocketStream):
+    cdef readonly Rings rings
+    cdef uint64_t spin_ns, spin_ns_max
+    cdef int hung_up, ring_code, spin_pause
+    cdef void rest(self, uint32_t wants, uint64_t ns) noexcept nogil
+    cdef void look_whether_it_hung_up(self) noexcept nogil

@@ -1,8 +1,9 @@
+import socket
 from typing import Final
 
 from typing_extensions import Buffer, disjoint_base
 
-from nova._native.channel import Channel
+from nova._native.channel import Channel, SocketStream
 
 __test__: dict[str, str]
 
@@ -33,3 +34,13 @@ class Rings:
     def pull(self, channel: Channel, bytes_max: int = ...) -> int: ...
     def arm(self, wants: int) -> bool: ...
     def wait(self, wants: int, seconds: float) -> bool: ...
+
+@disjoint_base
+class RingStream(SocketStream):
+    def __new__(
+        cls, channel: Channel, sock: socket.socket, session: object, rings: Rings, spin_ns: int = 0
+    ) -> RingStream: ...
+    @property
+    def rings(self) -> Rings: ...
+    @property
+    def spins_ns(self) -> int: ...

@@ -6,11 +6,12 @@ What stands in the shared memory is copied out once, into memory that nobody els
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport errno
+from libc.errno cimport EAGAIN, EINTR, EPIPE, errno
 from libc.string cimport memcpy
 
 import os
 
+from nova._native.channel cimport NOVA_EEND, NOVA_ESYSTEM, NOVA_WAITS
 from nova.errors import PeerError, UsageError
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -24,6 +25,17 @@ cdef extern from "<sys/mman.h>" nogil:
     int munmap(void *at, size_t size)
     int madvise(void *at, size_t size, int advice)
 
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_DONTWAIT
+        SHUT_RDWR
+    ssize_t recv(int fd, void *at, size_t size, int flags)
+    int shutdown(int fd, int how)
+
+cdef extern from "<poll.h>" nogil:
+    int POLLIN
+    int POLLOUT
+
 cdef extern from "<time.h>" nogil:
     ctypedef int clockid_t
     struct timespec:
@@ -36,6 +48,12 @@ cdef enum:
     UNLOCK_BYTES = 16384        # from here on work is worth the interpreter lock's hand-over
     SMALL_FRAME_BYTES = 81920   # a frame of small messages, or of one word, is below
     COMPLAINT_CHANNEL = 1
+    PULL_BYTES = 262144
+    SPIN_NS_MIN = 1000          # what is tried to see whether spinning pays again,
+    SPIN_PAUSE = 32             # after so many waits without
+    SPIN_LOCKED_NS = 2000
+    SLICE_NS = 50000000         # who sleeps on the futex looks this often whether the other end is still there
+    STEP_NS = 1000000000
 
 DATA = NOVA_SHM_DATA
 ROOM = NOVA_SHM_ROOM
@@ -109,9 +127,10 @@ cdef class Rings:
             nova_shm_ring(&self.s, bell, self.fd)
 
     def close(self):
-        """Wake who sleeps and ring no more. The memory goes with the last reference. May be called twice."""
+        """End the socket, wake who sleeps, ring no more. The memory goes with the last reference. May be called twice."""
         if not self.closed and self.forks == nova_shm_forks():
             self.closed = True
+            shutdown(self.fd, SHUT_RDWR)  # before it is woken: it looks at the socket then
             nova_shm_wake_all(&self.s)
 
     # -- bytes -------------------------------------------------------------------------------------------------------
@@ -200,18 +219,19 @@ cdef class Rings:
     cdef int64_t pull_bytes(self, Channel channel, size_t most, int *complaint) noexcept nogil:
         """Bytes that went to the channel; an error of its own, with *complaint set, or one of shm.h."""
         cdef iovec where[2]
-        cdef size_t total = 0
-        cdef int64_t n
+        cdef size_t total = 0, room = 0
+        cdef int64_t n = 0
         cdef uint32_t bell
         cdef int code
         complaint[0] = 0
-        while total < most:
+        while total < most and n == <int64_t>room:  # else the ring was empty behind it
             code = channel.places(where)
             if code < 0:
                 complaint[0] = COMPLAINT_CHANNEL
                 return code
             bell = 0
-            n = nova_shm_read(&self.s, where[0].iov_base, where[0].iov_len, &bell)
+            room = where[0].iov_len
+            n = nova_shm_read(&self.s, where[0].iov_base, room, &bell)
             self.ring(bell)
             if n <= 0:
                 return n if n < 0 else <int64_t>total
@@ -284,3 +304,110 @@ cdef class Rings:
     def memory_bytes(self):
         """What the mapping takes."""
         return self.map_bytes
+
+
+cdef class RingStream(SocketStream):
+    """A stream for threads through rings. Made by `nova.transport.shm_blocking`.
+
+    spin_ns   how long who waits looks again and again before he sleeps: at most, and less while that is in vain
+    """
+
+    def __cinit__(self, Channel channel not None, sock not None, session, Rings rings not None, uint64_t spin_ns=0):
+        rings.fit(channel)
+        self.rings = rings
+        self.quick = True
+        self.spin_ns = self.spin_ns_max = spin_ns
+
+    cdef int give(self, int flags) noexcept nogil:
+        cdef int code
+        if self.hung_up:
+            self.channel.c.system = EPIPE
+            return NOVA_ESYSTEM
+        code = self.rings.push_frames(self.channel, 1)
+        if code < 0:
+            self.ring_code = code
+            return NOVA_ESYSTEM
+        return 0 if code else NOVA_WAITS
+
+    cdef int take(self, int flags, size_t *got) noexcept nogil:
+        cdef int gone = self.hung_up  # before the last look at the ring: what it says then is all there will be
+        cdef int complaint = 0
+        cdef int64_t n = self.rings.pull_bytes(self.channel, PULL_BYTES, &complaint)
+        if n == 0 and not flags & MSG_DONTWAIT and not gone:
+            self.rest(NOVA_SHM_DATA, STEP_NS)
+            gone = self.hung_up
+            n = self.rings.pull_bytes(self.channel, PULL_BYTES, &complaint)
+        got[0] = 0
+        if n < 0:
+            if complaint:
+                return <int>n
+            self.ring_code = <int>n
+            return NOVA_ESYSTEM
+        got[0] = n
+        self.channel.c.calls += n > 0
+        return 0 if n else NOVA_EEND if gone else NOVA_WAITS
+
+    cdef int take_now(self) noexcept:
+        cdef size_t got
+        # A spin this short keeps the interpreter lock: its hand-over takes longer.
+        cdef int ready = nova_shm_ready(&self.rings.s, NOVA_SHM_DATA)
+        if not ready and self.spin_ns_max and not self.spin_pause:
+            ready = nova_shm_spin(&self.rings.s, NOVA_SHM_DATA, min(self.spin_ns, <uint64_t>SPIN_LOCKED_NS))
+        if ready <= 0 or self.rings.s.in_.peer_at - self.rings.s.in_.at >= UNLOCK_BYTES:
+            return NOVA_WAITS
+        self.answer()
+        return self.take(MSG_DONTWAIT, &got)
+
+    cdef int watch(self, int events, int ms) noexcept nogil:
+        cdef uint32_t wants = 0
+        if events & POLLIN:
+            wants |= NOVA_SHM_DATA
+        if events & POLLOUT:
+            wants |= NOVA_SHM_ROOM
+        if wants and ms > 0:
+            self.rest(wants, <uint64_t>ms * 1000000)
+        return 0
+
+    cdef void rest(self, uint32_t wants, uint64_t ns) noexcept nogil:
+        """Spin, then sleep, until one of `wants` is there, the other end is gone, or the time has passed."""
+        cdef uint64_t now, until
+        if self.spin_pause:
+            self.spin_pause -= 1
+        elif self.spin_ns_max:
+            if nova_shm_spin(&self.rings.s, wants, self.spin_ns):
+                self.spin_ns = min(self.spin_ns * 2, self.spin_ns_max)
+                return
+            self.spin_ns //= 2
+            if self.spin_ns < SPIN_NS_MIN:
+                self.spin_ns = min(<uint64_t>SPIN_NS_MIN, self.spin_ns_max)
+                self.spin_pause = SPIN_PAUSE
+        now = monotonic_ns()
+        until = now + ns
+        while not self.hung_up and now < until:
+            if nova_shm_arm(&self.rings.s, wants, 0):
+                return
+            nova_shm_sleep(&self.rings.s, wants, min(until - now, <uint64_t>SLICE_NS))
+            if nova_shm_ready(&self.rings.s, wants):
+                return
+            self.look_whether_it_hung_up()
+            now = monotonic_ns()
+
+    cdef void look_whether_it_hung_up(self) noexcept nogil:
+        cdef char bells[64]
+        cdef ssize_t n = recv(self.fd, bells, sizeof(bells), MSG_DONTWAIT)
+        if n == 0 or (n < 0 and errno != EAGAIN and errno != EINTR):
+            self.hung_up = 1
+
+    cdef int complain(self, int code) except -1:
+        if code == NOVA_ESYSTEM and self.ring_code:
+            return self.rings.fail(self.ring_code)
+        return self.channel.fail(code)
+
+    cdef int unplug(self) except -1:
+        self.rings.close()
+        return 0
+
+    @property
+    def spins_ns(self):
+        """How long a wait spins now before it sleeps."""
+        return self.spin_ns if self.spin_ns_max else 0
