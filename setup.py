@@ -46,6 +46,7 @@ KERNELS = {
     "log": ["csrc/log.c"],
     "frame": ["csrc/frame.c"],
     "channel": ["csrc/channel.c", "csrc/channel_out.c", "csrc/pool.c", "csrc/frame.c", "csrc/blake3.c"],
+    "shm": ["csrc/shm.c"],
     "commands": [],
     "raft": [],
     "meter": ["csrc/meter.c"],

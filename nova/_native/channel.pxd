@@ -1,3 +1,4 @@
+from cpython.pythread cimport PyThread_type_lock
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
@@ -154,3 +155,38 @@ cdef class Channel:
     cdef size_t put_batch(self, object slab, const int64_t[::1] offsets, int lane, size_t first) except? 0
     cpdef Py_ssize_t read(self, int fd, size_t bytes_max=*) except? -2
     cpdef bint write(self, int fd) except? 0
+    # The channel for engines that are modules of their own: as the functions of channel.h.
+    cdef int places(self, iovec *where) noexcept nogil
+    cdef int came(self, size_t n, uint64_t now_ns) noexcept nogil
+    cdef int may_leave(self) noexcept nogil
+    cdef int next_frame(self, uint8_t *head, int data, iovec *parts) noexcept nogil
+
+
+cdef class SocketStream:
+    cdef Channel channel
+    cdef int fd
+    cdef PyThread_type_lock in_lock, out_lock, gate
+    cdef int sender_waits
+    cdef readonly object socket
+    cdef readonly str reason
+    cdef bint over
+    cdef bint quick  # `give` of little is quicker than to hand the interpreter lock over
+    cdef object error
+    cdef int give(self, int flags) noexcept nogil
+    cdef int take(self, int flags, size_t *got) noexcept nogil
+    cdef int take_now(self) noexcept
+    cdef int watch(self, int events, int ms) noexcept nogil
+    cdef int complain(self, int code) except -1
+    cdef int unplug(self) except -1
+    cdef int enter(self, PyThread_type_lock lock) except -1
+    cdef int failed(self, object error) except -1
+    cdef int raise_if_closed(self) except -1
+    cdef int answer(self) noexcept nogil
+    cdef int take_in(self, uint64_t until) noexcept nogil
+    cdef int check_code(self, int code) except -1
+    cdef int fill(self, uint64_t until) except -1
+    cdef int await_room(self, int code, uint64_t until) noexcept nogil
+    cdef int leave(self, uint64_t until) except -1
+    cdef int late(self) except -1
+    cdef int say_goodbye(self, uint64_t until) noexcept nogil
+    cdef int shut(self) except -1

@@ -368,9 +368,14 @@ cdef class Channel:
         self.check()
         if not nova_channel_take(&self.c, &m, &holds):
             return None
-        out = self.message(&m, holds)
-        if self.c.ready == self.c.taken:
-            self.view, self.view_block = None, NULL
+        if self.c.ready == self.c.taken and self.view_block == NULL:  # alone: it needs no view of its whole block
+            if not holds:
+                nova_block_hold(m.block)
+            out = view_of(m.block, m.at, m.size)
+        else:
+            out = self.message(&m, holds)
+            if self.c.ready == self.c.taken:
+                self.view, self.view_block = None, NULL
         nova_channel_consumed(&self.c, nova_cost(m.size))
         return out
 
@@ -644,6 +649,20 @@ cdef class Channel:
         if now_ns - self.pinged_ns >= self.every_ns and not self.c.done:
             self.pinged_ns = now_ns
             self.c.ping_ns = now_ns
+
+    # -- for other modules -----------------------------------------------------------------------------------------------
+
+    cdef int places(self, iovec *where) noexcept nogil:
+        return nova_channel_where(&self.c, where)
+
+    cdef int came(self, size_t n, uint64_t now_ns) noexcept nogil:
+        return nova_channel_arrived(&self.c, n, now_ns)
+
+    cdef int may_leave(self) noexcept nogil:
+        return nova_channel_has_output(&self.c)
+
+    cdef int next_frame(self, uint8_t *head, int data, iovec *parts) noexcept nogil:
+        return nova_channel_frame(&self.c, head, data, parts)
 
     # -- what it knows -------------------------------------------------------------------------------------------------
 

@@ -50,15 +50,6 @@ cdef class SocketStream:
 
     The socket blocks; its receive and send timeouts are set by who makes this.
     """
-    cdef Channel channel
-    cdef int fd
-    cdef PyThread_type_lock in_lock, out_lock, gate
-    cdef int sender_waits
-    cdef readonly object socket
-    cdef readonly str reason
-    cdef bint over
-    cdef object error
-
     def __cinit__(self, Channel channel not None, sock not None, *args, **kwargs):
         self.channel = channel
         self.socket = sock
@@ -75,6 +66,40 @@ cdef class SocketStream:
         for lock in (<size_t>self.in_lock, <size_t>self.out_lock, <size_t>self.gate):
             if lock:
                 PyThread_free_lock(<PyThread_type_lock><size_t>lock)
+
+    # What a stream on something else than a socket does in its own way (nova._native.shm).
+
+    cdef int give(self, int flags) noexcept nogil:
+        """Send what may leave: as nova_channel_write."""
+        return nova_channel_write(&self.channel.c, self.fd, flags, 1)
+
+    cdef int take(self, int flags, size_t *got) noexcept nogil:
+        """Receive once: as nova_channel_read."""
+        return nova_channel_read(&self.channel.c, self.fd, flags, monotonic_ns, got)
+
+    cdef int take_now(self) noexcept:
+        """Receive what is there, if that is quicker than to hand the interpreter lock over; else NOVA_WAITS."""
+        return NOVA_WAITS
+
+    cdef int watch(self, int events, int ms) noexcept nogil:
+        """Wait until one of POLLIN and POLLOUT is there."""
+        cdef pollfd wanted
+        wanted.fd, wanted.events = self.fd, <short>events
+        poll(&wanted, 1, ms)
+        return 0
+
+    cdef int complain(self, int code) except -1:
+        """Raise for what one of them returned."""
+        return self.channel.fail(code)
+
+    cdef int unplug(self) except -1:
+        """Whoever is inside of them comes out."""
+        cdef int shut_both = 2
+        try:
+            self.socket.shutdown(shut_both)
+        except OSError:
+            pass
+        return 0
 
     cdef int enter(self, PyThread_type_lock lock) except -1:
         self.channel.check()
@@ -103,23 +128,21 @@ cdef class SocketStream:
         """Send what waits to leave, if nobody else is at it. NOVA_WAITS if the socket takes no more."""
         cdef int code = 0
         if nova_channel_has_output(&self.channel.c) and PyThread_acquire_lock(self.out_lock, NOWAIT_LOCK):
-            code = nova_channel_write(&self.channel.c, self.fd, MSG_DONTWAIT, 1)
+            code = self.give(MSG_DONTWAIT)
             PyThread_release_lock(self.out_lock)
         return code
 
     cdef int take_in(self, uint64_t until) noexcept nogil:
         """Receive once, waiting for it; in_lock is held."""
-        cdef pollfd wanted
         cdef size_t got = 0
         cdef int code = self.answer()
         if code < 0:
             code = 0  # what the peer sent before it hung up is still to be received, and says how it ended
         if until == FOREVER and code == 0:
-            code = nova_channel_read(&self.channel.c, self.fd, 0, monotonic_ns, &got)
+            code = self.take(0, &got)
         else:
-            wanted.fd, wanted.events = self.fd, <short>(POLLIN | (POLLOUT if code else 0))
-            poll(&wanted, 1, step_ms(until))
-            code = nova_channel_read(&self.channel.c, self.fd, MSG_DONTWAIT, monotonic_ns, &got)
+            self.watch(POLLIN | (POLLOUT if code else 0), step_ms(until))
+            code = self.take(MSG_DONTWAIT, &got)
         if self.sender_waits:
             PyThread_release_lock(self.gate)
             self.sender_waits = 0
@@ -132,7 +155,7 @@ cdef class SocketStream:
                 self.over = True
                 return 0
             try:
-                self.channel.fail(code)
+                self.complain(code)
             except PeerError as error:
                 self.failed(error)
                 raise
@@ -160,8 +183,10 @@ cdef class SocketStream:
                     with nogil:
                         self.answer()
                 return 0
-            with nogil:
-                code = self.take_in(until)
+            code = self.take_now()
+            if code == NOVA_WAITS:
+                with nogil:
+                    code = self.take_in(until)
             self.check_code(code)
             if code == NOVA_WAITS and until != FOREVER and c.ready == c.taken and monotonic_ns() >= until:
                 raise DeadlineError(f"no message from {self.channel.who} in time")
@@ -215,17 +240,15 @@ cdef class SocketStream:
 
     cdef int await_room(self, int code, uint64_t until) noexcept nogil:
         """The socket is full (NOVA_WAITS) or the credit used up: wait for either; out_lock is held."""
-        cdef pollfd wanted
         cdef size_t got = 0
-        wanted.fd, wanted.events = self.fd, <short>(POLLOUT if code == NOVA_WAITS else 0)
+        cdef int events = POLLOUT if code == NOVA_WAITS else 0
         if PyThread_acquire_lock(self.in_lock, NOWAIT_LOCK):
-            wanted.events |= <short>POLLIN
-            poll(&wanted, 1, step_ms(until))
-            code = nova_channel_read(&self.channel.c, self.fd, MSG_DONTWAIT, monotonic_ns, &got)
+            self.watch(events | POLLIN, step_ms(until))
+            code = self.take(MSG_DONTWAIT, &got)
             PyThread_release_lock(self.in_lock)
             return code
         if code == NOVA_WAITS:
-            poll(&wanted, 1, min(step_ms(until), GATE_MICROSECONDS // 1000))
+            self.watch(events, min(step_ms(until), GATE_MICROSECONDS // 1000))
         else:
             self.sender_waits = 1
             PyThread_acquire_lock_timed(self.gate, min(<long long>step_ms(until) * 1000, <long long>GATE_MICROSECONDS), 0)
@@ -236,8 +259,11 @@ cdef class SocketStream:
         cdef nova_channel *c = &self.channel.c
         cdef int code, flags = 0
         while True:
-            with nogil:
-                code = nova_channel_write(c, self.fd, flags, 1)
+            if self.quick and c.queue_bytes < UNLOCK_BYTES:
+                code = self.give(flags)
+            else:
+                with nogil:
+                    code = self.give(flags)
             self.channel.give_back()
             if code == NOVA_WAITS:  # the peer does not read: it may wait for us to
                 flags = MSG_DONTWAIT
@@ -384,7 +410,7 @@ cdef class SocketStream:
     cdef int say_goodbye(self, uint64_t until) noexcept nogil:
         cdef int code
         while True:
-            code = nova_channel_write(&self.channel.c, self.fd, MSG_DONTWAIT, 1)
+            code = self.give(MSG_DONTWAIT)
             if code < 0 or self.channel.c.done or monotonic_ns() >= until or self.channel.c.peer_done:
                 return code
             code = self.await_room(code, until)
@@ -399,12 +425,8 @@ cdef class SocketStream:
 
     cdef int shut(self) except -1:
         """Close the socket once nobody is inside of it any more."""
-        cdef int shut_both = 2
         if self.channel.forks == nova_fork_count():
-            try:
-                self.socket.shutdown(shut_both)
-            except OSError:
-                pass
+            self.unplug()
         self.enter(self.in_lock)
         self.enter(self.out_lock)
         self.fd = -1

@@ -20,7 +20,7 @@ import struct
 import threading
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from nova._native.channel import SocketStream
 from nova.errors import DeadlineError, NovaError, PeerError, UnavailableError, UsageError
@@ -115,7 +115,7 @@ def _name(sock: socket.socket) -> str:
     return join_address(name[0], name[1]) if isinstance(name, tuple) else "the peer"
 
 
-def _session(identity: Identity, key: bytes | None, limits: Limits | None, *, initiator: bool) -> Session:
+def new_session(identity: Identity, key: bytes | None, limits: Limits | None, *, initiator: bool) -> Session:
     return Session(
         identity,
         key=key,
@@ -145,12 +145,18 @@ def connect(
     limits: Limits | None = None,
     tls: Tls | None = None,
     timeout: float | None = None,
+    **options: Any,
 ) -> BlockingStream:
     """A stream to whoever listens on `url`, both sides proved; arguments and errors as `nova.transport.connect`."""
-    address = _address(url, key, tls, server=False)
+    scheme, address = _address(url, key, tls, server=False)
     limits = limits or Limits()
     seconds = limits.handshake_ms_max / 1000 if timeout is None else timeout
-    session = _session(identity or local_identity(), key, limits, initiator=True)
+    session = new_session(identity or local_identity(), key, limits, initiator=True)
+    if scheme == "shm":
+        from nova.transport import shm_blocking
+
+        return shm_blocking.connect(address, session, seconds, **options)
+    _no_options(scheme, options)
     try:
         sock = socket.create_connection(split_address(address), timeout=seconds)
     except TimeoutError:
@@ -171,13 +177,20 @@ def _established(sock: socket.socket, session: Session, seconds: float) -> Block
     return BlockingStream(session.channel, sock, session)
 
 
-def _address(url: str, key: bytes | None, tls: Tls | None, *, server: bool) -> str:
+def _address(url: str, key: bytes | None, tls: Tls | None, *, server: bool) -> tuple[str, str]:
     scheme, address = split_url(url)
-    if scheme not in ("tcp", "auto"):
-        raise UsageError(f"blocking streams speak tcp://, not {scheme}://; nova.transport has the other engines")
+    if scheme not in ("tcp", "auto", "shm"):
+        raise UsageError(
+            f"blocking streams speak tcp:// and shm://, not {scheme}://; nova.transport has the other engines"
+        )
     check_key(url, address, key, tls, server=server)
     _no_tls_yet(tls)
-    return address
+    return scheme, address
+
+
+def _no_options(scheme: str, options: dict[str, Any]) -> None:
+    if options:
+        raise UsageError(f"{scheme}:// knows no {', '.join(options)}=; take it away")
 
 
 class BlockingListener:
@@ -220,16 +233,23 @@ class BlockingListener:
                     if self._socket.fileno() < 0 or error.errno in (errno.EINVAL, errno.EBADF):
                         raise UsageError("this listener is closed; listen again to accept") from None
                     raise UnavailableError(f"cannot accept: {plain(error)}") from None
-            session = _session(self._identity, self._key, self._limits, initiator=False)
             try:
-                return _established(sock, session, self._limits.handshake_ms_max / 1000)
+                return self._establish(sock, name)
             except NovaError as error:
-                logger.warning("a connection from %s is refused: %s", join_address(name[0], name[1]), error)
+                who = f"from {join_address(name[0], name[1])}" if isinstance(name, tuple) else f"on {self.address}"
+                logger.warning("a connection %s is refused: %s", who, error)
+
+    def _establish(self, sock: socket.socket, name: Any) -> BlockingStream:
+        session = new_session(self._identity, self._key, self._limits, initiator=False)
+        return _established(sock, session, self._limits.handshake_ms_max / 1000)
 
     def close(self) -> None:
         """Accept no more; streams live on. A thread in `accept` gets UsageError. May be called twice."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+        self._close()
+
+    def _close(self) -> None:
         self._socket.close()
 
     def __enter__(self) -> Self:
@@ -248,9 +268,16 @@ def listen(
     identity: Identity | None = None,
     limits: Limits | None = None,
     tls: Tls | None = None,
+    **options: Any,
 ) -> BlockingListener:
     """Accept streams on `url` (port 0 picks one); arguments and errors as `nova.transport.listen`."""
-    host, port = split_address(_address(url, key, tls, server=True))
+    scheme, address = _address(url, key, tls, server=True)
+    if scheme == "shm":
+        from nova.transport import shm_blocking
+
+        return shm_blocking.ShmListener(address, identity or local_identity(), key, limits or Limits(), **options)
+    _no_options(scheme, options)
+    host, port = split_address(address)
     try:
         family, _, _, _, name = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         sock = bind(family, (str(name[0]), int(name[1])))

@@ -58,6 +58,16 @@ class DirectPipe(Pipe, Protocol):
         """
 
 
+class Source(Protocol):
+    """Where bytes come from that do not come by a descriptor."""
+
+    def read(self, bytes_max: int, /) -> bytes:
+        """What is there, at most so much."""
+
+    def pull(self, channel: Channel, /) -> int:
+        """Give what is there to the channel; bytes that were. Raises PeerError."""
+
+
 class SessionStream:
     """A `Stream` over a pipe. Made by the engines; usable once `ready` is done."""
 
@@ -273,6 +283,23 @@ class SessionStream:
         if seen & HAS_OUTPUT and not self._flush_due:
             self._schedule_flush()
         return True
+
+    def pull(self, source: Source) -> int:
+        """Take in what a source has; bytes of it. Raises PeerError if it is the source that cannot be believed."""
+        channel = self._channel
+        if channel is None or (self._over and not self._closing):
+            data = source.read(READ_BYTES)
+            if data:
+                self.bytes_received(data)
+            return len(data)
+        try:
+            count = source.pull(channel)
+        except PeerError as error:
+            self._fail(error)
+            return 0
+        if count:
+            self._arrived(self._session.news() if channel.peer_done else ())
+        return count
 
     def _arrived(self, events: Iterable[Event]) -> None:
         for event in events:

@@ -14,6 +14,7 @@ from nova.sim.transport import Links, SimTransport
 from nova.transport.base import Identity, Limits
 from nova.transport.engine import Kind, probe
 from nova.transport.session import HANDSHAKE_FRAME_BYTES_MAX, PROTOCOL_VERSION, Session
+from nova.transport.shm import ShmTransport
 from nova.transport.tcp import TcpTransport, split_address
 from nova.transport.uring import EpollTransport, UringTransport
 from tests import authorities
@@ -34,6 +35,7 @@ async def until(condition):
 
 REAL = {
     "tcp": TcpTransport,
+    "shm": ShmTransport,
     "epoll": EpollTransport,
     "epoll by the loop": partial(EpollTransport, threaded=False),
     "io_uring": UringTransport,
@@ -70,6 +72,11 @@ class Engine:
         run = virtual.run if self.kind == "sim" else asyncio.run if bare == self.kind else uvloop.run
         run(whole())
 
+    @property
+    def anywhere(self):
+        """An address to listen on that the engine completes."""
+        return "@" if self.kind.startswith("shm") else "127.0.0.1:0"
+
     def make(self, node, *, key=KEY, limits=None, **more):
         who = identity(node, **more)
         bare = self.kind.removesuffix(" on uvloop")
@@ -90,7 +97,7 @@ class Engine:
         async def accept(stream):
             accepted.set_result(stream)
 
-        address = await b.listen("127.0.0.1:0", accept)
+        address = await b.listen(self.anywhere, accept)
         return await a.connect(address), await accepted
 
 
@@ -236,7 +243,7 @@ def test_strangers_are_refused_with_one_clear_line_on_both_sides(engine, theirs,
         async def accept(stream):
             accepted.append(stream)
 
-        address = await server.listen("127.0.0.1:0", accept)
+        address = await server.listen(engine.anywhere, accept)
         with pytest.raises(PeerError, match=here):
             await stranger.connect(address)
         assert not accepted
@@ -252,7 +259,7 @@ def test_nobody_listening_is_unavailable(engine):
 
         async def accept(stream): ...
 
-        address = await server.listen("127.0.0.1:0", accept)
+        address = await server.listen(engine.anywhere, accept)
         await server.close()
         with pytest.raises(UnavailableError, match="refused"):
             await lonely.connect(address)
@@ -264,7 +271,7 @@ def test_a_port_in_use_is_named(engine):
     async def test(engine):
         async def accept(stream): ...
 
-        address = await engine.make("a").listen("127.0.0.1:0", accept)
+        address = await engine.make("a").listen(engine.anywhere, accept)
         with pytest.raises(UsageError, match=f"{address} is in use"):
             await engine.make("b").listen(address, accept)
 

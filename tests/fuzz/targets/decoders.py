@@ -526,6 +526,14 @@ def seeds_of_texts() -> Iterator[bytes]:
     yield b"\xff\x7f" + bytes(range(200)) + bytes(range(20, 220))
 
 
+def seeds_of_rings() -> Iterator[bytes]:
+    """One end's calls, and what it finds in the memory: honest at first, then all kinds of numbers."""
+    calls = bytes(byte for i in range(60) for byte in (i % 8, 40 + i))
+    for side, start in ((0, 0), (1, 2**64 - 3000)):
+        yield bytes([side]) + start.to_bytes(8, "little") + calls + bytes(range(60, 120))
+        yield bytes([side]) + start.to_bytes(8, "little") + calls + bytes([255, 1, 2, 3, 4, 5, 6, 7, 8]) * 6
+
+
 SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "state": seeds_of_states,
     "delta": seeds_of_deltas,
@@ -539,6 +547,7 @@ SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "value": seeds_of_values,
     "frame": seeds_of_frames,
     "channel": seeds_of_channels,
+    "shm": seeds_of_rings,
     "log": seeds_of_logs,
     "ottext": seeds_of_text_operations,
     "text": seeds_of_texts,
