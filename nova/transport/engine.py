@@ -183,7 +183,10 @@ class Engine:
 
     def connect(self, host: str, port: int) -> int:
         """Begin to connect to a numeric address; `connected` or `closed` follows. Returns the connection."""
-        return self._checked(lib.nova_engine_connect(self._alive(), host.encode(), port))
+        status = lib.nova_engine_connect(self._alive(), host.encode(), port)
+        if status == -errno.EINVAL:
+            raise UsageError(f"{host!r} is no numeric address; look the name up first")
+        return self._checked(status)
 
     def peer(self, connection: int) -> tuple[str, int] | None:
         """Numeric host and port of the other side; None if the connection is gone."""

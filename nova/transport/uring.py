@@ -9,6 +9,7 @@ The thread pays where a core is free for it; each hand-over between threads cost
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -48,7 +49,10 @@ class _Pipe:
         home = self._home
         if home.ended or not len(data):
             return
-        queued = home.engine.send(self._connection, data, copy=len(data) <= COPY_BYTES_MAX)
+        try:
+            queued = home.engine.send(self._connection, data, copy=len(data) <= COPY_BYTES_MAX)
+        except EngineError:
+            return  # it has just failed, and is about to say so
         home.asked()
         if queued > WRITE_BYTES_HIGH and not self._paused and self.stream is not None:
             self._paused = True
@@ -61,7 +65,8 @@ class _Pipe:
 
     def close(self) -> None:
         if not self._home.ended:
-            self._home.engine.shut(self._connection)
+            with contextlib.suppress(EngineError):
+                self._home.engine.shut(self._connection)
             self._home.asked()
 
     def abort(self) -> None:
@@ -110,7 +115,8 @@ class _Home:
 
     def abort(self, connection: int) -> None:
         if not self.ended:
-            self.engine.abort(connection)
+            with contextlib.suppress(EngineError):
+                self.engine.abort(connection)
             self.asked()
 
     def close(self) -> None:
