@@ -236,7 +236,7 @@ class EngineTransport:
         self._threaded = threaded
         self._on_failed = on_failed
         self._home: _Home | None = None
-        self._listeners: list[int] = []
+        self._listeners: dict[str, list[int]] = {}
         self._streams: set[SessionStream] = set()
         self._handshakes = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -251,12 +251,22 @@ class EngineTransport:
         home = self._engine()
         sockets = await _bound(address, host, port)
         name = sockets[0].getsockname()
+        bound = join_address(name[0], name[1])
         for each in sockets:
             listener = home.engine.listen(each.detach())
             home.listeners[listener] = lambda connection: self._accepted(connection, accept)
-            self._listeners.append(listener)
+            self._listeners.setdefault(bound, []).append(listener)
         home.asked()
-        return join_address(name[0], name[1])
+        return bound
+
+    async def unlisten(self, address: str) -> None:
+        """Accept no more on an address that `listen` returned; streams stay. Of any other address, nothing."""
+        home = self._home
+        for listener in self._listeners.pop(address, []):
+            if home is not None and not home.ended:
+                home.engine.unlisten(listener)
+                home.listeners.pop(listener, None)
+                home.asked()
 
     async def connect(self, address: str) -> Stream:
         if self._closed:
@@ -281,13 +291,8 @@ class EngineTransport:
 
     async def close(self) -> None:
         self._closed = True
-        home = self._home
-        if home is not None and not home.ended:
-            for listener in self._listeners:
-                home.engine.unlisten(listener)
-                home.listeners.pop(listener, None)
-            home.asked()
-        self._listeners.clear()
+        for address in list(self._listeners):
+            await self.unlisten(address)
         await asyncio.gather(*(stream.close("the node shuts down") for stream in list(self._streams)))
         current = asyncio.current_task()
         tasks = [task for task in self._tasks if task is not current]

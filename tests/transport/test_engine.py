@@ -491,6 +491,33 @@ def test_no_wake_up_is_lost_between_the_look_and_the_sleep(kind, opened):
     peer.close()
 
 
+def test_the_descriptor_of_a_driven_engine_tells_when_a_turn_is_due(kind, opened):
+    """As an event loop drives it: no turn but when the descriptor is readable, or when the engine says it is due."""
+    log = opened(kind, driven=True)
+    _, address = listening(log)
+
+    def turns_until(condition):
+        while not condition():
+            if not log.engine.pending:
+                assert select.select([log.engine], [], [], SECONDS_MAX)[0], (vars(log), log.engine.stats)
+            log.engine.turn(0)
+            log.engine.poll(log)
+
+    log.engine.fileno()
+    peer = socket.create_connection(address, timeout=SECONDS_MAX)
+    turns_until(lambda: log.accepts)
+    (connection,) = log.accepts
+    for number in range(1, 200):
+        peer.sendall(b"x")
+        turns_until(lambda number=number: len(log.data.get(connection, b"")) == number)
+        log.engine.send(connection, b"y", copy=True)
+        if number % 2:  # in another thread, nothing but the descriptor tells
+            in_thread(lambda: log.engine.send(connection, b"z", copy=True))
+        turns_until(lambda: not log.engine.pending)
+        turns_until(lambda number=number: log.engine.stats.sent_bytes == number + (number + 1) // 2)
+    peer.close()
+
+
 def take(engine, out):
     """Events of a driven engine that keep their buffers lent."""
     end = time.monotonic() + SECONDS_MAX
