@@ -130,6 +130,17 @@ static int append_copy(nova_engine *e, nova_conn *c, const uint8_t *bytes, size_
     return 0;
 }
 
+static void die(nova_engine *e, nova_conn *c, int result, bool reset);
+
+/* Whoever is sent to but does not read may not use up our memory. */
+static bool overfull(nova_engine *e, nova_conn *c)
+{
+    if (!e->options.queue_bytes_max || atomic_load(&c->queued) <= e->options.queue_bytes_max)
+        return false;
+    die(e, c, ENOBUFS, true);
+    return true;
+}
+
 /* Also when the other side has ended: what was asked for before its caller heard of that still leaves. */
 static bool takes(const nova_conn *c)
 {
@@ -143,6 +154,7 @@ int nova_engine_queue_copy(nova_engine *e, nova_conn *c, const uint8_t *bytes, s
     int status = append_copy(e, c, bytes, n);
     if (status == 0)
         atomic_fetch_add(&c->queued, n);
+    overfull(e, c);
     return status;
 }
 
@@ -378,7 +390,7 @@ void nova_engine_received(nova_engine *e, nova_conn *c, uint32_t buffer, uint32_
 static void apply_send(nova_engine *e, nova_segment *s)
 {
     nova_conn *c = nova_engine_find(e, s->head.connection);
-    if (!c || !takes(c)) {
+    if (!c || !takes(c) || overfull(e, c)) {
         segment_release(e, s);
     } else if (s->room && s->length <= NOVA_SEGMENT_BYTES / 4 && append_copy(e, c, s->bytes, s->length) == 0) {
         free(s);

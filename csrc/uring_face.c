@@ -465,6 +465,16 @@ int nova_engine_events(nova_engine *e, nova_event *out, int max)
     return n;
 }
 
+int nova_engine_notices(nova_engine *e, nova_event *out, int max)
+{
+    if (is_child(e))
+        return NOVA_ENGINE_E_FORKED;
+    pthread_mutex_lock(&e->lock);
+    int n = take_events(e->notices, &e->notices_at, e->notices_count, out, max);
+    pthread_mutex_unlock(&e->lock);
+    return n;
+}
+
 int nova_engine_wake_fd(nova_engine *e)
 {
     return e->event_fd;
