@@ -32,7 +32,7 @@ typedef struct {
     struct io_uring_buf_ring *pool;
     size_t pool_bytes;
     bool deferred, multishot, fixed_files, zerocopy, report, regions;
-    bool wake_armed;
+    bool wake_armed, polled;
     uint64_t wake_value;
 } nova_ring;
 
@@ -475,6 +475,9 @@ static bool overflown(const nova_ring *u)
 static int uring_wait(nova_engine *e, int64_t timeout_ns)
 {
     nova_ring *u = e->state;
+    uint64_t signals;
+    if (u->polled && NOVA_COUNTED(e, read(e->event_fd, &signals, sizeof signals)) < 0 && errno != EAGAIN)
+        return -errno; /* cleared before the look: what completes after it signals again */
     if (!u->wake_armed) {
         struct io_uring_sqe *sqe = order(e);
         if (sqe) {
@@ -523,7 +526,13 @@ static bool uring_pending(nova_engine *e)
 
 static int uring_poll_fd(nova_engine *e)
 {
-    return ((nova_ring *)e->state)->ring.ring_fd;
+    /* The ring's own descriptor does not tell of completions that wait for the next turn to become visible. */
+    nova_ring *u = e->state;
+    int status = u->polled ? 0 : io_uring_register_eventfd(&u->ring, e->event_fd);
+    if (status < 0)
+        return status;
+    u->polled = true;
+    return e->event_fd;
 }
 
 #else /* without liburing: the same face, which says what is missing */

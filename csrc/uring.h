@@ -54,6 +54,7 @@ typedef struct {
     uint32_t connections_max;
     uint32_t zerocopy_bytes_min; /* shorter sends are copied by the kernel */
     uint32_t queue_bytes_low;
+    uint32_t queue_bytes_max; /* a connection whose queue grows over it is closed, with ENOBUFS; 0: no limit */
 } nova_engine_options;
 
 typedef struct {
@@ -105,6 +106,8 @@ int nova_engine_abort(nova_engine *e, uint32_t connection);
 
 /* Up to max events; 0: none, and the next one raises wake_fd. */
 int nova_engine_events(nova_engine *e, nova_event *out, int max);
+/* Of those only what nova_engine_recv_batch passed over. */
+int nova_engine_notices(nova_engine *e, nova_event *out, int max);
 int nova_engine_release(nova_engine *e, const uint32_t *buffers, int count);
 /* Register memory with the ring, so that zero-copy sends from it pin no pages; it stays until the engine is closed. */
 int nova_engine_register(nova_engine *e, const void *bytes, size_t length);

@@ -130,13 +130,31 @@ static int append_copy(nova_engine *e, nova_conn *c, const uint8_t *bytes, size_
     return 0;
 }
 
+static void die(nova_engine *e, nova_conn *c, int result, bool reset);
+
+/* Whoever is sent to but does not read may not use up our memory. */
+static bool overfull(nova_engine *e, nova_conn *c)
+{
+    if (!e->options.queue_bytes_max || atomic_load(&c->queued) <= e->options.queue_bytes_max)
+        return false;
+    die(e, c, ENOBUFS, true);
+    return true;
+}
+
+/* Also when the other side has ended: what was asked for before its caller heard of that still leaves. */
+static bool takes(const nova_conn *c)
+{
+    return c->phase <= NOVA_OPEN || (c->phase == NOVA_LEAVING && c->ended);
+}
+
 int nova_engine_queue_copy(nova_engine *e, nova_conn *c, const uint8_t *bytes, size_t n)
 {
-    if (!n || c->phase > NOVA_OPEN)
+    if (!n || !takes(c))
         return -EPIPE;
     int status = append_copy(e, c, bytes, n);
     if (status == 0)
         atomic_fetch_add(&c->queued, n);
+    overfull(e, c);
     return status;
 }
 
@@ -372,7 +390,7 @@ void nova_engine_received(nova_engine *e, nova_conn *c, uint32_t buffer, uint32_
 static void apply_send(nova_engine *e, nova_segment *s)
 {
     nova_conn *c = nova_engine_find(e, s->head.connection);
-    if (!c || c->phase > NOVA_OPEN) {
+    if (!c || !takes(c) || overfull(e, c)) {
         segment_release(e, s);
     } else if (s->room && s->length <= NOVA_SEGMENT_BYTES / 4 && append_copy(e, c, s->bytes, s->length) == 0) {
         free(s);
@@ -524,7 +542,9 @@ static void take(nova_engine *e)
 
 /* ---- turns ---- */
 
-static void arm_dirty(nova_engine *e)
+/* Let the state of every marked connection lead to orders. `informed`: all that callers have asked for is known, so an
+ * empty queue is one; a connection that was sent to before its other side ended is not closed too soon. */
+static void arm_dirty(nova_engine *e, bool informed)
 {
     nova_conn *c = e->dirty, *next, *again = NULL;
     e->dirty = NULL;
@@ -534,8 +554,12 @@ static void arm_dirty(nova_engine *e)
         if (c->phase == NOVA_FREE || c->phase == NOVA_LINGERING)
             continue;
         int status = e->driver->arm(e, c);
-        if (c->phase == NOVA_LEAVING && !c->first && !c->sending)
-            die(e, c, 0, false);
+        if (c->phase == NOVA_LEAVING && !c->first && !c->sending) {
+            if (informed)
+                die(e, c, 0, false);
+            else
+                nova_engine_dirty(e, c);
+        }
         /* Marked once more, it is on the new list: a place that is free must be on none. */
         if (c->phase == NOVA_DYING && !c->operations && !c->dirty) {
             bury(e, c);
@@ -559,7 +583,7 @@ int nova_engine_step(nova_engine *e, int64_t timeout_ns)
 {
     e->stats.turns++;
     take(e);
-    arm_dirty(e);
+    arm_dirty(e, true);
     if (e->threaded)
         publish(e); /* before sleeping; a driven engine returns instead */
     if (e->accept_later) {
@@ -586,7 +610,7 @@ int nova_engine_step(nova_engine *e, int64_t timeout_ns)
     e->asleep = false;
     bool stopping = e->stopping;
     pthread_mutex_unlock(&e->lock);
-    arm_dirty(e);
+    arm_dirty(e, false);
     publish(e);
     if (status < 0 && !e->error)
         e->error = -status;
@@ -598,6 +622,9 @@ void nova_engine_finish(nova_engine *e)
 {
     int error = e->error;
     e->error = 0;
+    pthread_mutex_lock(&e->lock);
+    e->stopping = true; /* from now on callers are refused, but for giving buffers back */
+    pthread_mutex_unlock(&e->lock);
     take(e);
     for (nova_conn *c = e->starving; c; c = c->next_starving)
         c->starving = false;
@@ -613,7 +640,7 @@ void nova_engine_finish(nova_engine *e)
     int status = 0;
     for (int turn = 0; turn < FINISH_TURNS && status >= 0; turn++) {
         take(e);
-        arm_dirty(e);
+        arm_dirty(e, true);
         bool busy = e->living > 0;
         for (uint32_t i = 0; i < NOVA_LISTENERS_MAX; i++)
             busy |= e->listeners[i].used;
@@ -623,25 +650,11 @@ void nova_engine_finish(nova_engine *e)
     }
     e->kept = e->living > 0; /* then the kernel may still write into the pool: it is never freed */
     e->driver->close(e);
-    if (error)
-        say(e, &(nova_event){.kind = NOVA_FAILED, .result = error});
-    publish(e);
     pthread_mutex_lock(&e->lock);
     e->ended = true;
-    nova_command *command = take_commands(e), *next;
-    for (; command; command = next) {
-        next = command->next;
-        if (is_call(command)) {
-            ((nova_call *)command)->result = NOVA_ENGINE_E_ENDED;
-            ((nova_call *)command)->done = true;
-        } else if (command->kind == NOVA_DO_SEND) {
-            segment_release(e, (nova_segment *)command);
-        } else {
-            free(command);
-        }
-    }
-    pthread_cond_broadcast(&e->answered);
     pthread_mutex_unlock(&e->lock);
+    if (error)
+        say(e, &(nova_event){.kind = NOVA_FAILED, .result = error});
     publish(e);
 }
 

@@ -279,7 +279,7 @@ static int enter(nova_engine *e, uint32_t connection)
     if (is_child(e))
         return NOVA_ENGINE_E_FORKED;
     pthread_mutex_lock(&e->lock);
-    int status = e->ended ? NOVA_ENGINE_E_ENDED : nova_engine_find(e, connection) ? 0 : NOVA_ENGINE_E_GONE;
+    int status = e->stopping ? NOVA_ENGINE_E_ENDED : nova_engine_find(e, connection) ? 0 : NOVA_ENGINE_E_GONE;
     if (status)
         pthread_mutex_unlock(&e->lock);
     return status;
@@ -322,7 +322,7 @@ static int call(nova_engine *e, nova_call *order)
         return order->result;
     }
     pthread_mutex_lock(&e->lock);
-    if (e->ended) {
+    if (e->stopping) {
         pthread_mutex_unlock(&e->lock);
         return NOVA_ENGINE_E_ENDED;
     }
@@ -372,9 +372,9 @@ int64_t nova_engine_connect(nova_engine *e, const char *host, uint16_t port)
     }
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
     pthread_mutex_lock(&e->lock);
-    nova_conn *c = e->ended ? NULL : nova_engine_place(e);
+    nova_conn *c = e->stopping ? NULL : nova_engine_place(e);
     if (!c) {
-        int64_t status = e->ended ? NOVA_ENGINE_E_ENDED : NOVA_ENGINE_E_FULL;
+        int64_t status = e->stopping ? NOVA_ENGINE_E_ENDED : NOVA_ENGINE_E_FULL;
         pthread_mutex_unlock(&e->lock);
         close(fd);
         free(dial);
@@ -461,6 +461,16 @@ int nova_engine_events(nova_engine *e, nova_event *out, int max)
         if (read(e->event_fd, &value, sizeof value) == sizeof value || errno == EAGAIN)
             e->signalled = false;
     }
+    pthread_mutex_unlock(&e->lock);
+    return n;
+}
+
+int nova_engine_notices(nova_engine *e, nova_event *out, int max)
+{
+    if (is_child(e))
+        return NOVA_ENGINE_E_FORKED;
+    pthread_mutex_lock(&e->lock);
+    int n = take_events(e->notices, &e->notices_at, e->notices_count, out, max);
     pthread_mutex_unlock(&e->lock);
     return n;
 }
@@ -630,7 +640,7 @@ int nova_engine_send_batch(nova_engine *e, const uint8_t *slab, const uint64_t *
                       .connections = own_connections,
                       .slab = own_slab};
     pthread_mutex_lock(&e->lock);
-    if (e->ended) {
+    if (e->stopping) {
         pthread_mutex_unlock(&e->lock);
         free(b);
         return NOVA_ENGINE_E_ENDED;

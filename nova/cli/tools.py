@@ -63,15 +63,17 @@ def _hw() -> None:
 
 @hw.command("detect")
 def hw_detect(as_json: Json = False) -> None:
-    """List what nova can use here, and how to get what is missing.
+    """List what nova can use here, how to get what is missing, and which transport is chosen by that.
 
     Example: nova hw detect
     """
     from nova.hardware import detect
+    from nova.transport.choose import explain
 
-    findings = detect()
+    findings, choice = detect(), explain()
     if as_json:
-        print_json({"findings": findings})
+        print_json({"findings": findings, "transport": choice})
         return
     rows = [(finding.name, finding.state, finding.detail, finding.mend) for finding in findings]
     print_table(("WHAT", "STATE", "DETAIL", "MEND"), rows, "nothing")
+    print(f"\ntransport: {choice.reason}")

@@ -52,6 +52,8 @@ class EngineOptions(msgspec.Struct, frozen=True):
     connections_max: int = 4096
     zerocopy_bytes_min: int = 64 * 1024
     queue_bytes_low: int = 256 * 1024
+    queue_bytes_max: int = 0
+    """A connection whose queue grows over it is closed with ENOBUFS; 0: no limit, the caller heeds what waits."""
     defer: bool = True
     multishot: bool = True
     fixed_files: bool = True
@@ -145,6 +147,7 @@ class Engine:
                     "connections_max": options.connections_max,
                     "zerocopy_bytes_min": options.zerocopy_bytes_min,
                     "queue_bytes_low": options.queue_bytes_low,
+                    "queue_bytes_max": options.queue_bytes_max,
                 },
             )
         except OverflowError as error:
@@ -183,7 +186,10 @@ class Engine:
 
     def connect(self, host: str, port: int) -> int:
         """Begin to connect to a numeric address; `connected` or `closed` follows. Returns the connection."""
-        return self._checked(lib.nova_engine_connect(self._alive(), host.encode(), port))
+        status = lib.nova_engine_connect(self._alive(), host.encode(), port)
+        if status == -errno.EINVAL:
+            raise UsageError(f"{host!r} is no numeric address; look the name up first")
+        return self._checked(status)
 
     def peer(self, connection: int) -> tuple[str, int] | None:
         """Numeric host and port of the other side; None if the connection is gone."""
@@ -239,10 +245,14 @@ class Engine:
 
     # -- what happened -------------------------------------------------------------------------------------------
 
-    def poll(self, receiver: Receiver) -> int:
-        """Tell the receiver all that has happened; returns how many events that were. Does not wait."""
+    def poll(self, receiver: Receiver, *, notices: bool = False) -> int:
+        """Tell the receiver all that has happened; returns how many events that were. Does not wait.
+
+        notices  only what a batch of received bytes passed over
+        """
         engine, events, total = self._alive(), self._events, 0
-        while n := self._checked(lib.nova_engine_events(engine, events, EVENTS_MAX)):
+        take = lib.nova_engine_notices if notices else lib.nova_engine_events
+        while n := self._checked(take(engine, events, EVENTS_MAX)):
             lent = []
             try:
                 for i in range(n):

@@ -9,6 +9,7 @@ The thread pays where a core is free for it; each hand-over between threads cost
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -48,7 +49,10 @@ class _Pipe:
         home = self._home
         if home.ended or not len(data):
             return
-        queued = home.engine.send(self._connection, data, copy=len(data) <= COPY_BYTES_MAX)
+        try:
+            queued = home.engine.send(self._connection, data, copy=len(data) <= COPY_BYTES_MAX)
+        except EngineError:
+            return  # it has just failed, and is about to say so
         home.asked()
         if queued > WRITE_BYTES_HIGH and not self._paused and self.stream is not None:
             self._paused = True
@@ -61,7 +65,8 @@ class _Pipe:
 
     def close(self) -> None:
         if not self._home.ended:
-            self._home.engine.shut(self._connection)
+            with contextlib.suppress(EngineError):
+                self._home.engine.shut(self._connection)
             self._home.asked()
 
     def abort(self) -> None:
@@ -110,7 +115,8 @@ class _Home:
 
     def abort(self, connection: int) -> None:
         if not self.ended:
-            self.engine.abort(connection)
+            with contextlib.suppress(EngineError):
+                self.engine.abort(connection)
             self.asked()
 
     def close(self) -> None:
@@ -230,7 +236,7 @@ class EngineTransport:
         self._threaded = threaded
         self._on_failed = on_failed
         self._home: _Home | None = None
-        self._listeners: list[int] = []
+        self._listeners: dict[str, list[int]] = {}
         self._streams: set[SessionStream] = set()
         self._handshakes = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -245,12 +251,22 @@ class EngineTransport:
         home = self._engine()
         sockets = await _bound(address, host, port)
         name = sockets[0].getsockname()
+        bound = join_address(name[0], name[1])
         for each in sockets:
             listener = home.engine.listen(each.detach())
             home.listeners[listener] = lambda connection: self._accepted(connection, accept)
-            self._listeners.append(listener)
+            self._listeners.setdefault(bound, []).append(listener)
         home.asked()
-        return join_address(name[0], name[1])
+        return bound
+
+    async def unlisten(self, address: str) -> None:
+        """Accept no more on an address that `listen` returned; streams stay. Of any other address, nothing."""
+        home = self._home
+        for listener in self._listeners.pop(address, []):
+            if home is not None and not home.ended:
+                home.engine.unlisten(listener)
+                home.listeners.pop(listener, None)
+                home.asked()
 
     async def connect(self, address: str) -> Stream:
         if self._closed:
@@ -275,13 +291,8 @@ class EngineTransport:
 
     async def close(self) -> None:
         self._closed = True
-        home = self._home
-        if home is not None and not home.ended:
-            for listener in self._listeners:
-                home.engine.unlisten(listener)
-                home.listeners.pop(listener, None)
-            home.asked()
-        self._listeners.clear()
+        for address in list(self._listeners):
+            await self.unlisten(address)
         await asyncio.gather(*(stream.close("the node shuts down") for stream in list(self._streams)))
         current = asyncio.current_task()
         tasks = [task for task in self._tasks if task is not current]

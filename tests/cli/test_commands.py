@@ -188,7 +188,8 @@ def test_a_configuration_is_checked_without_a_node(nova: Any, tmp_path: Path) ->
 
 
 def test_the_machine_is_described(nova: Any) -> None:
-    findings = json.loads(nova("hw", "detect", "--json").stdout)["findings"]
+    described = json.loads(nova("hw", "detect", "--json").stdout)
+    findings = described["findings"]
     names = [finding["name"] for finding in findings]
     for name in (
         "SIMD",
@@ -205,7 +206,13 @@ def test_the_machine_is_described(nova: Any) -> None:
     for finding in findings:
         assert finding["state"] in ("present", "absent", "broken")
         assert finding["mend"] or finding["state"] != "absent"
-    assert nova("hw", "detect").stdout.startswith("WHAT")
+    transport = described["transport"]
+    options = {option["scheme"]: option for option in transport["options"]}
+    assert options[transport["chosen"]]["usable"]
+    assert all(option["usable"] or option["cause"] in transport["reason"] for option in options.values())
+    shown = nova("hw", "detect").stdout
+    assert shown.startswith("WHAT")
+    assert shown.endswith(f"transport: {transport['reason']}\n")
 
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
