@@ -50,6 +50,7 @@ KERNELS = {
     "conflict": ["csrc/vclock.c"],
     "audit": ["csrc/blake3.c"],
     "linearize": [],
+    "bulk": ["csrc/bulk.c", "csrc/bulk_io.c", "csrc/frame.c", "csrc/blake3.c"],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")

@@ -334,6 +334,15 @@ class Session:
         self.sent_bytes += sum(map(len, out))
         return out
 
+    def subkey(self, label: str) -> bytes | None:
+        """32 bytes bound to this session's transcript, for who speaks frames of its own after the handshake.
+
+        None without a cluster key. Raises UsageError before the session is established.
+        """
+        if not self.established:
+            raise UsageError("a session that is not established has no keys yet; wait for Established")
+        return None if self._key is None else self._proof("subkey " + label)
+
     # -- handshake -----------------------------------------------------------------------------------------------
 
     def _handshake(self, frame: Frame, now_ns: int, events: list[Event]) -> None:
