@@ -42,6 +42,7 @@ KERNELS = {
     "keyspace": ["csrc/digest.c"],
     "log": ["csrc/log.c"],
     "frame": ["csrc/frame.c"],
+    "channel": ["csrc/channel.c", "csrc/channel_out.c", "csrc/pool.c", "csrc/frame.c", "csrc/blake3.c"],
     "commands": [],
     "raft": [],
     "meter": ["csrc/meter.c"],

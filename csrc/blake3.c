@@ -222,8 +222,36 @@ static void join(const nova_blake3_mode *mode, uint32_t left[8], const uint32_t 
     compress(left, block, BLOCK, 0, mode->flags | PARENT | end);
 }
 
-/* More than one chunk. The stack holds the roots of whole subtrees, one for each bit that is set in the number of
- * chunks before; the last chunk waits, because only what joins last is the root. */
+/* Up to eight chunks that follow each other, n > 0 bytes of them. From three on all lanes are quicker than one. */
+static void hash_run(const nova_blake3_mode *mode, const uint8_t *p, size_t n, uint64_t first, uint32_t cvs[LANES][8])
+{
+    const uint8_t *starts[LANES];
+    size_t sizes[LANES], count = (n + CHUNK - 1) / CHUNK;
+    uint64_t counters[LANES];
+    for (size_t i = 0; i < LANES; i++) {
+        size_t at = i < count ? i * CHUNK : 0;
+        starts[i] = p + at;
+        sizes[i] = i >= count ? 0 : n - at < CHUNK ? n - at : CHUNK;
+        counters[i] = first + i;
+    }
+    if (count > 2 && nova_has_avx2())
+        hash_chunks(mode, starts, sizes, counters, 0, cvs);
+    else
+        for (size_t i = 0; i < count; i++)
+            hash_chunk(mode, starts[i], sizes[i], counters[i], 0, cvs[i]);
+}
+
+/* The stack holds the roots of whole subtrees, one for each bit that is set in the number of chunks before. */
+static size_t push(const nova_blake3_mode *mode, uint32_t (*stack)[8], size_t depth, const uint32_t cv[8],
+                   uint64_t number)
+{
+    memcpy(stack[depth++], cv, 32);
+    for (; !(number & 1); number >>= 1, depth--)
+        join(mode, stack[depth - 2], stack[depth - 1], 0);
+    return depth;
+}
+
+/* More than one chunk; the last one is not pushed like the others, because only what joins last is the root. */
 static void hash_tree(const nova_blake3_mode *mode, const uint8_t *p, size_t n, uint8_t *out)
 {
     uint32_t stack[DEPTH_MAX + 1][8];
@@ -232,33 +260,66 @@ static void hash_tree(const nova_blake3_mode *mode, const uint8_t *p, size_t n, 
     for (uint64_t first = 0; first < chunks; first += LANES) {
         uint32_t cvs[LANES][8];
         uint64_t count = chunks - first < LANES ? chunks - first : LANES;
-        if (count == LANES) {
-            const uint8_t *starts[LANES];
-            size_t sizes[LANES];
-            uint64_t counters[LANES];
-            for (uint64_t i = 0; i < LANES; i++) {
-                size_t at = (size_t)(first + i) * CHUNK;
-                starts[i] = p + at;
-                sizes[i] = n - at < CHUNK ? n - at : CHUNK;
-                counters[i] = first + i;
-            }
-            hash_chunks(mode, starts, sizes, counters, 0, cvs);
-        } else {
-            for (uint64_t i = 0; i < count; i++) {
-                size_t at = (size_t)(first + i) * CHUNK;
-                hash_chunk(mode, p + at, n - at < CHUNK ? n - at : CHUNK, first + i, 0, cvs[i]);
-            }
-        }
-        for (uint64_t i = 0; i < count; i++) {
-            uint64_t number = first + i + 1;
-            memcpy(stack[depth++], cvs[i], 32);
-            for (; number < chunks && !(number & 1); number >>= 1, depth--)
-                join(mode, stack[depth - 2], stack[depth - 1], 0);
-        }
+        size_t at = (size_t)first * CHUNK, run = n - at < LANES * CHUNK ? n - at : LANES * CHUNK;
+        hash_run(mode, p + at, run, first, cvs);
+        for (uint64_t i = 0; i < count && first + i + 1 < chunks; i++)
+            depth = push(mode, stack, depth, cvs[i], first + i + 1);
+        if (first + count == chunks)
+            memcpy(stack[depth++], cvs[count - 1], 32);
     }
     for (; depth > 1; depth--)
         join(mode, stack[depth - 2], stack[depth - 1], depth == 2 ? ROOT : 0);
     store_words(out, stack[0]);
+}
+
+void nova_blake3_begin(nova_blake3_stream *s, const nova_blake3_mode *mode)
+{
+    s->mode = *mode;
+    s->chunks = 0;
+    s->held = s->depth = 0;
+}
+
+/* Eight whole chunks that others follow. */
+static void add_run(nova_blake3_stream *s, const uint8_t *p)
+{
+    uint32_t cvs[LANES][8];
+    hash_run(&s->mode, p, LANES * CHUNK, s->chunks, cvs);
+    for (int i = 0; i < LANES; i++)
+        s->depth = push(&s->mode, s->stack, s->depth, cvs[i], ++s->chunks);
+}
+
+void nova_blake3_add(nova_blake3_stream *s, const void *bytes, size_t n)
+{
+    const uint8_t *p = bytes;
+    while (n) {
+        if (s->held == sizeof s->waiting) {
+            add_run(s, s->waiting);
+            s->held = 0;
+        }
+        for (; !s->held && n > sizeof s->waiting; p += sizeof s->waiting, n -= sizeof s->waiting)
+            add_run(s, p);
+        size_t room = sizeof s->waiting - s->held, take = n < room ? n : room;
+        memcpy(s->waiting + s->held, p, take);
+        s->held += take, p += take, n -= take;
+    }
+}
+
+void nova_blake3_end(nova_blake3_stream *s, uint8_t *out)
+{
+    uint32_t cvs[LANES][8];
+    if (!s->chunks && s->held <= CHUNK) {
+        hash_chunk(&s->mode, s->waiting, s->held, 0, ROOT, cvs[0]);
+        store_words(out, cvs[0]);
+        return;
+    }
+    size_t count = (s->held + CHUNK - 1) / CHUNK;
+    hash_run(&s->mode, s->waiting, s->held, s->chunks, cvs);
+    for (size_t i = 0; i + 1 < count; i++)
+        s->depth = push(&s->mode, s->stack, s->depth, cvs[i], ++s->chunks);
+    memcpy(s->stack[s->depth++], cvs[count - 1], 32);
+    for (; s->depth > 1; s->depth--)
+        join(&s->mode, s->stack[s->depth - 2], s->stack[s->depth - 1], s->depth == 2 ? ROOT : 0);
+    store_words(out, s->stack[0]);
 }
 
 nova_blake3_mode nova_blake3_plain(void)

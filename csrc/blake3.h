@@ -29,3 +29,18 @@ void nova_blake3(const nova_blake3_mode *mode, const void *p, size_t n, uint8_t 
 /* The same for `count` inputs; the hash of input i goes to out + 32 * i. */
 void nova_blake3_many(const nova_blake3_mode *mode, const uint8_t *const *p, const size_t *n, size_t count,
                       uint8_t *out);
+
+/* The same hash of bytes that come in pieces: begin, add any number of times, end. */
+typedef struct {
+    nova_blake3_mode mode;
+    uint64_t chunks;    /* hashed, each of them followed by another */
+    size_t held, depth; /* bytes that wait for what follows; roots of whole subtrees */
+    uint32_t stack[56][8];
+    uint8_t waiting[8 * NOVA_BLAKE3_CHUNK_BYTES];
+} nova_blake3_stream;
+
+void nova_blake3_begin(nova_blake3_stream *s, const nova_blake3_mode *mode);
+void nova_blake3_add(nova_blake3_stream *s, const void *p, size_t n);
+
+/* 32 bytes of hash; the stream has to begin again. */
+void nova_blake3_end(nova_blake3_stream *s, uint8_t *out);

@@ -27,8 +27,18 @@ typedef struct {
     uint64_t sequence;
 } nova_frame;
 
-/* Continue a CRC32C (Castagnoli); start with 0. Uses the processor's instruction where there is one. */
+/* Continue a CRC32C (Castagnoli); start with 0. Takes the best way that the processor has. */
 uint32_t nova_frame_crc32c(uint32_t crc, const uint8_t *bytes, size_t n);
+
+/* The ways there are, slow to fast: a table; the instruction, 8 bytes a step; carry-less multiplication, four times 128
+ * bits a step; the same on four vectors of 512 bits. */
+enum { NOVA_CRC_PLAIN, NOVA_CRC_INSTRUCTION, NOVA_CRC_FOLD, NOVA_CRC_WIDE };
+
+/* The best way of this processor, within what NOVA_SIMD allows. */
+int nova_frame_crc32c_level(void);
+
+/* The same checksum by a way no better than `level`. */
+uint32_t nova_frame_crc32c_at(int level, uint32_t crc, const uint8_t *bytes, size_t n);
 
 /* The same without the instruction: the fall-back, and the model that the fast one is tested against. */
 uint32_t nova_frame_crc32c_plain(uint32_t crc, const uint8_t *bytes, size_t n);

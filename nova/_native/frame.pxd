@@ -24,6 +24,8 @@ cdef extern from "frame.h" nogil:
         uint32_t crc
         uint64_t sequence
     uint32_t nova_frame_crc32c(uint32_t crc, const uint8_t *bytes, size_t n)
+    int nova_frame_crc32c_level()
+    uint32_t nova_frame_crc32c_at(int level, uint32_t crc, const uint8_t *bytes, size_t n)
     uint32_t nova_frame_crc32c_plain(uint32_t crc, const uint8_t *bytes, size_t n)
     int nova_frame_read(const uint8_t *bytes, size_t length_max, nova_frame *out)
     void nova_frame_write(uint8_t *bytes, const nova_frame *frame)

@@ -18,7 +18,21 @@ MESSAGE_COST_BYTES_MIN = COST_MIN
 
 
 def crc32c(const uint8_t[::1] data not None, uint32_t crc=0):
-    return nova_frame_crc32c(crc, &data[0], data.shape[0]) if data.shape[0] else crc
+    cdef size_t n = data.shape[0]
+    if n > 65536:
+        with nogil:
+            crc = nova_frame_crc32c(crc, &data[0], n)
+        return crc
+    return nova_frame_crc32c(crc, &data[0], n) if n else crc
+
+
+def crc32c_levels():
+    """How many ways of computing the checksum this processor has; `crc32c_at` takes 0, the plain one, up to one less."""
+    return nova_frame_crc32c_level() + 1
+
+
+def crc32c_at(int level, const uint8_t[::1] data not None, uint32_t crc=0):
+    return nova_frame_crc32c_at(level, crc, &data[0], data.shape[0]) if data.shape[0] else crc
 
 
 def crc32c_plain(const uint8_t[::1] data not None, uint32_t crc=0):

@@ -195,7 +195,7 @@ class _Pipe:
         self._dead = False
         links._pipes.add(self)
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         self._put(bytes(data))
 
     def close(self) -> None:

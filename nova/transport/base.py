@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 
-Buffer = bytes | bytearray | memoryview
+if TYPE_CHECKING:
+    from typing_extensions import Buffer as _Buffer
+
+    Buffer: TypeAlias = _Buffer
+    """Whatever has bytes in one piece: bytes, bytearray, memoryview, arrays of NumPy."""
+else:
+    Buffer: TypeAlias = object
+
+PRIORITY_BULK = 0
+PRIORITY_URGENT = 3
+"""Priorities of messages: higher ones leave first, between the frames of large ones of lower priority."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -41,8 +52,23 @@ class StreamStats(msgspec.Struct, frozen=True):
     queue_bytes: int
 
 
+class Tls(Protocol):
+    """TLS under a stream, as `nova.transport.tls` has it."""
+
+    def context(self, server: bool) -> ssl.SSLContext:
+        """What new connections are made with; asked for each, so that certificates may change."""
+
+    def check(self, end: ssl.SSLObject | ssl.SSLSocket, peer: Identity) -> None:
+        """Does the peer's certificate fit the identity that it proved? Raises PeerError."""
+
+
 class Stream(Protocol):
-    """One session with one peer. Messages arrive whole, in order, at most once; a broken stream stays broken."""
+    """One session with one peer. Messages arrive whole, at most once, and in order within a priority.
+
+    A broken stream stays broken. Messages are read-only views of pooled memory: valid as long as they are held, and
+    ``release()`` (or ``with``, or the last reference going) gives the memory back, in any thread. A stream belongs to
+    the process that opened it: a fork of it gets UsageError.
+    """
 
     @property
     def local(self) -> Identity: ...
@@ -51,17 +77,42 @@ class Stream(Protocol):
     @property
     def closed(self) -> bool: ...
 
-    def send(self, payload: Buffer) -> bool:
-        """Queue one message. False, and nothing queued, when the queue is full or the stream is closed."""
+    def send(self, payload: Buffer, priority: int = PRIORITY_BULK) -> bool:
+        """Queue one message. False, and nothing queued, when the queue is full or the stream is closed.
+
+        payload   any buffer, NumPy arrays too; it is the caller's again on return
+        raises    LimitError if the peer would never accept it
+        """
+
+    def send_batch(self, slab: Buffer, offsets: Buffer, priority: int = PRIORITY_BULK, first: int = 0) -> int:
+        """Queue messages ``slab[offsets[i]:offsets[i + 1]]`` from i = `first` on; returns how many of them are.
+
+        Fewer than all: the queue is full (`drain`, then go on). Both are the caller's again on return.
+
+        offsets   int64, ascending, one more than there are messages
+        """
+
+    async def put(self, payload: Buffer, priority: int = PRIORITY_BULK) -> None:
+        """Send one message from where it stands, without a copy; returns when its buffer may be changed again.
+
+        Waits for room in the queue. Cancelled before it is queued, the message is not sent; later, what has not left is
+        copied, and it is. Raises PeerError if the stream is closed or broke.
+        """
 
     async def drain(self) -> None:
         """Wait until the queue is below half of its limit. Raises PeerError if the stream broke."""
 
     async def recv(self) -> memoryview | None:
-        """The next message, None once the peer has closed in good order. Raises PeerError if the stream broke."""
+        """The next message, None once the peer has closed in good order. Raises PeerError if the stream broke.
+
+        Cancelling it loses nothing.
+        """
 
     async def recv_batch(self) -> list[memoryview]:
         """All messages that are here, waiting for the first; empty once the peer has closed. Raises PeerError."""
+
+    async def recv_slab(self) -> tuple[memoryview, memoryview]:
+        """As recv_batch, in one piece: bytes, and int64 offsets, one more than there are messages."""
 
     async def close(self, reason: str = "") -> None:
         """Send what is queued, say goodbye with `reason`, close. May be called twice."""

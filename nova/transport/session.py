@@ -9,14 +9,20 @@
 
 The proofs bind both nonces and both identities, and the roles differ, so a proof cannot be reflected or used again.
 The initiator proves first: a stranger learns nothing from a responder but its name. Every later frame carries a MAC
-over header and body, which hold the sequence, so frames cannot be replayed, moved or injected: keyed BLAKE2b for small
-bodies, where it is four times quicker to begin, HMAC-SHA256 from BULK_MAC_BYTES on, twice as fast a byte on processors
-with SHA instructions; each has a key of its own. Without a cluster key frames carry their checksum only.
+over header and body, which hold the sequence, so frames cannot be replayed, moved or injected. With the capability
+"blake3" it is keyed BLAKE3; without, keyed BLAKE2b for small bodies and HMAC-SHA256 from BULK_MAC_BYTES on; each has a
+key of its own. Without a cluster key frames carry their checksum only.
+
+With the capability "lanes" the stream of a data frame is its priority, 0 to 3, and each lane may be in the middle of
+one message: an urgent one passes between the frames of a large one. Without it all data is of stream 0, and a message
+that has begun is finished first.
 
 Flow control is credit in bytes: the receiver tells up to which total the sender may go. Every piece of a message
 charges its bytes and its length, and at least MESSAGE_COST_BYTES_MIN, so that empty messages do not come for nothing.
 A message that is larger than the credit slides the window while it is put together, and only while no finished message
-waits before it, so one side never holds more than credit_bytes + message_bytes_max for the other.
+waits before it, so one side never holds more than credit_bytes + message_bytes_max (of each lane) for the other.
+
+What is here is the handshake. Everything behind it is compiled: `Session.channel`.
 """
 
 from __future__ import annotations
@@ -24,42 +30,29 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 
-from nova._native.frame import (
-    MAC_BYTES,
-    MESSAGE_COST_BYTES_MIN,
-    Frame,
-    FrameParser,
-    cost,
-    crc32c,
-    encode,
-    pack,
-    seal,
-    split,
-)
-from nova.errors import LimitError, PeerError, UsageError
+from nova._native.channel import LANES, Channel
+from nova._native.frame import MAC_BYTES, Frame, FrameParser, cost, crc32c, encode, seal
+from nova.errors import PeerError, UsageError
 from nova.transport.base import Buffer, Identity, Limits
 from nova.wire import Codec
 
-__all__ = ["CAPABILITIES", "PROTOCOL_VERSION", "Established", "Event", "Goodbye", "Session", "crc32c"]
+__all__ = ["CAPABILITIES", "PROTOCOL_VERSION", "Established", "Event", "FrameType", "Goodbye", "Session", "crc32c"]
 
 PROTOCOL_VERSION = 1
-CAPABILITIES = ("credit", "pieces")
+CAPABILITIES = ("credit", "pieces", "blake3", "lanes")
 KEY_BYTES_MIN = 32
 NONCE_BYTES = 32
 HANDSHAKE_FRAME_BYTES_MAX = 4096
-SEND_FRAME_BYTES = 256 * 1024
+SEND_FRAME_BYTES = 256 * 1024 + 64  # a message of 256 KiB needs one frame
 BULK_MAC_BYTES = 4096
 CREDIT_BYTES_MIN = 64 * 1024
-PIECE_BYTES_MIN = 4096
 PING_MS_MAX = 5_000
-CONTROL_FRAMES_MAX = 1024
 REASON_BYTES_MAX = 512
 
 
@@ -109,28 +102,30 @@ class Goodbye:
 Event = Established | Goodbye | memoryview
 
 _hello: Codec[Hello] = Codec(Hello)
-DATA = int(FrameType.DATA)  # an enum member costs more than the rest of the comparison
+
+
+class _Digest(Protocol):
+    def update(self, part: Buffer, /) -> None: ...
+    def digest(self) -> bytes: ...
 
 
 class _Mac:
-    """The MAC of one direction: which of the two a frame has follows from its size, so both sides agree."""
-
-    __slots__ = ("_bulk", "_small")
+    """The MAC of one direction with a peer that has no BLAKE3: which of two a frame has follows from its size."""
 
     def __init__(self, small: bytes, bulk: bytes) -> None:
         self._small = hashlib.blake2b(key=small, digest_size=MAC_BYTES)
         self._bulk = hmac.new(bulk, digestmod="sha256")
+        self._now: _Digest = self._small
 
-    def digest(self, head: Buffer, signed: Buffer) -> bytes:
-        if len(signed) < BULK_MAC_BYTES:
-            small = self._small.copy()
-            small.update(head)
-            small.update(signed)
-            return small.digest()
-        bulk = self._bulk.copy()
-        bulk.update(head)
-        bulk.update(signed)
-        return bulk.digest()[:MAC_BYTES]
+    def begin(self, head: bytes, signed_bytes: int) -> None:
+        self._now = self._small.copy() if signed_bytes < BULK_MAC_BYTES else self._bulk.copy()
+        self._now.update(head)
+
+    def add(self, part: memoryview) -> None:
+        self._now.update(part)
+
+    def end(self) -> bytes:
+        return self._now.digest()[:MAC_BYTES]
 
 
 class Session:
@@ -163,18 +158,19 @@ class Session:
                 f"credit of {limits.credit_bytes} and frames of {limits.frame_bytes_max} bytes are too small; the "
                 f"least is {CREDIT_BYTES_MIN} and {HANDSHAKE_FRAME_BYTES_MAX}"
             )
+        if limits.message_bytes_max < HANDSHAKE_FRAME_BYTES_MAX:
+            raise UsageError(
+                f"message_bytes_max of {limits.message_bytes_max} is too small; the least is "
+                f"{HANDSHAKE_FRAME_BYTES_MAX}"
+            )
         self.identity = identity
         self.initiator = initiator
         self.limits = limits
         self.peer: Identity | None = None
         self.capabilities: frozenset[str] = frozenset()
         self.established = False
-        self.rtt_ns = 0
-        self.sent_bytes = 0
-        self.received_bytes = 0
-        self.queue_bytes = 0
-        self.done = False
-        """True once our goodbye is among the output: nothing follows it."""
+        self.channel: Channel | None = None
+        """Takes over at the end of the handshake; None before."""
         self._key = key
         self._version = version
         self._hello = Hello(
@@ -193,155 +189,137 @@ class Session:
         self._hello_bytes = struct.pack(">H", version) + _hello.encode(self._hello)
         self._transcript = b""
         self._parser = FrameParser(min(HANDSHAKE_FRAME_BYTES_MAX, limits.frame_bytes_max))
-        self._mac_in: _Mac | None = None
-        self._mac_out: _Mac | None = None
         self._sequence_in = 0
         self._sequence_out = 0
         self._out: list[bytearray] = []
-        self._queue: deque[bytes] = deque()
-        self._offset = 0
+        self._sent_bytes = 0
+        self._received_bytes = 0
         self._payload_bytes = SEND_FRAME_BYTES
         self._message_bytes_max = limits.message_bytes_max
-        self._may_send = 0  # totals of data payload, ever: what the peer allows, what has left
-        self._data_out = 0
-        self._granted = limits.credit_bytes  # what we allowed, what came, what was consumed
-        self._data_in = 0
-        self._consumed = 0
-        self._waiting = 0  # finished messages that the application has not taken
-        self._partial: list[memoryview] = []
-        self._partial_bytes = 0
-        self._partial_cost = 0
-        self._closing: str | None = None
-        self._peer_done = False
+        self._may_send = 0
+        self._said_goodbye = False
         self._broken = False
-        self._started_ns = self._heard_ns = now_ns
-        self._pinged_ns = 0
-        self._ping_ns = 0
+        self._started_ns = now_ns
         if initiator:
             self._put(FrameType.HELLO, self._hello_bytes)
 
     # -- bytes in ------------------------------------------------------------------------------------------------
 
     def receive(self, data: Buffer, now_ns: int) -> list[Event]:
-        """What the bytes mean. Raises PeerError if they break the protocol: send what output there is, then hang up."""
+        """What the bytes mean. Raises PeerError if they break the protocol: send what output there is, then hang up.
+
+        `consumed` gives the credit of the messages back. Who waits for messages calls `feed` instead.
+        """
+        events = self.feed(data, now_ns)
+        if self.channel is not None and self.channel.waiting:
+            before_goodbye = len(events) - bool(events and isinstance(events[-1], Goodbye))
+            events[before_goodbye:before_goodbye] = self.channel.recv_batch(consume=False)
+        return events
+
+    def feed(self, data: Buffer, now_ns: int) -> list[Event]:
+        """The same, but messages stay in the `channel`. The bytes are used up or copied on return."""
         if self._broken:
             raise PeerError("this session is broken already")
-        self.received_bytes += len(data)
-        self._heard_ns = now_ns
         events: list[Event] = []
         try:
-            # Up to the end of the handshake frames are taken one by one: the limits change behind it.
-            while not self.established and len(data):
-                need = self._parser.need
-                for frame in self._parser.feed(bytes(data[:need])):
-                    self._handshake(frame, now_ns, events)
-                data = data[need:]
-            if len(data):
-                for frame in self._parser.feed(data):
-                    self._frame(frame, now_ns, events)
+            if self.channel is None:
+                # Up to the end of the handshake frames are taken one by one: the limits change behind it.
+                rest = memoryview(data)
+                while self.channel is None and rest:
+                    need = self._parser.need
+                    self._received_bytes += len(rest[:need])
+                    for frame in self._parser.feed(bytes(rest[:need])):
+                        self._handshake(frame, now_ns, events)
+                    rest = rest[need:]
+                data = rest
+            if self.channel is not None:
+                self.channel.feed(data, now_ns)
+                events += self.news()
         except PeerError:
             self._broken = True
             raise
         return events
 
+    def news(self) -> list[Event]:
+        """Whether the channel has heard the peer's goodbye, once."""
+        if self._said_goodbye or self.channel is None or not self.channel.peer_done:
+            return []
+        self._said_goodbye = True
+        return [Goodbye("".join(c if c.isprintable() else "?" for c in self.channel.reason))]
+
     def consumed(self, messages: list[memoryview]) -> None:
         """The application has taken these messages: what they were charged becomes credit again."""
-        self._waiting -= len(messages)
-        self._consumed += cost(messages)
-        self._grant()
+        if self.channel is not None:
+            self.channel.consumed(cost(messages))
 
     def tick(self, now_ns: int) -> None:
         """Let time pass. Raises PeerError when the peer was silent for too long."""
         if self._broken:
             return
-        limits = self.limits
-        if not self.established:
-            if now_ns - self._started_ns >= limits.handshake_ms_max * 1_000_000:
-                self._broken = True
-                raise PeerError(f"handshake not finished within {limits.handshake_ms_max} ms")
-            return
-        if now_ns - self._heard_ns >= limits.idle_ms_max * 1_000_000:
+        if self.channel is not None:
+            self.channel.tick(now_ns)
+        elif now_ns - self._started_ns >= self.limits.handshake_ms_max * 1_000_000:
             self._broken = True
-            raise PeerError(f"no word from {self._who()} for {limits.idle_ms_max} ms")
-        if now_ns - self._pinged_ns >= self._ping_ns and not self.done:
-            self._ping(now_ns)
+            raise PeerError(f"handshake not finished within {self.limits.handshake_ms_max} ms")
 
     @property
     def deadline_ns(self) -> int:
         """When `tick` has something to do at the latest."""
-        if not self.established:
+        if self.channel is None:
             return self._started_ns + self.limits.handshake_ms_max * 1_000_000
-        silence_ns = self._heard_ns + self.limits.idle_ms_max * 1_000_000
-        return silence_ns if self.done else min(silence_ns, self._pinged_ns + self._ping_ns)
+        return self.channel.deadline_ns
 
     # -- bytes out -----------------------------------------------------------------------------------------------
 
-    def send(self, payload: Buffer) -> bool:
+    def send(self, payload: Buffer, priority: int = 0) -> bool:
         """Queue one message. False when the queue is full or the session over; LimitError if no peer would take it."""
-        if not self.established or self._broken or self._closing is not None or self._peer_done:
-            return False
-        size = len(payload) if type(payload) is bytes else memoryview(payload).nbytes
-        if size > self._message_bytes_max:
-            raise LimitError(
-                f"message of {size} bytes is over the limit of {self._message_bytes_max} that {self._who()} accepts; "
-                f"split it or raise message_bytes_max"
-            )
-        charge = max(size + 4, MESSAGE_COST_BYTES_MIN)
-        if self.queue_bytes and self.queue_bytes + charge > self.limits.queue_bytes_max:
-            return False
-        self._queue.append(payload if type(payload) is bytes else bytes(payload))
-        self.queue_bytes += charge
-        return True
+        return self.channel is not None and not self._broken and self.channel.send(payload, priority)
 
     def close(self, reason: str = "", *, discard: bool = False) -> None:
         """Say goodbye once the queue has left; with `discard`, at once."""
-        if discard:
-            self._queue.clear()
-            self.queue_bytes = self._offset = 0
-        if self._closing is None:
-            self._closing = reason
-        if not self.established:
+        if self.channel is not None:
+            self.channel.close(reason, discard)
+        else:
             self._broken = True
 
     @property
     def has_output(self) -> bool:
         """False when `take_output` would surely give nothing."""
-        return bool(self._out or self._queue) or (self._closing is not None and not self.done)
+        return bool(self._out) or (self.channel is not None and self.channel.has_output)
+
+    @property
+    def done(self) -> bool:
+        """True once our goodbye is among the output: nothing follows it."""
+        return self.channel is not None and self.channel.done
 
     def take_output(self, bytes_max: int = 1 << 20) -> list[bytearray]:
         """Frames to send now, in order: all control, and data up to about `bytes_max` or the end of the credit."""
-        taken = 0
-        while self._queue and taken < bytes_max and not self._broken and not self._peer_done:
-            credit = self._may_send - self._data_out
-            if credit < PIECE_BYTES_MIN and credit < 4 + len(self._queue[0]) - self._offset:
-                break
-            packed = pack(
-                DATA, 0, self._sequence_out, self._queue, self._offset, self._payload_bytes, credit,
-                self._mac_out is not None,
-            )  # fmt: skip
-            if packed is None:
-                break
-            frame, charged, left, self._offset = packed
-            self._data_out += charged
-            self.queue_bytes -= left
-            self._seal(frame)
-            taken += len(frame)
-        may_end = self.established and not self.done and not self._broken
-        if self._closing is not None and not self._queue and may_end:
-            self.done = True
-            self._put(FrameType.GOODBYE, self._closing.encode()[:REASON_BYTES_MAX])
         out, self._out = self._out, []
-        self.sent_bytes += sum(map(len, out))
+        if self.channel is not None:
+            out += self.channel.take_output(0 if self._broken else bytes_max)
         return out
 
-    def subkey(self, label: str) -> bytes | None:
-        """32 bytes bound to this session's transcript, for who speaks frames of its own after the handshake.
+    # -- what it knows -------------------------------------------------------------------------------------------
 
-        None without a cluster key. Raises UsageError before the session is established.
-        """
-        if not self.established:
-            raise UsageError("a session that is not established has no keys yet; wait for Established")
-        return None if self._key is None else self._proof("subkey " + label)
+    @property
+    def sent_bytes(self) -> int:
+        return self._sent_bytes if self.channel is None else self.channel.sent_bytes
+
+    @property
+    def received_bytes(self) -> int:
+        return self._received_bytes if self.channel is None else self.channel.received_bytes
+
+    @property
+    def queue_bytes(self) -> int:
+        return 0 if self.channel is None else self.channel.queue_bytes
+
+    @property
+    def rtt_ns(self) -> int:
+        return 0 if self.channel is None else self.channel.rtt_ns
+
+    def subkey(self, label: str) -> bytes | None:
+        """32 bytes that only the two ends of this session know, for the purpose `label`; None without a cluster key."""
+        return self._proof("subkey " + label) if self._key is not None else None
 
     # -- handshake -----------------------------------------------------------------------------------------------
 
@@ -415,101 +393,44 @@ class Session:
         return hmac.digest(self._key, b"nova session 1 " + label.encode() + b"\0" + self._transcript, "sha256")
 
     def _establish(self, now_ns: int) -> None:
+        assert self.peer is not None
+        limits = self.limits
+        mac_out: bytes | _Mac | None = None
+        mac_in: bytes | _Mac | None = None
         if self._key is not None:
             ends = ("key of initiator", "key of responder")
             out, into = ends if self.initiator else ends[::-1]
-            self._mac_out = _Mac(self._proof(out), self._proof("bulk " + out))
-            self._mac_in = _Mac(self._proof(into), self._proof("bulk " + into))
-        self._parser.limit(self.limits.frame_bytes_max)
-        self._ping_ns = min(PING_MS_MAX, max(1, self.limits.idle_ms_max // 3)) * 1_000_000
+            if "blake3" in self.capabilities:
+                mac_out, mac_in = self._proof("blake3 " + out), self._proof("blake3 " + into)
+            else:
+                mac_out = _Mac(self._proof(out), self._proof("bulk " + out))
+                mac_in = _Mac(self._proof(into), self._proof("bulk " + into))
+        self.channel = Channel(
+            f"node {self.peer.node!r}",
+            mac_in=mac_in,
+            mac_out=mac_out,
+            sequence_in=self._sequence_in,
+            sequence_out=self._sequence_out,
+            frame_bytes_max=limits.frame_bytes_max,
+            message_bytes_max=limits.message_bytes_max,
+            send_bytes_max=self._message_bytes_max,
+            payload_bytes=self._payload_bytes,
+            queue_bytes_max=limits.queue_bytes_max,
+            credit_bytes=limits.credit_bytes,
+            may_send=self._may_send,
+            lanes=LANES if "lanes" in self.capabilities else 1,
+            idle_ns=limits.idle_ms_max * 1_000_000,
+            ping_ns=min(PING_MS_MAX, max(1, limits.idle_ms_max // 3)) * 1_000_000,
+            now_ns=now_ns,
+            sent_bytes=self._sent_bytes,
+            received_bytes=self._received_bytes,
+        )
         self.established = True
-        self._ping(now_ns)
 
     def _refuse(self, text: str) -> None:
         self._put(FrameType.REFUSE, text.encode()[:REASON_BYTES_MAX])
 
-    # -- established ---------------------------------------------------------------------------------------------
-
-    def _frame(self, frame: Frame, now_ns: int, events: list[Event]) -> None:
-        mac_in = self._mac_in
-        if mac_in is not None and not hmac.compare_digest(mac_in.digest(frame.head, frame.signed), frame.mac):
-            raise PeerError(f"frame {frame.sequence} from {self._who()} was not made by it: its MAC is wrong")
-        self._in_order(frame)
-        if self._peer_done:
-            raise PeerError(f"{self._who()} sent a frame of type {frame.type} after its goodbye")
-        payload = frame.payload
-        if frame.type == DATA:
-            self._data(payload, events)
-        elif frame.type == FrameType.CREDIT:
-            total = self._number(payload, "credit")
-            # Credit never shrinks, and no honest peer grants more than it announced in one go ahead of what left.
-            self._may_send = max(self._may_send, total)
-        elif frame.type == FrameType.PING:
-            self._number(payload, "ping")
-            if not self.done:
-                self._put(FrameType.PONG, bytes(payload))
-        elif frame.type == FrameType.PONG:
-            sent_ns = self._number(payload, "pong")
-            if sent_ns <= now_ns:
-                # Queues and busy loops only ever add to a round trip: down at once, up by an eighth (RFC 6298).
-                sample_ns = max(1, now_ns - sent_ns)
-                known_ns = self.rtt_ns or sample_ns
-                self.rtt_ns = sample_ns if sample_ns < known_ns else known_ns + (sample_ns - known_ns) // 8
-        elif frame.type == FrameType.GOODBYE:
-            if self._partial and self._closing is None:
-                raise PeerError(f"{self._who()} said goodbye in the middle of a message")
-            text = bytes(payload[:REASON_BYTES_MAX]).decode("utf-8", "replace")
-            self._peer_done = True
-            events.append(Goodbye("".join(c if c.isprintable() else "?" for c in text)))
-        else:
-            raise PeerError(f"frame of type {frame.type} from {self._who()} does not belong into a session")
-
-    def _data(self, payload: memoryview, events: list[Event]) -> None:
-        pieces, more = split(payload)
-        self._data_in += cost(pieces)
-        if self._data_in > self._granted:
-            raise PeerError(f"{self._who()} sent {self._data_in - self._granted} bytes more than its credit")
-        if not more and not self._partial:
-            self._waiting += len(pieces)
-            events.extend(pieces)
-            return
-        last = len(pieces) - 1
-        for index, piece in enumerate(pieces):
-            if not self._partial and not (more and index == last):
-                self._waiting += 1
-                events.append(piece)
-                continue
-            self._partial.append(piece)
-            self._partial_bytes += len(piece)
-            self._partial_cost += cost([piece])
-            if self._partial_bytes > self.limits.message_bytes_max:
-                raise PeerError(
-                    f"message of {self._partial_bytes} bytes and more is over the limit of "
-                    f"{self.limits.message_bytes_max}"
-                )
-            if not (more and index == last):
-                whole = memoryview(b"".join(self._partial))
-                events.append(whole)
-                self._waiting += 1
-                self._consumed += self._partial_cost - cost([whole])  # what being cut has cost on top
-                self._partial, self._partial_bytes, self._partial_cost = [], 0, 0
-        if self._partial:
-            self._grant()
-
-    def _grant(self) -> None:
-        limit = self._consumed + self.limits.credit_bytes + (self._partial_cost if not self._waiting else 0)
-        if limit - self._granted >= self.limits.credit_bytes // 4 and not self.done and not self._broken:
-            self._granted = limit
-            self._put(FrameType.CREDIT, struct.pack(">Q", limit))
-
-    def _number(self, payload: memoryview, word: str) -> int:
-        if len(payload) != 8:
-            raise PeerError(f"{word} of {len(payload)} bytes; it has 8")
-        return int.from_bytes(payload, "big")
-
-    def _ping(self, now_ns: int) -> None:
-        self._pinged_ns = now_ns
-        self._put(FrameType.PING, struct.pack(">Q", now_ns))
+    # -- frames of the handshake ---------------------------------------------------------------------------------
 
     def _in_order(self, frame: Frame) -> None:
         if frame.sequence != self._sequence_in or frame.stream != 0:
@@ -520,18 +441,10 @@ class Session:
         self._sequence_in += 1
 
     def _put(self, kind: FrameType, payload: bytes) -> None:
-        if len(self._out) >= CONTROL_FRAMES_MAX:
-            raise PeerError(f"{self._who()} asks for answers and does not read them: {CONTROL_FRAMES_MAX} are waiting")
-        self._seal(encode(kind, 0, self._sequence_out, payload, None, self._mac_out is not None))
-
-    def _seal(self, frame: bytearray) -> None:
+        frame = encode(kind, 0, self._sequence_out, payload)
+        seal(frame)
         self._sequence_out += 1
-        if self._mac_out is None:
-            seal(frame)
-        else:
-            with memoryview(frame) as view:
-                mac = self._mac_out.digest(view[:20], view[24:-MAC_BYTES])
-            seal(frame, mac)
+        self._sent_bytes += len(frame)
         self._out.append(frame)
 
     def _who(self) -> str:

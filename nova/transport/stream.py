@@ -1,6 +1,7 @@
 """The asyncio half that all engines share: a `Session` on a byte pipe, with waiting, timers and an emulated delay.
 
-An engine makes a pipe (a socket, a simulated link) and feeds what arrives to `SessionStream.bytes_received`. The first
+An engine makes a pipe (a socket, a simulated link) and feeds what arrives to `SessionStream.bytes_received`; one that
+owns a socket hands it to `DirectPipe.flush` and `SessionStream.readable`, and bytes never become objects. The first
 send after something arrived leaves at once, for it may be the answer that the peer waits for; further ones are gathered
 and leave once per turn of the loop. Nothing here makes a task per message.
 """
@@ -9,30 +10,46 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
 
+from nova._native.channel import Channel
 from nova.errors import PeerError
 from nova.transport.base import Buffer, Identity, StreamStats
-from nova.transport.session import Established, Goodbye, Session
+from nova.transport.session import Established, Event, Goodbye, Session
 
 logger = logging.getLogger("nova.transport")
 
 CLOSE_SECONDS = 5.0
+READ_BYTES = 64 * 1024
+FLUSH_BYTES = 64 * 1024
+"""So much in the queue is worth a write of its own, without waiting for the turn of the loop."""
 
 
 class Pipe(Protocol):
     """Ordered bytes to the other side; the engine behind a stream."""
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Take `data` over: nobody changes it later."""
 
     def close(self) -> None:
         """Close once everything written has left."""
 
     def abort(self) -> None: ...
+
+
+@runtime_checkable
+class DirectPipe(Pipe, Protocol):
+    """A pipe that is a socket of its own."""
+
+    def flush(self, channel: Channel) -> bool:
+        """Send what may leave, behind everything written. False: it calls `resume_writing` when the socket takes more.
+
+        Raises OSError.
+        """
 
 
 class SessionStream:
@@ -46,20 +63,23 @@ class SessionStream:
         *,
         on_established: Callable[[SessionStream], None] | None = None,
         on_closed: Callable[[SessionStream], None] | None = None,
+        on_proved: Callable[[Identity], None] | None = None,
         send_delay: Callable[[Identity], float] | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._session = session
         self._pipe = pipe
+        self._direct = pipe if isinstance(pipe, DirectPipe) and send_delay is None else None
+        self._channel: Channel | None = None  # as soon as the session is established
         self._remote = remote
         self._on_established = on_established
         self._on_closed = on_closed
+        self._on_proved = on_proved  # may still refuse the peer by a PeerError
         self._send_delay = send_delay
         self._now_ns = clock  # not the loop's: uvloop counts milliseconds, a round trip takes microseconds
         self._answering = False
         self.ready: asyncio.Future[None] = self._loop.create_future()
-        self._messages: deque[memoryview] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._writers: list[asyncio.Future[None]] = []
         self._gone: asyncio.Future[None] = self._loop.create_future()
@@ -69,6 +89,7 @@ class SessionStream:
         self._closing = False
         self._paused = False
         self._flush_due = False
+        self._flushed_handshake = False  # what the handshake had to say has gone to the pipe
         self._delayed: deque[tuple[float, bytes | bytearray | None]] = deque()
         self._delay_timer: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -104,38 +125,73 @@ class SessionStream:
         session = self._session
         return StreamStats(session.sent_bytes, session.received_bytes, session.rtt_ns, session.queue_bytes)
 
-    def send(self, payload: Buffer) -> bool:
-        if self._over or self._closing or not self._session.send(payload):
+    def send(self, payload: Buffer, priority: int = 0) -> bool:
+        channel = self._channel
+        if channel is None or self._over or self._closing or not channel.send(payload, priority):
             return False
-        if not self._flush_due:
-            if self._answering:
-                self._flush()
-            else:
-                self._schedule_flush()
+        if self._answering or not self._flush_due or channel.queue_bytes >= FLUSH_BYTES:
+            self._sent(channel)
         return True
+
+    def send_batch(self, slab: Buffer, offsets: Buffer, priority: int = 0, first: int = 0) -> int:
+        channel = self._channel
+        if channel is None or self._over or self._closing:
+            return 0
+        count = channel.send_batch(slab, offsets, priority, first)
+        self._sent(channel)
+        return count
+
+    async def put(self, payload: Buffer, priority: int = 0) -> None:
+        while True:
+            await self.drain()
+            channel = self._channel
+            if channel is None or self.closed:
+                raise PeerError(f"stream to {self._name()} is closed: {self._reason}")
+            if (lent := channel.lend(payload, priority)) is not None:
+                break
+            if channel.peer_done or channel.broken:
+                raise PeerError(f"stream to {self._name()} takes nothing any more")
+            await self._written()
+        try:
+            self._flush()
+            while not lent.left and not self._over:
+                await self._written()
+        finally:
+            channel.reclaim(lent)
+        if self._error is not None:
+            raise self._error
 
     async def drain(self) -> None:
         while not self._over and self._session.queue_bytes * 2 > self._session.limits.queue_bytes_max:
-            waiter = self._loop.create_future()
-            self._writers.append(waiter)
-            await waiter
+            await self._written()
         if self._error is not None:
             raise self._error
 
     async def recv(self) -> memoryview | None:
-        if not await self._wait():
-            return None
-        message = self._messages.popleft()
-        self._took([message])
+        channel = self._channel
+        if channel is None or not channel.waiting:
+            channel = await self._wait()
+            if channel is None:
+                return None
+        message = channel.recv()
+        self._took(channel)
         return message
 
     async def recv_batch(self) -> list[memoryview]:
-        if not await self._wait():
+        channel = await self._wait()
+        if channel is None:
             return []
-        batch = list(self._messages)
-        self._messages.clear()
-        self._took(batch)
+        batch = channel.recv_batch()
+        self._took(channel)
         return batch
+
+    async def recv_slab(self) -> tuple[memoryview, memoryview]:
+        channel = await self._wait()
+        if channel is None:
+            return memoryview(b""), memoryview(bytes(8)).cast("q")
+        slab = channel.recv_slab()
+        self._took(channel)
+        return slab
 
     async def close(self, reason: str = "") -> None:
         if not self._closing and not self._over:
@@ -160,19 +216,45 @@ class SessionStream:
 
     # -- what the engine calls -----------------------------------------------------------------------------------
 
-    def bytes_received(self, data: bytes) -> None:
+    def bytes_received(self, data: Buffer) -> None:
+        """Bytes from the pipe, in any buffer; they are used up or copied on return."""
         if self._over and not self._closing:
             return
         try:
-            events = self._session.receive(data, self._now_ns())
+            events = self._session.feed(data, self._now_ns())
         except PeerError as error:
             self._fail(error)
             return
+        self._arrived(events)
+
+    def readable(self, fd: int) -> bool:
+        """A socket of the pipe has something. False: it has ended; raises OSError if it is broken."""
+        channel = self._channel
+        if channel is None or (self._over and not self._closing):
+            data = os.read(fd, READ_BYTES)
+            if data:
+                self.bytes_received(data)
+            return bool(data)
+        try:
+            if channel.read(fd) < 0:
+                return False
+        except PeerError as error:
+            self._fail(error)
+            return True
+        self._arrived(self._session.news() if channel.peer_done else ())
+        return True
+
+    def _arrived(self, events: Iterable[Event]) -> None:
         for event in events:
-            if type(event) is memoryview:
-                self._messages.append(event)
-            elif isinstance(event, Established):
+            if isinstance(event, Established):
+                self._channel = self._session.channel
                 self._arm()
+                try:
+                    if self._on_proved is not None:
+                        self._on_proved(event.peer)
+                except PeerError as error:
+                    self._fail(error)
+                    return
                 if not self.ready.done():
                     self.ready.set_result(None)
                 if self._on_established is not None:
@@ -181,7 +263,8 @@ class SessionStream:
                 self._over = True
                 self._reason = self._reason or event.reason or "the peer closed"
                 self._session.close(discard=True)
-        if self._messages or self._over:
+        channel = self._channel
+        if self._over or (channel is not None and channel.waiting):
             self._wake()
         self._answering = True
         # The last flush of a stream has nothing to send, it closes the pipe.
@@ -199,6 +282,8 @@ class SessionStream:
             if timer is not None:
                 timer.cancel()
         self._delayed.clear()
+        if self._channel is not None:
+            self._channel.drop()
         self._gone.set_result(None)
         self._wake()
         if not self.ready.done():
@@ -212,7 +297,10 @@ class SessionStream:
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._schedule_flush()
+        if self._direct is not None:
+            self._flush()
+        else:
+            self._schedule_flush()
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -220,56 +308,79 @@ class SessionStream:
         peer = self._session.peer
         return f"node {peer.node!r} at {self._remote}" if peer is not None else self._remote
 
-    async def _wait(self) -> bool:
-        """True as soon as a message is here, False when none will come."""
-        while not self._messages:
+    async def _wait(self) -> Channel | None:
+        """The channel as soon as a message is here, None when none will come."""
+        while self._channel is None or not self._channel.waiting:
             if self._error is not None:
                 raise self._error
             if self._over or self._closing:
-                return False
+                return None
             if self._reader is not None and not self._reader.done():
                 raise PeerError(f"two readers wait on the stream to {self._name()}; one is the limit")
             self._reader = self._loop.create_future()
             await self._reader
-        return True
+        return self._channel
 
-    def _took(self, messages: list[memoryview]) -> None:
-        try:
-            self._session.consumed(messages)
-        except PeerError as error:
-            self._fail(error)
-        if not self._over and not self._flush_due and self._session.has_output:
+    async def _written(self) -> None:
+        waiter = self._loop.create_future()
+        self._writers.append(waiter)
+        await waiter
+
+    def _sent(self, channel: Channel) -> None:
+        if self._answering or channel.queue_bytes >= FLUSH_BYTES:
+            self._flush()
+        elif not self._flush_due:
+            self._schedule_flush()
+
+    def _took(self, channel: Channel) -> None:
+        if not self._over and not self._flush_due and channel.has_output:
             self._schedule_flush()
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
-        if self._writers and (self._over or self._session.queue_bytes * 2 <= self._session.limits.queue_bytes_max):
-            writers, self._writers = self._writers, []
-            for waiter in writers:
-                if not waiter.done():
-                    waiter.set_result(None)
+        if self._over:
+            self._wake_writers()
+
+    def _wake_writers(self) -> None:
+        writers, self._writers = self._writers, []
+        for waiter in writers:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _schedule_flush(self) -> None:
         self._flush_due = True
-        self._loop.call_soon(self._flush)
+        self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._flush_due = False
+        self._flush()
 
     def _flush(self) -> None:
-        self._flush_due = self._answering = False
+        self._answering = False
         if self._gone.done() or self._paused:
             return
+        channel = self._channel
         try:
-            while not self._paused:
-                out = self._session.take_output()
-                if not out:
-                    break
-                self._write(out[0] if len(out) == 1 else b"".join(out))
+            if self._direct is not None and channel is not None and self._flushed_handshake:
+                self._paused = not self._direct.flush(channel)
+            else:
+                while not self._paused:
+                    out = self._session.take_output()
+                    if not out:
+                        break
+                    self._write(out[0] if len(out) == 1 else b"".join(out))
+                self._flushed_handshake = channel is not None
         except PeerError as error:
             self._fail(error)
             return
+        except OSError as error:
+            self._pipe.abort()
+            self.pipe_lost(os.strerror(error.errno).lower() if error.errno else str(error))
+            return
         if self._writers:
-            self._wake()
-        if self._session.done and self._over:
+            self._wake_writers()  # each looks for itself whether it is his turn
+        if self._over and not self._paused and self._session.done:
             self._write(None)  # both sides have said goodbye
 
     def _write(self, data: bytes | bytearray | None) -> None:

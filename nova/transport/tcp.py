@@ -7,18 +7,19 @@ import errno
 import ipaddress
 import os
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import cast
 
-from nova.errors import UnavailableError, UsageError
-from nova.transport.base import Identity, Limits, Stream
+from nova.errors import PeerError, UnavailableError, UsageError
+from nova.transport.base import Identity, Limits, Stream, Tls
 from nova.transport.session import NONCE_BYTES, Session
-from nova.transport.stream import SessionStream, logger
+from nova.transport.sockets import BACKLOG, DirectSocket, Listener, dial, tune
+from nova.transport.stream import Pipe, SessionStream, logger
 
 WRITE_BYTES_HIGH = 1 << 20
 HANDSHAKES_MAX = 256
-BACKLOG = 256
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -51,6 +52,7 @@ class TcpTransport:
 
     key         the cluster key that both sides prove, 32 bytes or more; None only where the configuration says so
     send_delay  seconds that everything to a peer is held back, in order: stands in for the distance of regions
+    tls         TLS below the session; without it sockets are read and written by compiled code
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class TcpTransport:
         key: bytes | None,
         limits: Limits | None = None,
         send_delay: Callable[[Identity], float] | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._identity = identity
         self._key = key
         self._limits = limits or Limits()
         self._send_delay = send_delay
-        self._servers: list[asyncio.Server] = []
+        self._tls = tls
+        self._servers: list[Listener | asyncio.Server] = []
         self._streams: set[SessionStream] = set()
         self._handshakes = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,8 +91,20 @@ class TcpTransport:
             self._tasks.add(task)
             task.add_done_callback(self._accept_done)
 
+        server: Listener | asyncio.Server
         try:
-            server = await loop.create_server(lambda: _Connection(self, None, accepted), host, port, backlog=BACKLOG)
+            if self._tls is None:
+                server = Listener(lambda sock, name: self._open(sock, join_address(*name), accepted))
+                used = await server.open(host, port)
+            else:
+                server = await loop.create_server(
+                    lambda: _Connection(self, None, accepted),
+                    host,
+                    port,
+                    backlog=BACKLOG,
+                    ssl=self._tls.context(server=True),
+                )
+                used = server.sockets[0].getsockname()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise UsageError(
@@ -98,24 +114,31 @@ class TcpTransport:
                 f"cannot listen on {address}: {_plain(error)}; choose an address of this machine"
             ) from None
         self._servers.append(server)
-        name = server.sockets[0].getsockname()
-        return join_address(name[0], name[1])
+        return join_address(used[0], used[1])
 
     async def connect(self, address: str) -> Stream:
         if self._closed:
             raise UsageError("this transport is closed; make a new one to connect")
         host, port = split_address(address)
-        loop = asyncio.get_running_loop()
         seconds = self._limits.handshake_ms_max / 1000
+        stream: SessionStream | None
         try:
             async with asyncio.timeout(seconds):
-                _, connection = await loop.create_connection(lambda: _Connection(self, address, None), host, port)
+                if self._tls is None:
+                    stream = self._open(await dial(host, port), address, None)
+                else:
+                    _, connection = await asyncio.get_running_loop().create_connection(
+                        lambda: _Connection(self, address, None), host, port, ssl=self._tls.context(server=False)
+                    )
+                    stream = connection.stream
         except TimeoutError:
             raise UnavailableError(f"no answer from {address} within {seconds:g} s") from None
+        except ssl.SSLError as error:
+            raise PeerError(f"no TLS with {address}: {error.reason or error}") from None
         except OSError as error:
             raise UnavailableError(f"cannot connect to {address}: {_plain(error)}") from None
-        stream = connection.stream
-        assert stream is not None
+        if stream is None:
+            raise UsageError("this transport is closed; make a new one to connect")
         try:
             await asyncio.shield(stream.ready)
         except asyncio.CancelledError:
@@ -135,6 +158,50 @@ class TcpTransport:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._servers.clear()
 
+    def _admits(self, accepts: bool) -> bool:
+        if not self._closed and not (accepts and self._handshakes >= HANDSHAKES_MAX):
+            self._handshakes += accepts
+            return True
+        logger.warning("a connection is refused: %s", "closing" if self._closed else "too many handshakes under way")
+        return False
+
+    def _open(
+        self, sock: socket.socket, remote: str, accepted: Callable[[SessionStream], None] | None
+    ) -> SessionStream | None:
+        """The stream on a connected socket of ours."""
+        if not self._admits(accepted is not None):
+            sock.close()
+            return None
+        pipe = DirectSocket(sock)
+        stream = self._stream(pipe, remote, accepted)
+        pipe.start(stream)
+        return stream
+
+    def _stream(
+        self,
+        pipe: Pipe,
+        remote: str,
+        accepted: Callable[[SessionStream], None] | None,
+        proved: Callable[[Identity], None] | None = None,
+    ) -> SessionStream:
+        def closed(stream: SessionStream) -> None:
+            self._streams.discard(stream)
+            if accepted and (not stream.ready.done() or stream.ready.exception() is not None):
+                self._handshakes -= 1
+
+        session = self._session(initiator=accepted is None)
+        stream = SessionStream(
+            session,
+            pipe,
+            remote,
+            on_established=accepted,
+            on_closed=closed,
+            on_proved=proved,
+            send_delay=self._send_delay,
+        )
+        self._streams.add(stream)
+        return stream
+
     def _accept_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
@@ -152,7 +219,7 @@ class TcpTransport:
 
 
 class _Connection(asyncio.Protocol):
-    """One socket: its bytes go to the stream, the stream's bytes to the socket."""
+    """One connection with TLS: the loop has the socket, its bytes go to the stream, the stream's bytes to the loop."""
 
     def __init__(
         self, owner: TcpTransport, address: str | None, accepted: Callable[[SessionStream], None] | None
@@ -164,35 +231,18 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
-        owner = self._owner
-        if owner._closed or (self._accepted and owner._handshakes >= HANDSHAKES_MAX):
-            logger.warning(
-                "a connection is refused: %s", "closing" if owner._closed else "too many handshakes under way"
-            )
+        owner, tls = self._owner, self._owner._tls
+        assert tls is not None
+        if not owner._admits(self._accepted is not None):
             transport.abort()
             return
-        raw = transport.get_extra_info("socket")
-        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if (raw := transport.get_extra_info("socket")) is not None:
+            tune(raw)
         transport.set_write_buffer_limits(high=WRITE_BYTES_HIGH)
         name = transport.get_extra_info("peername")
         remote = self._address or (join_address(name[0], name[1]) if isinstance(name, tuple) else "an unknown peer")
-        if self._accepted:
-            owner._handshakes += 1
-        self.stream = SessionStream(
-            owner._session(initiator=self._accepted is None),
-            transport,
-            remote,
-            on_established=self._accepted,
-            on_closed=self._closed,
-            send_delay=owner._send_delay,
-        )
-        owner._streams.add(self.stream)
-
-    def _closed(self, stream: SessionStream) -> None:
-        self._owner._streams.discard(stream)
-        if self._accepted and (not stream.ready.done() or stream.ready.exception() is not None):
-            self._owner._handshakes -= 1
+        end = transport.get_extra_info("ssl_object")
+        self.stream = owner._stream(transport, remote, self._accepted, lambda peer: tls.check(end, peer))
 
     def data_received(self, data: bytes) -> None:
         if self.stream is not None:
@@ -223,3 +273,10 @@ def _plain(error: OSError) -> str:
     ):
         return os.strerror(error.errno).lower()
     return (error.strerror or str(error)).lower()
+
+
+def engine(
+    identity: Identity, *, key: bytes | None, limits: Limits | None = None, tls: Tls | None = None
+) -> TcpTransport:
+    """The engine of ``tcp://`` (`nova.transport.engines`)."""
+    return TcpTransport(identity, key=key, limits=limits, tls=tls)

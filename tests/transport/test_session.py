@@ -5,7 +5,7 @@ import pytest
 from nova._native.frame import MESSAGE_COST_BYTES_MIN, encode, seal
 from nova.errors import PeerError
 from nova.transport.base import Identity, Limits
-from nova.transport.session import DATA, Session
+from nova.transport.session import FrameType, Session
 
 KEY = bytes(range(32))
 LIMITS = Limits(credit_bytes=64 * 1024, queue_bytes_max=256 * 1024)
@@ -33,7 +33,7 @@ def test_a_round_trip_is_taken_down_at_once_and_up_by_an_eighth():
     one, two = pair()
     now_ns, known = 0, []
     for sample_ns in (80_000, 20_000, 100_000, 20_001, 7_000):
-        one.rtt_ns = 0 if not known else one.rtt_ns
+        one.channel.rtt_ns = 0 if not known else one.rtt_ns
         now_ns += 6_000_000_000
         one.tick(now_ns)
         deliver(one, two, now_ns)
@@ -65,7 +65,9 @@ def test_a_flood_of_empty_messages_is_held_back_by_credit_and_queue():
 
 def test_a_peer_that_does_not_count_its_empty_messages_is_refused():
     one, two = pair(key=None)
-    frame = encode(DATA, 0, one._sequence_out, bytes(4 * (LIMITS.credit_bytes // MESSAGE_COST_BYTES_MIN + 1)))
+    frame = encode(
+        FrameType.DATA, 0, one.channel.sequence_out, bytes(4 * (LIMITS.credit_bytes // MESSAGE_COST_BYTES_MIN + 1))
+    )
     seal(frame)
     with pytest.raises(PeerError, match="sent 64 bytes more than its credit"):
         two.receive(bytes(frame), 0)
@@ -83,13 +85,14 @@ def test_the_queue_is_empty_again_after_cut_and_tiny_messages():
         deliver(two, one)
     assert [len(message) for message in got] == [0, 1, 59, 60, 61, 4092, 4093, 100_000, 0]
     assert one.queue_bytes == 0
-    assert two._data_in == two._consumed == one._data_out
+    arrived, consumed, _ = two.channel.data_totals
+    assert arrived == consumed == one.channel.data_totals[2]
 
 
 @pytest.mark.parametrize("size", [10, 10_000])
 def test_a_frame_sent_back_to_its_maker_is_refused(size):
     one, two = pair()
-    assert one._sequence_out == two._sequence_out  # only the key tells the directions apart
+    assert one.channel.sequence_out == two.channel.sequence_out  # only the key tells the directions apart
     one.send(bytes(size))
     own = b"".join(one.take_output())
     with pytest.raises(PeerError, match="MAC is wrong"):

@@ -13,6 +13,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint32_t crc = nova_frame_crc32c(0, data, size);
     size_t cut = size ? data[size - 1] % (size + 1) : 0;
     REQUIRE(crc == nova_frame_crc32c_plain(0, data, size));
+    for (int level = NOVA_CRC_PLAIN; level <= NOVA_CRC_WIDE; level++)
+        REQUIRE(crc == nova_frame_crc32c_at(level, 0, data, size));
     REQUIRE(crc == nova_frame_crc32c(nova_frame_crc32c(0, data, cut), data + cut, size - cut));
     if (size < NOVA_FRAME_HEADER || nova_frame_read(data, LENGTH_MAX, &frame))
         return 0;
