@@ -64,6 +64,9 @@ class Source:
         seed = identity.encode() + b"\0" + self._mark if self._mark else os.urandom(32)
         return int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest(), "big") >> 1
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """May be called twice."""
         if self._own and self.file >= 0:

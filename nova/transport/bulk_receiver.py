@@ -36,6 +36,7 @@ from nova.transport.bulk_wire import (
     Go,
     Message,
     Missing,
+    Once,
     Open,
     Progress,
     Ready,
@@ -199,7 +200,7 @@ class BulkListener:
         """Whoever has this transfer already, else the first that would take it; waits a little for one to come."""
         until = time.monotonic() + PATIENCE_SECONDS
         with self._changed:
-            while not self._closed and message.transfer not in self._finished:
+            while not self._closed:
                 for receiver in self._expecting:
                     if receiver.transfer == message.transfer:
                         return receiver
@@ -209,6 +210,8 @@ class BulkListener:
                             receiver.judge(call, message)
                             receiver.transfer = message.transfer
                             return receiver
+                if message.transfer in self._finished:
+                    break
                 if not self._changed.wait(until - time.monotonic()) or time.monotonic() > until:
                     break
         return None
@@ -237,6 +240,7 @@ class BulkReceiver:
         if not 1 <= streams_max <= STREAMS_MAX:
             raise UsageError(f"{streams_max} streams; a receiver takes from 1 to {STREAMS_MAX}")
         self.transfer = transfer
+        self._once = Once("BulkReceiver")
         self._listener = listener
         self._place: Place = place_of(
             into, journal=None if journal is None else Path(journal), memory_bytes_max=memory_bytes_max
@@ -253,6 +257,7 @@ class BulkReceiver:
         self._answer: Finished | NovaError | None = None
         self._streams: set[BulkStream] = set()
         self._asking = 0
+        self._heard_of = False
         self._error: Exception | None = None
         self._cancelled = self._discarded = False
         self._resumed_bytes = self._gone_bytes = self._peak = 0
@@ -263,6 +268,7 @@ class BulkReceiver:
 
     def __iter__(self) -> Iterator[Progress]:
         """Raises CorruptionError, UnavailableError, LimitError, UsageError, TransferCancelledError, as `bulk_recv`."""
+        self._once.begin()
         self._started_ns = self._heard_ns = time.monotonic_ns()
         self._listener.expect(self)
         try:
@@ -344,7 +350,12 @@ class BulkReceiver:
             board.poke()
             self._patiently(call, lambda: self._answer is not None)
             assert self._answer is not None
-            call.send(refusal(self._answer) if isinstance(self._answer, NovaError) else self._answer)
+            if isinstance(self._answer, NovaError):
+                call.send(refusal(self._answer))
+                return
+            call.send(self._answer)
+            with contextlib.suppress(NovaError):
+                self._heard_of = isinstance(call.recv(), Go)
         finally:
             with self._changed:
                 self._asking -= 1
@@ -488,7 +499,9 @@ class BulkReceiver:
                     self._checkpoint(self._board)
             self._board.release()
         self._place.close(whole=whole)
-        self._listener.forget(self, self.receipt.root if self.receipt is not None else None)
+        # A sender that does not know of the end will ask again.
+        told = self.receipt is None or self._heard_of
+        self._listener.forget(self, None if told or self.receipt is None else self.receipt.root)
 
 
 def bulk_recv(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nova._native.bulk import BLAKE3, CRC32C, Board
-from nova.errors import CorruptionError, PeerError, TransferCancelledError, UnavailableError, UsageError
+from nova.errors import CorruptionError, NovaError, PeerError, TransferCancelledError, UnavailableError, UsageError
 from nova.transport.base import Identity
 from nova.transport.bulk_lane import ANSWER_SECONDS, Lane, ask, dial
 from nova.transport.bulk_place import Source
@@ -21,7 +22,9 @@ from nova.transport.bulk_wire import (
     Call,
     Finish,
     Finished,
+    Go,
     Missing,
+    Once,
     Open,
     Progress,
     Ready,
@@ -112,6 +115,7 @@ class BulkSender:
         )  # fmt: skip
         self._digest = DIGESTS[digest]
         self._address = address
+        self._once = Once("BulkSender")
         self._deadline_s = deadline_s
         self._retry_s = retry_s
         self._streams_max = streams_max
@@ -140,6 +144,7 @@ class BulkSender:
 
     def __iter__(self) -> Iterator[Progress]:
         """Raises PeerError, UnavailableError, CorruptionError, UsageError, TransferCancelledError, as `bulk_send`."""
+        self._once.begin()
         self._started_ns = self._heard_ns = time.monotonic_ns()
         try:
             while True:
@@ -192,6 +197,8 @@ class BulkSender:
             if ready.incarnation != self._incarnation:
                 if ready.map is None:
                     raise PeerError("the receiver changed while a stream was opened")
+                if len(ready.map) != (self.board.chunks + 7) // 8:
+                    raise PeerError(f"the receiver told a map of {len(ready.map)} bytes for {self.board.chunks} chunks")
                 # A new process on the other side lacks what the old one had not made durable. No stream of the old
                 # one may tell of chunks any more before the map is laid anew.
                 for other in list(self._lanes):
@@ -338,13 +345,15 @@ class BulkSender:
                 with dial(self.target, ANSWER_SECONDS) as sock:
                     call = Call(sock, self.identity, key=self.key, initiator=True, seconds=ANSWER_SECONDS)
                     answer = ask(call, Finish(self.transfer, root))
-                if isinstance(answer, Missing):
-                    # What this side took for acknowledged went down with a receiver that had not made it durable.
-                    self._incarnation = 0
-                    self._heard_ns = time.monotonic_ns()
-                    return False
-                if not isinstance(answer, Finished) or answer.root != root:
-                    raise PeerError(f"the receiver answered {type(answer).__name__} where Finished was due")
+                    if isinstance(answer, Missing):
+                        # What this side took for acknowledged went down with a receiver before it was durable.
+                        self._incarnation = 0
+                        self._heard_ns = time.monotonic_ns()
+                        return False
+                    if not isinstance(answer, Finished) or answer.root != root:
+                        raise PeerError(f"the receiver answered {type(answer).__name__} where Finished was due")
+                    with contextlib.suppress(NovaError):  # it need not remember the end for this side any more
+                        call.send(Go())
                 return True
             except (UnavailableError, PeerError) as error:
                 self._last_error = error

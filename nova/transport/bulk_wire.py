@@ -26,7 +26,7 @@ import msgspec
 from nova.errors import CorruptionError, LimitError, NovaError, PeerError, UnavailableError, UsageError
 from nova.transport.base import Buffer, Identity, Limits
 from nova.transport.session import CAPABILITIES, NONCE_BYTES, Established, Goodbye, Session
-from nova.transport.tcp import is_loopback, split_address
+from nova.transport.tcp import is_loopback, join_address, split_address
 from nova.wire import Codec
 
 T = TypeVar("T")
@@ -37,6 +37,8 @@ CHUNK_BYTES_MIN = 4096
 CHUNK_BYTES_MAX = 16 * 1024 * 1024
 CHUNKS_MAX = 1 << 22
 KEEPALIVE_SECONDS = 5
+LOOPBACK_BUFFER_BYTES = 256 * 1024
+RTT_US_AT, NEAR_US = 68, 2000  # in TCP_INFO; a loopback that emulates a long path wants long buffers
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -158,12 +160,35 @@ def default_identity(cluster: str = "nova") -> Identity:
 
 
 def tune(sock: socket.socket) -> None:
-    """Answers leave at once, and a machine that is gone is noticed though nothing is sent to it."""
+    """Answers leave at once, and a machine that is gone is noticed though nothing is sent to it.
+
+    On one machine buffers that grow as on a long path only push chunks out of the caches before they are read: small
+    ones save a sixth of the CPU time.
+    """
+    near = struct.unpack_from("=I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), RTT_US_AT)[0] < NEAR_US
+    if near and is_loopback(join_address(*sock.getpeername()[:2])):
+        for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, buffer, LOOPBACK_BUFFER_BYTES)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
+class Once:
+    """A transfer is run once, and in the process that made it: threads and locks do not come along through a fork."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._pid, self._begun = what, os.getpid(), False
+
+    def begin(self) -> None:
+        """Raises UsageError the second time, and in another process."""
+        if os.getpid() != self._pid:
+            raise UsageError(f"this {self._what} was made in process {self._pid}; make one in process {os.getpid()}")
+        if self._begun:
+            raise UsageError(f"a {self._what} runs once; make a new one")
+        self._begun = True
 
 
 class Call:

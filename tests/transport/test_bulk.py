@@ -30,6 +30,8 @@ from nova.transport.bulk import (
     bulk_send,
     bulk_send_async,
 )
+from nova.transport.bulk_lane import ask, dial
+from nova.transport.bulk_wire import Call, Finish
 from nova.transport.session import Session
 from nova.transport.telemetry import LinkSample, LinkTelemetry
 from tests.transport.bulk_proxy import Proxy
@@ -309,11 +311,44 @@ def test_a_sender_that_did_not_hear_of_the_end_is_told_it(pool, tmp_path):
     path.write_bytes(some_bytes(100_000))
     with BulkListener() as listener:
         got = pool.submit(bulk_recv, listener)
-        first = bulk_send(path, listener.address)
-        got.result(10)
+        first = BulkSender(path, listener.address)
+        list(first._move())
+        with dial(first.target, 5) as sock:
+            ask(Call(sock, first.identity, key=None, initiator=True, seconds=5), Finish(first.transfer, first._root()))
+        first.close()  # it was killed before it said that it knows
+        root = got.result(10).root
         again = bulk_send(path, listener.address)
     assert again.moved_bytes == 0
-    assert again.root == first.root
+    assert again.root == root
+
+
+def test_what_was_sent_once_is_received_again_where_it_is_expected_again(pool, tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(data := some_bytes(100_000))
+    with BulkListener() as listener:
+        for _ in range(3):
+            sent = pool.submit(bulk_send, path, listener.address)
+            assert bulk_recv(listener).data == data
+            assert sent.result(10).moved_bytes == len(data)
+
+
+def test_a_transfer_runs_once_and_not_in_a_fork():
+    with BulkListener() as listener:
+        sender, receiver = BulkSender(b"x", listener.address, retry_s=0.1), listener.receive(idle_s=0.1)
+        if (child := os.fork()) == 0:
+            refused = 0
+            for one in (sender, receiver):
+                try:
+                    list(one)
+                except UsageError as error:
+                    refused += f"in process {os.getppid()}" in str(error)
+            os._exit(refused)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+        for one in (sender, receiver):
+            with pytest.raises(UnavailableError):
+                list(one)
+            with pytest.raises(UsageError, match="runs once"):
+                list(one)
 
 
 def test_a_source_that_changed_between_is_an_error_and_never_a_file(pool, tmp_path):
