@@ -3,6 +3,7 @@
 #   make run     the demo: a three-region cluster on this machine        make bench    measure the hot paths
 #   make test    the whole test suite and the simulator's seeds          make wheels   wheels and source archive in dist/
 #   make lint    style, types and format                                 make clean    remove all that was made
+#   make test-hw the tests that need RDMA and kernel modules: on a real NIC, on soft RoCE, or in a guest
 #
 #   ARGS='...'   further arguments of `nova demo`, pytest or the benchmarks
 #   PYTHON=...   the interpreter of .venv (3.11 or newer)                SEEDS=N       simulated histories of `make test`
@@ -22,7 +23,7 @@ NODE_PEERS := diamond-types-node@1.0.2 @automerge/automerge-wasm@0.17.0
 NATIVE := $(wildcard csrc/*.[ch] nova/_native/*.pyx nova/_native/*.px[di])
 RECIPE := pyproject.toml setup.py
 
-.PHONY: run test bench lint wheels clean help
+.PHONY: run test test-hw bench lint wheels clean help
 .NOTPARALLEL:
 
 run: .stamps/run .stamps/native  ## start the demo cluster
@@ -41,6 +42,9 @@ test: .stamps/test .stamps/native .stamps/chromium  ## run every test
 	# Tests that start clusters, or a browser, get the machine for themselves: they have deadlines. Only the files that
 	# name their marks are collected, since the others take half a minute.
 	$(PY) -m pytest $(if $(ARGS),,$$(grep -rlE --include='test_*.py' 'mark\.(process|browser)' tests)) -m 'process or browser' $(ARGS) || [ $$? = 5 ]  # 5: none were selected
+
+test-hw: .stamps/test .stamps/native  ## run the tests of real kernel features; NOVA_REQUIRE_RDMA=rxe|hw: there must be a device
+	$(PY) hw/run.py $(ARGS)
 
 bench: .stamps/bench .stamps/native  ## run every benchmark, write docs/benchmarks.md
 	$(PY) bench/report.py $(ARGS)

@@ -7,37 +7,24 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import importlib
 import os
 import platform
 import sysconfig
 from pathlib import Path
-from typing import Literal
 
-import msgspec
+from nova import hardware_network
+from nova.hardware_network import Finding, State
 
-State = Literal["present", "absent", "broken"]
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing: there, not there (`mend` says how to get it) or there but unusable (`detail` says why)."""
-
-    name: str
-    state: State
-    detail: str = ""
-    mend: str = ""
-
+__all__ = ["Finding", "State", "detect"]
 
 # Numbers of system calls that came after the numbering was unified: the same on x86-64 and aarch64.
 _IO_URING_SETUP = 425
 _CACHESTAT = 451
 _IO_URING_PARAMS_BYTES = 120
-
-_MODULES = {
-    "tls": ("kernel TLS", "modprobe tls"),
-    "wireguard": ("WireGuard", "modprobe wireguard"),
-    "rdma_rxe": ("soft RDMA (rxe)", "modprobe rdma_rxe, then: rdma link add rxe0 type rxe netdev eth0"),
-}
+_IO_URING_REGISTER = 427
+_IO_URING_PROBE = 8
+_IO_URING_OPS = {26: "send", 27: "recv", 47: "send_zc", 48: "sendmsg_zc", 53: "futex_wait"}
+"""Operations that came one by one; the later ones tell the age of the kernel's io_uring."""
 
 
 def detect() -> list[Finding]:
@@ -47,10 +34,8 @@ def detect() -> list[Finding]:
         _kernels(),
         _io_uring(),
         _liburing(),
-        _rdma(),
-        _pyverbs(),
+        *hardware_network.findings(),
         _kvm(),
-        *(_module(module, title, mend) for module, (title, mend) in _MODULES.items()),
         _cachestat(),
     ]
 
@@ -107,12 +92,26 @@ def _io_uring() -> Finding:
     params = ctypes.create_string_buffer(_IO_URING_PARAMS_BYTES)
     result = _syscall(_IO_URING_SETUP, ctypes.c_uint(2), ctypes.byref(params))
     if result >= 0:
-        os.close(result)
-        return Finding("io_uring", "present", f"kernel {platform.release()}")
+        try:
+            operations = _io_uring_operations(result)
+        finally:
+            os.close(result)
+        features = int.from_bytes(params.raw[20:24], "little")
+        detail = f"kernel {platform.release()}, features {features:#x}, operations {', '.join(operations) or 'unknown'}"
+        return Finding("io_uring", "present", detail)
     if -result == errno.ENOSYS:
         return Finding("io_uring", "absent", f"kernel {platform.release()}", "use Linux 5.11 or newer")
     mend = "sysctl kernel.io_uring_disabled=0, or allow io_uring in the container's seccomp profile"
     return Finding("io_uring", "broken", os.strerror(-result), mend if -result == errno.EPERM else "")
+
+
+def _io_uring_operations(ring: int) -> list[str]:
+    """Which of _IO_URING_OPS the kernel has."""
+    probe = ctypes.create_string_buffer(16 + 8 * 256)
+    if _syscall(_IO_URING_REGISTER, ctypes.c_uint(ring), ctypes.c_uint(_IO_URING_PROBE), probe, ctypes.c_uint(256)) < 0:
+        return []
+    flags = {probe.raw[at]: probe.raw[at + 2] for at in range(16, len(probe.raw), 8)}
+    return [name for number, name in _IO_URING_OPS.items() if flags.get(number, 0) & 1]
 
 
 def _liburing() -> Finding:
@@ -136,50 +135,6 @@ def _library_paths(name: str) -> list[Path]:
     return [path for path in (Path(root, name) for root in roots) if path.exists()]
 
 
-def _rdma() -> Finding:
-    try:
-        devices = sorted(path.name for path in Path("/sys/class/infiniband").iterdir())
-    except OSError:
-        devices = []
-    if not devices:
-        return Finding("RDMA device", "absent", "", "install a device, or make a soft one (see soft RDMA below)")
-    active = [device for device in devices if _has_active_port(device)]
-    if not active:
-        return Finding(
-            "RDMA device", "broken", f"{', '.join(devices)}: no active port", "bring the link up: ip link set up"
-        )
-    nodes = list(Path("/dev/infiniband").glob("uverbs*"))
-    if not any(os.access(node, os.R_OK | os.W_OK) for node in nodes):
-        return Finding(
-            "RDMA device",
-            "broken",
-            f"{', '.join(active)}: no /dev/infiniband/uverbs* for this user",
-            "give the user or the container access to /dev/infiniband",
-        )
-    return Finding("RDMA device", "present", ", ".join(active))
-
-
-def _has_active_port(device: str) -> bool:
-    for state in Path("/sys/class/infiniband", device, "ports").glob("*/state"):
-        try:
-            if "ACTIVE" in state.read_text():
-                return True
-        except OSError:
-            continue
-    return False
-
-
-def _pyverbs() -> Finding:
-    mend = "apt install python3-pyverbs (for the system's Python)"
-    try:
-        importlib.import_module("pyverbs.device")
-    except ModuleNotFoundError:
-        return Finding("pyverbs", "absent", "", mend)
-    except Exception as error:  # a build for another Python or another libibverbs fails in many ways
-        return Finding("pyverbs", "broken", f"{type(error).__name__}: {error}", mend)
-    return Finding("pyverbs", "present")
-
-
 def _kvm() -> Finding:
     try:
         os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
@@ -188,29 +143,6 @@ def _kvm() -> Finding:
     except OSError as error:
         return Finding("KVM", "broken", f"/dev/kvm: {error.strerror}", "add the user to the group kvm")
     return Finding("KVM", "present", "/dev/kvm")
-
-
-def _module(module: str, title: str, mend: str) -> Finding:
-    if Path("/sys/module", module).exists():
-        return Finding(title, "present", "loaded")
-    folder = Path("/lib/modules", platform.release())
-    if _lists(folder / "modules.builtin", module):
-        return Finding(title, "present", "built into the kernel")
-    if _lists(folder / "modules.dep", module):
-        return Finding(title, "absent", "not loaded", mend)
-    return Finding(
-        title, "absent", f"no module {module} for kernel {platform.release()}", f"use a kernel with it; {mend}"
-    )
-
-
-def _lists(index: Path, module: str) -> bool:
-    """Whether a module index names `module`; dashes and underscores are the same to the kernel."""
-    try:
-        lines = index.read_text().splitlines()
-    except OSError:
-        return False
-    names = (line.partition(":")[0].rpartition("/")[2].partition(".ko")[0] for line in lines)
-    return any(name.replace("-", "_") == module for name in names)
 
 
 def _cachestat() -> Finding:

@@ -37,6 +37,7 @@ LAYERS = {
     "nova.routing.tunnels": 5,
     "nova.runtime": 5,
     "nova.hardware": 4,
+    "nova.hardware_network": 4,
     "nova.sim": 4,
     "nova.storage": 4,
     "nova.transport": 4,
@@ -71,6 +72,8 @@ BESIDE = {
     ("nova.cli", "nova.server"),
     ("nova.cli", "nova.kube"),
     ("nova.__main__", "nova"),
+    ("nova.hardware", "nova.hardware_network"),
+    ("nova.hardware_network", "nova.transport"),
     # The simulator stands in the drivers' place, so it speaks their seams.
     ("nova.sim", "nova.storage"),
     ("nova.sim", "nova.transport"),
