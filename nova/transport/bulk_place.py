@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 import os
 import stat
 from pathlib import Path
@@ -112,9 +113,7 @@ class MemoryPlace:
                     f"object of {size} bytes is over the limit of {self._bytes_max} for new memory; receive into a "
                     f"file, or raise memory_bytes_max"
                 )
-            import numpy as np
-
-            self.data = np.empty(size, np.uint8).data if size else memoryview(b"")
+            self.data = memoryview(mmap.mmap(-1, size)) if size else memoryview(b"")
         elif size > self._into.nbytes:
             raise LimitError(
                 f"object of {size} bytes does not fit into a buffer of {self._into.nbytes}; pass a larger one"
