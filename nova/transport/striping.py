@@ -5,7 +5,8 @@ never more than its window per round trip. On a long or lossy path that is far b
 carry n times as much until the path is full. From there on more streams only cost. So the count doubles while doubling
 pays, falls back to the last one that did, and then now and then tries a neighbour: upward it needs a clear gain,
 downward a small loss is accepted, for what fewer streams carry as well is better carried by fewer. Between those two
-thresholds nothing moves (hysteresis), and tries get rarer the longer they change nothing.
+thresholds nothing moves (hysteresis), and tries get rarer the longer they change nothing. A path that loses is noisy, and
+a stream that starts is faster than it stays: a count is judged by the median of three looks, of two if they agree.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ UP_GAIN = 1.07
 DOWN_LOSS = 0.97
 COLLAPSE = 0.6
 COLLAPSES = 3
+DOUBTS = 2
 HOLD_EPOCHS_MIN, HOLD_EPOCHS_MAX = 6, 96
 
 
@@ -87,6 +89,8 @@ class StreamCount:
         self._held = 0
         self._up_next = True
         self._low = 0
+        self._looks: list[float] = []
+        self._doubts = DOUBTS
 
     def step(self, view: LinkView) -> int:
         """The count to have from now on."""
@@ -111,11 +115,25 @@ class StreamCount:
             self._judge(speed)
         return self.streams
 
+    def _pays(self, speed: float, least: float) -> bool | None:
+        """Whether the median of three looks is at least so much; None: it takes another look."""
+        self._looks.append(speed)
+        good = sum(look >= least for look in self._looks)
+        if max(good, len(self._looks) - good) < 2:
+            return None
+        return good >= 2
+
     def _judge(self, speed: float) -> None:
+        looks = self._looks
         match self._phase:
             case _Phase.GROW:
-                if speed >= GROW_GAIN * self._best:
-                    self._best, self._before = speed, self.streams
+                pays = self._pays(speed, GROW_GAIN * self._best)
+                if pays is None:
+                    return
+                if pays:
+                    self._best, self._before = sum(looks) / len(looks), self.streams
+                    self._doubts = DOUBTS
+                    looks.clear()
                     if self.streams < self.streams_max:
                         self._go(min(self.streams_max, self.streams * 2))
                     else:
@@ -136,8 +154,11 @@ class StreamCount:
                     self._try()
             case _Phase.TRY:
                 up = self.streams > self._before
-                if speed >= self._best * (UP_GAIN if up else DOWN_LOSS):
-                    self._best, self._before = speed, self.streams
+                pays = self._pays(speed, self._best * (UP_GAIN if up else DOWN_LOSS))
+                if pays is None:
+                    return
+                if pays:
+                    self._best, self._before = sum(looks) / len(looks), self.streams
                     self._hold_epochs = HOLD_EPOCHS_MIN
                     self._up_next = up  # what helped once is tried again
                     self._hold()
@@ -149,6 +170,12 @@ class StreamCount:
 
     def _try(self) -> None:
         self._before = self.streams
+        if self._doubts and self.streams < self.streams_max:
+            # That doubling did not pay is too much to believe at once.
+            self._doubts -= 1
+            self._phase = _Phase.GROW
+            self._go(min(self.streams_max, self.streams * 2))
+            return
         step = max(1, self.streams // 4)
         wanted = self.streams + step if self._up_next else self.streams - step
         wanted = max(1, min(self.streams_max, wanted))
@@ -161,7 +188,9 @@ class StreamCount:
 
     def _hold(self) -> None:
         self._phase, self._held, self._low = _Phase.HOLD, 0, 0
+        self._looks.clear()
 
     def _go(self, streams: int) -> None:
         if streams != self.streams:
             self.streams, self._from, self._settle_ns = streams, None, 0
+            self._looks.clear()

@@ -59,6 +59,15 @@ def test_it_is_quick(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
+def test_noise_does_not_stop_it_early(seed):
+    """What one look sees is off by a third, as on a path that loses: after half a minute most of the link is used."""
+    link = Link(seed, capacity=1e8, each=1e8 / 16, rtt_ms=50, noise=1.0)
+    link.run(count := StreamCount(), 30)
+    late = link.run(count, 30)
+    assert sum(map(link.speed, late)) / len(late) >= 0.6 * link.capacity
+
+
+@pytest.mark.parametrize("seed", range(20))
 def test_it_does_not_wander(seed):
     """Hysteresis: on a steady link with noise the count is hardly ever touched, and tries get rarer."""
     link = Link(seed, capacity=1e8, each=2e7, noise=0.04)
