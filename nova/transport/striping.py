@@ -5,8 +5,8 @@ never more than its window per round trip. On a long or lossy path that is far b
 carry n times as much until the path is full. From there on more streams only cost. So the count doubles while doubling
 pays, falls back to the last one that did, and then now and then tries a neighbour: upward it needs a clear gain,
 downward a small loss is accepted, for what fewer streams carry as well is better carried by fewer. Between those two
-thresholds nothing moves (hysteresis), and tries get rarer the longer they change nothing. A path that loses is noisy, and
-a stream that starts is faster than it stays: a count is judged by the median of three looks, of two if they agree.
+thresholds nothing moves (hysteresis), and tries get rarer the longer they change nothing. A path that loses is noisy,
+and a stream that starts is faster than it stays: a count is judged by the median of three looks, of two if they agree.
 """
 
 from __future__ import annotations
