@@ -66,6 +66,7 @@ KERNELS = {
         "csrc/digest.c",
         "csrc/log.c",
     ],
+    "bulk": ["csrc/bulk.c", "csrc/bulk_io.c", "csrc/frame.c", "csrc/blake3.c"],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")

@@ -84,6 +84,12 @@ class CompactedError(UnavailableError):
         self.oldest = oldest
 
 
+class TransferCancelledError(UnavailableError):
+    """A transfer was given up on this side. What is in place stays: the same call again goes on from there."""
+
+    code = "cancelled"
+
+
 class CorruptionError(NovaError):
     """Bytes or a state that cannot be: stop, never guess."""
 

@@ -40,6 +40,7 @@ IN_C = {
     "log": ["log.c"],
     "ottext": ["ottext.c"],
     "text": ["text.c"],
+    "bulk": ["bulk.c", "frame.c", "blake3.c"],
 }
 # functions of tests/fuzz/targets/decoders.py
 IN_PYTHON = ["state", "delta", "clock", "pieces", "keyspace", "audit"]

@@ -8,10 +8,12 @@ guesses them, and no stranger has to. `SEEDS` has a few inputs of each target, f
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from nova._native.audit import blake3, blake3_derive
+from nova._native.frame import encode, seal
 from nova.clock import CausalContext, ClockBatch, DottedVersionVector, VectorClock
 from nova.conflict.audit import (
     MAGIC,
@@ -534,6 +536,18 @@ def seeds_of_rings() -> Iterator[bytes]:
         yield bytes([side]) + start.to_bytes(8, "little") + calls + bytes([255, 1, 2, 3, 4, 5, 6, 7, 8]) * 6
 
 
+def seeds_of_bulk_frames() -> Iterator[bytes]:
+    """Heads of chunks, first and last ones of a plan of the target, and acknowledgements."""
+    chunk, size, transfer = 4096, 10 * 4096 + 100, 77
+    for number, kind in itertools.product((0, 9, 10), (9, 10)):
+        length = min(chunk, size - number * chunk)
+        body = struct.pack(">QQ", transfer, number * chunk if kind == 9 else number) + bytes(length if kind == 9 else 0)
+        for mac in (False, True):
+            frame = encode(kind, 0, 0, body, mac=mac)
+            seal(frame, bytes(16) if mac else None)
+            yield bytes(frame[:72])
+
+
 SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "state": seeds_of_states,
     "delta": seeds_of_deltas,
@@ -551,6 +565,7 @@ SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "log": seeds_of_logs,
     "ottext": seeds_of_text_operations,
     "text": seeds_of_texts,
+    "bulk": seeds_of_bulk_frames,
 }
 # What a decoder compares with byte by byte; the sanitizers' own compare hooks find the rest.
 MAGICS = [
