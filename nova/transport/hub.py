@@ -132,10 +132,11 @@ class Hub:
         count = len(connections)
         if not count:
             return 0
-        if len(offsets) != count + 1 or int(offsets[-1]) > len(slab) or bool((offsets[1:] < offsets[:-1]).any()):
+        slab_bytes = memoryview(slab).nbytes
+        if len(offsets) != count + 1 or int(offsets[-1]) > slab_bytes or bool((offsets[1:] < offsets[:-1]).any()):
             raise UsageError(
                 f"{len(offsets)} offsets up to {int(offsets[-1]) if len(offsets) else 0} for {count} pieces in a slab "
-                f"of {len(slab)} bytes; they ascend within it, one more than there are pieces"
+                f"of {slab_bytes} bytes; they ascend within it, one more than there are pieces"
             )
         if offsets.dtype.str[1:] != "u8" or connections.dtype.str[1:] != "u4":
             raise UsageError(

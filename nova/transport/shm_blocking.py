@@ -1,7 +1,7 @@
 """Shared memory for threads and scripts: what `nova.transport.blocking` does for ``shm://``.
 
-Who waits looks again and again for a short while, if this process may use more than two processors, and then sleeps on a
-futex in the shared memory. Spinning is bounded, and is given up step by step while it is in vain.
+Who waits looks again and again for a short while, if this process may use more than two processors, and then sleeps
+on a futex in the shared memory. Spinning is bounded, and is given up step by step while it is in vain.
 """
 
 from __future__ import annotations
