@@ -5,7 +5,6 @@ from typing_extensions import Buffer, disjoint_base
 
 from nova._native.channel import Channel, SocketStream
 
-__test__: dict[str, str]
 
 DATA: Final[int]
 ROOM: Final[int]
