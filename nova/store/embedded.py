@@ -422,25 +422,44 @@ class ReplicatedStore:
         address    its HOST:PORT, if it is new
         raises     NotLeaderError with who leads; see `nova.store.strong.StrongMember.add`
         """
-        member = self._group(KeyClass.STRONG).member
-        self._group(KeyClass.STRONG).run(member.add(node, address, learner=learner))
+        ordered = self._group(KeyClass.STRONG)
+        ordered.run(ordered.member.add(node, address, learner=learner))
 
     def consensus_remove(self, node: str) -> None:
         """Take a member out. Ask the leader; it may be the leader itself."""
-        member = self._group(KeyClass.STRONG).member
-        self._group(KeyClass.STRONG).run(member.remove(node))
+        ordered = self._group(KeyClass.STRONG)
+        ordered.run(ordered.member.remove(node))
 
     def consensus_transfer(self, node: str) -> None:
         """Hand leadership to a voter. Ask the leader."""
-        member = self._group(KeyClass.STRONG).member
-        self._group(KeyClass.STRONG).run(member.transfer(node))
+        ordered = self._group(KeyClass.STRONG)
+        ordered.run(ordered.member.transfer(node))
 
     def consensus_switch(
         self, protocol: str, members: Sequence[str] = (), addresses: Mapping[str, str] | None = None
     ) -> None:
         """Go on with another protocol (raft, paxos, epaxos), or among others, while keys are read and written."""
-        member = self._group(KeyClass.STRONG).member
-        self._group(KeyClass.STRONG).run(member.switch(protocol, members, addresses))
+        ordered = self._group(KeyClass.STRONG)
+        ordered.run(ordered.member.switch(protocol, members, addresses))
+
+    # -- the group of the hybrid keys --
+
+    def regions(self) -> dict[str, Any]:
+        """How the keys of all regions stand here: the leader of the own one, members and revisions by region."""
+        return self._group(KeyClass.HYBRID).region_status()
+
+    def region_add(self, node: str, address: str | None, region: str) -> None:
+        """Let another store, that has been opened, keep hybrid keys and vote in a region; ask any member.
+
+        See `nova.store.strong.RegionMember.add`.
+        """
+        ordered = self._group(KeyClass.HYBRID)
+        ordered.run(ordered.region_member.add(node, address, region))
+
+    def region_remove(self, node: str, region: str) -> None:
+        """Take a member of a region out; ask any member."""
+        ordered = self._group(KeyClass.HYBRID)
+        ordered.run(ordered.region_member.remove(node, region))
 
     def _of(self, key: str) -> Ordered | None:
         """What has this key, if its class is not eventual."""

@@ -139,6 +139,20 @@ class Ordered:
 
         return self.run(told())
 
+    @property
+    def region_member(self) -> RegionMember:
+        """Of the group whose regions own keys, which there is."""
+        assert self.hybrid is not None
+        return self.hybrid
+
+    def region_status(self) -> dict[str, Any]:
+        """How that group stands."""
+
+        async def told() -> dict[str, Any]:
+            return self.region_member.status()
+
+        return self.run(told())
+
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run on the thread of the engines; what it returns or raises."""
         return self._thread.call(work)

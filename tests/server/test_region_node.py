@@ -96,6 +96,12 @@ def test_only_the_owning_region_changes_a_key_and_others_read_what_has_arrived(t
             assert a.status()["hybrid"]["regions"]["eu"]["revision"] == 5
             await until(lambda: len({node.status()["hybrid"]["digest"] for node in (a, b)}) == 1)
             assert b'\nnova_hybrid_keys{owner="eu"} 1' in b.metrics()
+
+            def leads(node: Any, group: str) -> bool:
+                return f'\nnova_consensus_leads{{group="{group}"}} 1\n'.encode() in node.metrics()
+
+            await until(lambda: leads(a, "hybrid/eu") and leads(b, "hybrid/us"))
+            await until(lambda: leads(a, "strong") != leads(b, "strong"))
             view = ClusterView([], None)
             assert render.regions(view) == ""
             for node in (a, b):

@@ -249,7 +249,7 @@ def test_what_only_eventual_keys_have_is_refused_and_the_other_way_round(store):
 def test_a_store_without_classes_says_what_it_lacks():
     with ReplicatedStore() as store:
         for call in (
-            store.consensus, lambda: store.consensus_add("b"), lambda: store.transact("k", [], []),
+            store.consensus, lambda: store.consensus_add("b"), lambda: store.transact("k", [], []), store.regions,
             lambda: store.changes(0, "k", kind="strong"), lambda: store.watch("k", kind="hybrid"),
         ):  # fmt: skip
             with pytest.raises(UsageError, match=r"eventual; trans|has no strong keys|has no hybrid keys"):
@@ -522,6 +522,14 @@ def test_stores_of_two_regions_own_their_keys(tmp_path):
         assert [change.key for change in a.changes(0, "vm/us/")] == ["vm/us/1"]
         a.put("vm/eu/2", 1)
         assert [change.key for change in b.watch("vm/eu/", 0, timeout_s=1)] == ["vm/eu/1", "vm/eu/2"]
+        address, founded = addresses("c")["c"], GroupOptions(segment_bytes=1 << 20, founders=("a", "b"))
+        more = {"eu": regions["eu"], "us": {**regions["us"], "c": address}}
+        with opened(tmp_path, "c", classes, regions=more, region="us", region_group=founded) as c:
+            a.region_add("c", address, "us")
+            assert c.put("vm/us/1", 3, expect=1).origin == "c"
+            assert c.regions()["regions"]["us"]["members"] == ["b", "c"]
+            b.region_remove("c", "us")
+            assert b.put("vm/us/1", 4, expect=2).version == 3
 
 
 def test_a_watch_from_before_the_last_snapshot_says_so(store):
