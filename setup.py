@@ -46,6 +46,7 @@ KERNELS = {
     "commands": [],
     "raft": [],
     "meter": ["csrc/meter.c"],
+    "rdma": ["csrc/rdma.c"],
     "merge": ["csrc/digest.c", "csrc/text.c"],
     "ottext": ["csrc/ottext.c"],
     "conflict": ["csrc/vclock.c"],
