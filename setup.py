@@ -50,6 +50,7 @@ KERNELS = {
     "commands": [],
     "raft": [],
     "meter": ["csrc/meter.c"],
+    "rdma": ["csrc/rdma.c"],
     "merge": ["csrc/digest.c", "csrc/text.c"],
     "ottext": ["csrc/ottext.c"],
     "conflict": ["csrc/vclock.c"],

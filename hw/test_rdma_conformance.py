@@ -19,7 +19,6 @@ WAYS = {
     "c": ("c", "c"),
     "pyverbs": ("pyverbs", "pyverbs"),
     "c to pyverbs": ("c", "pyverbs"),
-    "pyverbs to c": ("pyverbs", "c"),
     "c on uvloop": ("c", "c"),
 }
 

@@ -20,10 +20,13 @@ TIMEOUT = 14
 class Endpoint(Protocol):
     """One end of one connection: bytes in, bytes out, never waits. Broken, it stays broken."""
 
-    offer: Offer
-    """What the other side has to know; receives are posted before anybody can be told."""
-    fd: int
-    """Readable when `poll` may have something, once `arm` was called."""
+    @property
+    def offer(self) -> Offer:
+        """What the other side has to know; receives are posted before anybody can be told."""
+
+    @property
+    def fd(self) -> int:
+        """Readable when `poll` may have something, once `arm` was called."""
 
     def connect(self, remote: Offer) -> None:
         """Receive from and send to this peer. Raises PeerError, UnavailableError."""
@@ -31,7 +34,7 @@ class Endpoint(Protocol):
     def write(self, data: Buffer) -> None:
         """Queue bytes; `poll` and `flush` send them."""
 
-    def flush(self, last: bool = False) -> None:
+    def flush(self, last: bool = ...) -> None:
         """Post what may be posted. Raises PeerError if the connection broke."""
 
     def poll(self) -> list[bytes]:

@@ -23,6 +23,7 @@ import msgspec
 
 from nova.errors import NovaError, PeerError, UnavailableError, UsageError
 from nova.transport.base import Identity, Limits, Stream
+from nova.transport.rdma.devices import import_pyverbs
 from nova.transport.rdma.endpoint import Endpoint, choose_device
 from nova.transport.rdma.flow import Offer
 from nova.transport.session import CAPABILITIES, NONCE_BYTES, Session
@@ -317,18 +318,22 @@ async def _word(stream: Stream) -> Offer | Declined:
 
 def make_endpoint(data_path: DataPath) -> Callable[..., Endpoint]:
     """The constructor of a data path. Raises UnavailableError with what is missing."""
+    if data_path not in ("auto", "c", "pyverbs"):
+        raise UsageError(f"data path {data_path!r} is not known; there are auto, c and pyverbs")
     missing = []
-    if data_path in ("auto", "pyverbs"):
-        try:
-            from nova.transport.rdma.devices import import_pyverbs
+    if data_path != "pyverbs":
+        from nova.transport.rdma.native import NativeEndpoint, lack
 
+        if not (why := lack()):
+            return NativeEndpoint
+        missing.append(f"no compiled data path ({why})")
+    if data_path != "c":
+        try:
             import_pyverbs("qp")
-        except Exception as error:
-            missing.append(f"no pyverbs ({type(error).__name__}: {error}); apt install python3-pyverbs")
+        except Exception as error:  # a build for another Python or another libibverbs fails in many ways
+            missing.append(f"no pyverbs ({error}): apt install python3-pyverbs")
         else:
             from nova.transport.rdma.verbs import VerbsEndpoint
 
             return VerbsEndpoint
-    if data_path not in ("auto", "c", "pyverbs"):
-        raise UsageError(f"data path {data_path!r} is not known; there are auto, c and pyverbs")
     raise UnavailableError("; ".join(missing))
