@@ -121,9 +121,7 @@ class TcpTransport:
                 raise UsageError(
                     f"address {address} is in use by another process: stop it or choose another port"
                 ) from None
-            raise UsageError(
-                f"cannot listen on {address}: {_plain(error)}; choose an address of this machine"
-            ) from None
+            raise UsageError(f"cannot listen on {address}: {plain(error)}; choose an address of this machine") from None
         self._servers.append(server)
         return join_address(used[0], used[1])
 
@@ -142,7 +140,7 @@ class TcpTransport:
         except TimeoutError:
             raise UnavailableError(f"no answer from {address} within {seconds:g} s") from None
         except OSError as error:
-            raise UnavailableError(f"cannot connect to {address}: {_plain(error)}") from None
+            raise UnavailableError(f"cannot connect to {address}: {plain(error)}") from None
         if stream is None:
             raise UsageError("this transport is closed; make a new one to connect")
         try:
@@ -278,7 +276,7 @@ class _Connection(asyncio.Protocol):
         if self.stream is not None:
             if isinstance(error, PeerError):  # of TLS, and says all
                 self.stream.abort(str(error))
-            self.stream.pipe_lost(_plain(error) if isinstance(error, OSError) else "")
+            self.stream.pipe_lost(plain(error) if isinstance(error, OSError) else "")
 
     def pause_writing(self) -> None:
         if self.stream is not None:
@@ -289,7 +287,8 @@ class _Connection(asyncio.Protocol):
             self.stream.resume_writing()
 
 
-def _plain(error: OSError) -> str:
+def plain(error: OSError) -> str:
+    """What went wrong with a socket, in a few words."""
     if isinstance(error, socket.gaierror):
         return f"the name is not known ({error.strerror})"
     if error.errno in (
