@@ -121,10 +121,10 @@ def receiver(sock, work):
     os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("peer", list(WAYS))
 @pytest.mark.benchmark(group="tls.128 MiB over blocking sockets")
-def test_stream(benchmark, sides, way):
-    make, sender, taker = WAYS[way]
+def test_stream(benchmark, sides, peer):
+    make, sender, taker = WAYS[peer]
     costs = []
 
     def setup():
@@ -144,11 +144,11 @@ def test_stream(benchmark, sides, way):
     benchmark.extra_info["cpu_s_per_gb"] = round(sorted(costs)[len(costs) // 2], 3)
 
 
-@pytest.fixture(params=["nova-tls", "nova-plain"])
-def streams(request, sides):
+@pytest.fixture(params=["nova", "without-tls"])
+def wire(request, sides):
     """Two connected streams as a mesh has them, and their loop: with TLS, and without but with a cluster key."""
     loop = new_loop()
-    tls = sides if request.param == "nova-tls" else (None, None)
+    tls = sides if request.param == "nova" else (None, None)
 
     async def open_both():
         one, two = (
@@ -186,16 +186,16 @@ async def carried(here, there, message, count):
 
 @pytest.mark.parametrize(("size", "count"), [(64, 20_000), (MIB, 64)], ids=["64 B", "1 MiB"])
 @pytest.mark.benchmark(group="tls.messages through the mesh's streams")
-def test_mesh(benchmark, streams, size, count):
-    loop, here, there = streams
+def test_mesh(benchmark, wire, size, count):
+    loop, here, there = wire
     benchmark.extra_info["operations"] = count
     work = lambda: loop.run_until_complete(carried(here, there, b"x" * size, count))  # noqa: E731
     assert benchmark.pedantic(work, rounds=5, warmup_rounds=1) == count
 
 
 @pytest.mark.benchmark(group="tls.round trip of 64 B through the mesh's streams")
-def test_round_trips(benchmark, streams):
-    loop, here, there = streams
+def test_round_trips(benchmark, wire):
+    loop, here, there = wire
 
     async def all_of_them():
         async def echo():

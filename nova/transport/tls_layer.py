@@ -262,6 +262,8 @@ class TlsProtocol(asyncio.Protocol):
                 over = True
                 break
             at += count
+            if not self._in.pending and not end.pending():
+                break  # as asking once more would find out, by way of an exception
             if READ_BYTES - at < RECORD_BYTES:
                 self._hand_on(view[:at])
                 at = 0
