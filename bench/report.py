@@ -35,6 +35,7 @@ SECTIONS = {
     "keyspace": "The keyspace kernel",
     "consensus": "A consensus group of three",
     "log": "The log",
+    "tls": "TLS 1.3",
     "sync": "Meeting again after a cut",
     "simulator": "The simulator",
     "clock": "Clocks",

@@ -82,6 +82,9 @@ class Tls(Protocol):
     def context(self, server: bool) -> ssl.SSLContext:
         """What new connections are made with; asked for each, so that certificates may change."""
 
+    def identity(self) -> Identity:
+        """Who this side is, by its certificate."""
+
     def certified(self, end: ssl.SSLObject | ssl.SSLSocket) -> Certified:
         """What the handshake has proved of the peer, for `Session(certified=)`. Raises PeerError."""
 

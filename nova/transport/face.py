@@ -38,14 +38,14 @@ async def connect(
     """A stream to whoever listens on `url`, both sides proved.
 
     key       what both ends hold, 32 random bytes or more; without one a stream stays on this machine
-    identity  what the other side learns; by default host and process
+    identity  what the other side learns; by default what the certificate of `tls` says, else host and process
     timeout   seconds; by default the handshake's limit is the only one
     options   further arguments of the engine
     raises    UsageError; UnavailableError if nobody answers; PeerError if the other side is not who it should be
     """
     scheme, address = split_url(url)
     check_key(url, address, key, tls, server=False)
-    transport = engine(scheme)(identity or local_identity(), key=key, limits=limits, tls=tls, **options)
+    transport = engine(scheme)(identity or _own(tls), key=key, limits=limits, tls=tls, **options)
     try:
         async with asyncio.timeout(timeout):
             return await transport.connect(address)
@@ -138,10 +138,14 @@ async def listen(
     """
     scheme, address = split_url(url)
     check_key(url, address, key, tls, server=True)
-    transport = engine(scheme)(identity or local_identity(), key=key, limits=limits, tls=tls, **options)
+    transport = engine(scheme)(identity or _own(tls), key=key, limits=limits, tls=tls, **options)
     listener = Listener(scheme, transport, serve)
     await listener._open(address)
     return listener
+
+
+def _own(tls: Tls | None) -> Identity:
+    return local_identity() if tls is None else tls.identity()
 
 
 __all__ = ["Listener", "connect", "listen"]

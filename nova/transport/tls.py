@@ -195,6 +195,11 @@ class Tls:
         """Of this side."""
         return self._loaded.name
 
+    def identity(self) -> Identity:
+        """Of a program that has no more of a name than its certificate says."""
+        name = self.name
+        return Identity(name.node, name.region, name.cluster, time.time_ns(), "")
+
     @property
     def expires_s(self) -> float:
         """Unix time at which this side's certificate expires."""

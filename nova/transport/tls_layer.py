@@ -54,6 +54,8 @@ class TlsLayer:
         self.tell = tell
         self._handshakes_max = handshakes_max
         self._shaking: set[TlsProtocol] = set()
+        # One for all connections: it is empty again whenever the loop has its turn.
+        self.plaintext = memoryview(bytearray(READ_BYTES))
         self._closed = False
 
     def over(
@@ -111,7 +113,6 @@ class TlsProtocol(asyncio.Protocol):
         self.context = context = layer.tls.context(server_side, layer.use)
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.end = context.wrap_bio(self._in, self._out, server_side=server_side)
-        self._view = memoryview(bytearray(READ_BYTES))
         self._timer: asyncio.TimerHandle | None = None
         self._shaken = False
         self._heard = False
@@ -178,7 +179,13 @@ class TlsProtocol(asyncio.Protocol):
         if self._over or self._closing or not len(data):
             return
         assert self.raw is not None
-        self.end.write(data)
+        if self.raw.is_closing():
+            return
+        try:
+            self.end.write(data)
+        except ssl.SSLError as error:
+            self._broken(explain(error))
+            return
         self.raw.write(self._out.read())
 
     def close(self) -> None:
@@ -237,7 +244,7 @@ class TlsProtocol(asyncio.Protocol):
 
     def _read(self) -> None:
         """Hand on what has arrived."""
-        end, view = self.end, self._view
+        end, view = self.end, self._layer.plaintext
         at, over, error = 0, False, None
         while True:
             try:
@@ -255,6 +262,8 @@ class TlsProtocol(asyncio.Protocol):
                 over = True
                 break
             at += count
+            if not self._in.pending and not end.pending():
+                break  # as asking once more would find out, by way of an exception
             if READ_BYTES - at < RECORD_BYTES:
                 self._hand_on(view[:at])
                 at = 0

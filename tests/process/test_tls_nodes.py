@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import signal
@@ -15,6 +16,8 @@ from real_nodes import TOKEN, Nodes, eventually, free_ports, meet
 from test_demo import kept
 
 from nova.cli.app import run
+from nova.server.dashboard import render
+from nova.server.dashboard.view import ClusterView
 from nova.transport.authority import Authority
 from nova.transport.tls import http_client
 from tests.authorities import days_ago
@@ -74,6 +77,22 @@ def test_nodes_meet_and_hold_the_same_and_say_that_links_are_encrypted(cluster):
         assert told["ca_expires_s"] > told["expires_s"]
     page = a.ask("GET", "/metrics")[1].decode()
     assert f"nova_tls_certificate_expiry_seconds {a.status()['tls']['expires_s']:.0f}" in page
+
+
+def test_the_dashboard_finds_the_nodes_by_https_and_tells_their_links(cluster):
+    async def look():
+        view = ClusterView([f"https://{cluster.all[0].http}"], TOKEN, cluster.trusting)
+        for _ in range(2):
+            await view.ask()
+        pages = render.links(view), render.nodes(view)
+        assert {node.name for node in view.up} == {"a", "b", "c"}, [node.error for node in view.nodes.values()]
+        for node in view.nodes.values():
+            await node.client.close()
+        return pages
+
+    links, nodes = asyncio.run(look())
+    assert links.count("<td>TLS 1.3</td>") == 6
+    assert nodes.count("TLS 1.3 · certificate until 2") == 3
 
 
 def test_a_cut_and_a_kill_heal_as_without_tls(cluster):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+import nova.transport
 from nova.errors import ConfigError, NovaError, PeerError
 from nova.metrics import Registry
 from nova.transport.authority import Authority
@@ -110,6 +111,19 @@ def test_two_nodes_with_certificates_of_their_authority_talk(run, algorithm):
             assert other.peer == identity("a")
             assert stream.peer == identity("b")
             await transport.close()
+
+    run(whole())
+
+
+def test_streams_by_address_take_their_names_from_certificates(run):
+    async def whole():
+        async with await nova.transport.listen("tcp://127.0.0.1:0", tls=tls("b")) as listener:
+            stream = await nova.transport.connect(listener.url, tls=tls("a"))
+            served = await listener.accept()
+            assert (served.peer.node, stream.peer.node) == ("a", "b")
+            stream.send(b"hello")
+            assert await served.recv() == b"hello"
+            await stream.close()
 
     run(whole())
 
