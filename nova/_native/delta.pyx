@@ -165,6 +165,8 @@ cdef int refuse(int code) except -1:
         raise UsageError("the image has changed since its digests were taken; make a new encoder or decoder for it")
     if code == NOVA_DELTA_E_MAGIC:
         raise CorruptionError("these bytes are no delta: they do not begin with NVZ")
+    if code == NOVA_DELTA_E_VERSION:
+        raise UsageError(f"this delta has another format than version {NOVA_DELTA_VERSION}, which this nova reads: use a newer nova")
     if code == NOVA_DELTA_E_SHORT:
         raise CorruptionError("this delta is cut, or a size in its head is wrong; fetch it again")
     if code == NOVA_DELTA_E_CHECKSUM:
