@@ -220,6 +220,14 @@ def test_a_delta_that_is_cut_is_found(mixed):
         decode(base, b"something else")
 
 
+def test_the_checksum_is_looked_at_before_the_frames_are(mixed):
+    base, _, delta = mixed
+    bad = bytearray(delta)
+    bad[len(bad) // 2] ^= 1
+    with pytest.raises(CorruptionError, match="checksum"):
+        decode(base, bad)
+
+
 def sealed(delta: bytes | bytearray) -> bytes:
     return bytes(delta[:-4]) + crc32c(bytes(delta[:-4])).to_bytes(4, "little")
 
