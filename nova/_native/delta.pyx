@@ -31,6 +31,8 @@ LEVEL_MAX = 19
 cdef enum:
     PACK_MIN = 48                # a shorter stream gains nothing that its frame does not cost
     REACH = 4 << 20              # how far around its pages a frame looks for literals in the base
+    LEVEL_WHOLE = 5              # from here on the whole base is looked through for literals
+    HASH_FROM = 16 << 20         # two images of this size are in no cache, and one stream is read faster than two
     HUGE = 2 << 20
     E_MEMORY = -100
     E_NO_ZSTD = -101

@@ -28,7 +28,7 @@ def images(size: int, share: float) -> tuple[memoryview, memoryview]:
     for page in rng.choice(pages, max(1, int(pages * share)), replace=False):
         at = page * PAGE_BYTES + int(rng.integers(0, PAGE_BYTES - 8))
         new[at : at + 8] ^= 0x5A
-    return memoryview(base), memoryview(new)
+    return base.data, new.data
 
 
 def encodes(size: int, how: str) -> Work:

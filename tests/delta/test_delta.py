@@ -467,3 +467,21 @@ def test_a_page_that_the_image_ends_in_is_not_the_same_if_the_base_goes_on():
         decode_into(bytearray(base), delta)
     ends_in_zeros = base[:size] + bytes(8192 - size)
     assert decode(ends_in_zeros, encode(ends_in_zeros, base[:size])) == base[:size]
+
+
+def test_at_high_levels_literals_are_looked_up_in_the_whole_base():
+    """What is too scattered for pieces: short parts of the base in another order, between bytes that are new."""
+    rng = random.Random(9)
+    base = rng.randbytes(400_000)
+    parts = [base[at : at + 24] + rng.randbytes(1) for at in rng.sample(range(0, 399_000, 25), 8000)]
+    new = b"".join(parts)
+    quick, thorough = (encode(base, new, level=level) for level in (1, 9))
+    assert decode(base, quick) == decode(base, thorough) == new
+    assert len(thorough) < 0.4 * len(quick)
+
+
+def test_how_changes_are_found_goes_with_the_size():
+    small, large = DeltaEncoder(bytes(1 << 20)), DeltaEncoder(bytes(16 << 20))
+    small.encode(bytes(1 << 20))
+    large.encode(bytes(16 << 20))
+    assert (small.how, large.how) == ("compare", "hash")
