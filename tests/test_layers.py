@@ -73,6 +73,7 @@ BESIDE = {
     ("nova.cli", "nova.server"),
     ("nova.cli", "nova.kube"),
     ("nova.__main__", "nova"),
+    ("nova.hardware", "nova.delta.tracking"),
     # The simulator stands in the drivers' place, so it speaks their seams.
     ("nova.sim", "nova.storage"),
     ("nova.sim", "nova.transport"),
