@@ -123,7 +123,7 @@ typedef struct {
     nova_image base, image;
     const nova_digest *digests; /* of the pages of the base */
     nova_digest sum;            /* of the base to begin with; in the end of the image */
-    int base_is_own; /* nobody else can have changed it: its pages need not be hashed again */
+    int base_is_own;            /* nobody else can have changed it: its pages need not be hashed again */
     int how;
     const nova_page_range *ranges; /* BY_RANGES: ascending, apart from each other, within the image */
     size_t ranges_count;
@@ -207,10 +207,10 @@ void nova_delta_read_begin(nova_delta_reader *r);
 int nova_delta_check(nova_delta_reader *r, const uint8_t *tokens, size_t tokens_bytes, const uint8_t *literals,
                      size_t literals_bytes, uint64_t pages);
 /* Apply a frame: 0, NOVA_DELTA_E_BASE, NOVA_DELTA_E_ROOM if `stage` is full, or NOVA_DELTA_E_TOKEN, which
- * nova_delta_check would have said. */
+ * nova_delta_check would have said but for a last page that is cut and is said to be the same. */
 int nova_delta_apply(nova_delta_reader *r, const uint8_t *tokens, size_t tokens_bytes, const uint8_t *literals,
                      size_t literals_bytes, uint64_t pages);
-/* What is behind the last frame: SAME. */
-void nova_delta_read_end(nova_delta_reader *r);
+/* What is behind the last frame: SAME. 0, or NOVA_DELTA_E_TOKEN if the last page is cut and so not the same. */
+int nova_delta_read_end(nova_delta_reader *r);
 /* Put staged pages into the image that begins at `image`, which has room for r->size. */
 void nova_delta_commit(const nova_delta_reader *r, uint8_t *image);

@@ -54,12 +54,25 @@ static int leave(nova_delta_reader *r, uint8_t *room)
     return 0;
 }
 
+/* Is the last page, which the image ends in, as in the base, where the base goes on? Then zeros go on. */
+static int ends_alike(const nova_delta_reader *r)
+{
+    uint64_t stop = nova_pages_in(r->size) * (uint64_t)NOVA_PAGE;
+    for (uint64_t i = r->size; i < stop && i < r->base.size; i++) {
+        if (r->base.bytes[i])
+            return 0;
+    }
+    return 1;
+}
+
 /* n pages as in the base. */
-static void same(nova_delta_reader *r, uint64_t n)
+static int same(nova_delta_reader *r, uint64_t n)
 {
     uint64_t end = r->page + n, known = nova_pages_in(r->base.size);
     if (!n) /* behind a last page that is not whole there is nothing, not even a negative rest of it */
-        return;
+        return 0;
+    if (end * NOVA_PAGE > r->size && !ends_alike(r))
+        return NOVA_DELTA_E_TOKEN;
     if (r->out) {
         uint64_t at = r->page * (uint64_t)NOVA_PAGE, stop = end * NOVA_PAGE < r->size ? end * NOVA_PAGE : r->size;
         uint64_t have = at >= r->base.size ? 0 : (stop < r->base.size ? stop : r->base.size) - at;
@@ -74,6 +87,7 @@ static void same(nova_delta_reader *r, uint64_t n)
             r->sum = nova_digest_add(r->sum, nova_page_share(zero, i));
     }
     r->page = (size_t)end;
+    return 0;
 }
 
 /* The page so many before this one. */
@@ -205,8 +219,8 @@ static inline NOVA_INLINE int take_frame(nova_delta_reader *r, nova_reader t, no
         if (kind == NOVA_SAME) {
             if (dry)
                 r->page += n;
-            else
-                same(r, n);
+            else if (same(r, n))
+                return NOVA_DELTA_E_TOKEN;
             continue;
         }
         if (dry && kind < NOVA_RUNS) {
@@ -268,9 +282,9 @@ int nova_delta_apply(nova_delta_reader *r, const uint8_t *tokens, size_t tokens_
     return take_frame(r, nova_reader_of(tokens, tokens_bytes), nova_reader_of(literals, literals_bytes), pages, 0);
 }
 
-void nova_delta_read_end(nova_delta_reader *r)
+int nova_delta_read_end(nova_delta_reader *r)
 {
-    same(r, nova_pages_in(r->size) - r->page);
+    return same(r, nova_pages_in(r->size) - r->page);
 }
 
 void nova_delta_commit(const nova_delta_reader *r, uint8_t *image)

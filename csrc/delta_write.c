@@ -15,7 +15,7 @@ enum {
     LONG_RUN = 2,
     ASK_SHARE = 256, /* a table of blocks is made when one of so many pages could use it */
     PAGE_TOKENS = 600,
-    FAR = 2, /* ranges */
+    FAR = 2,        /* ranges */
     HEAD_COUNT = 32 /* pages that a token counts in its first byte */
 };
 

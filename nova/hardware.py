@@ -38,6 +38,8 @@ def detect() -> list[Finding]:
         _openssl(),
         _kvm(),
         _cachestat(),
+        _zstd(),
+        _dirty_pages(),
     ]
 
 
@@ -170,3 +172,23 @@ def _cachestat() -> Finding:
     if -result == errno.ENOSYS:
         return Finding("cachestat", "absent", f"kernel {platform.release()}", "use Linux 6.5 or newer")
     return Finding("cachestat", "broken", os.strerror(-result))
+
+
+def _zstd() -> Finding:
+    from nova.delta import zstd_version
+
+    version = zstd_version()
+    if version is None:
+        return Finding("libzstd", "absent", "deltas are not compressed", "apt install libzstd1")
+    return Finding("libzstd", "present", version)
+
+
+def _dirty_pages() -> Finding:
+    import mmap
+
+    from nova.delta.tracking import DirtyTracker
+
+    with DirtyTracker(mmap.mmap(-1, mmap.PAGESIZE)) as tracker:
+        if tracker.by == "none":
+            return Finding("dirty pages", "absent", tracker.why, "use Linux 6.7 or newer, and allow userfaultfd")
+        return Finding("dirty pages", "present", f"by {tracker.by}{tracker.why and f'; not by {tracker.why}'}")

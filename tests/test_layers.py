@@ -76,6 +76,7 @@ BESIDE = {
     ("nova.__main__", "nova"),
     ("nova.hardware", "nova.hardware_network"),
     ("nova.hardware_network", "nova.transport"),
+    ("nova.hardware", "nova.delta.tracking"),
     # The simulator stands in the drivers' place, so it speaks their seams.
     ("nova.sim", "nova.storage"),
     ("nova.sim", "nova.transport"),

@@ -133,7 +133,7 @@ cdef extern from "delta.h" nogil:
                          size_t literals_bytes, uint64_t pages)
     int nova_delta_apply(nova_delta_reader *r, const uint8_t *tokens, size_t tokens_bytes, const uint8_t *literals,
                          size_t literals_bytes, uint64_t pages)
-    void nova_delta_read_end(nova_delta_reader *r)
+    int nova_delta_read_end(nova_delta_reader *r)
     void nova_delta_commit(const nova_delta_reader *r, uint8_t *image)
 
 cdef extern from "log.h" nogil:

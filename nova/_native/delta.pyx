@@ -31,6 +31,8 @@ LEVEL_MAX = 19
 cdef enum:
     PACK_MIN = 48                # a shorter stream gains nothing that its frame does not cost
     REACH = 4 << 20              # how far around its pages a frame looks for literals in the base
+    LEVEL_WHOLE = 5              # from here on the whole base is looked through for literals
+    HASH_FROM = 16 << 20         # two images of this size are in no cache, and one stream is read faster than two
     HUGE = 2 << 20
     E_MEMORY = -100
     E_NO_ZSTD = -101
@@ -165,6 +167,8 @@ cdef int refuse(int code) except -1:
         raise UsageError("the image has changed since its digests were taken; make a new encoder or decoder for it")
     if code == NOVA_DELTA_E_MAGIC:
         raise CorruptionError("these bytes are no delta: they do not begin with NVZ")
+    if code == NOVA_DELTA_E_VERSION:
+        raise UsageError(f"this delta has another format than version {NOVA_DELTA_VERSION}, which this nova reads: use a newer nova")
     if code == NOVA_DELTA_E_SHORT:
         raise CorruptionError("this delta is cut, or a size in its head is wrong; fetch it again")
     if code == NOVA_DELTA_E_CHECKSUM:

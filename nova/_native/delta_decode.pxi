@@ -61,8 +61,7 @@ cdef int read_all(Workspace work, const nova_delta_span *span, nova_delta_reader
             code = nova_delta_apply(r, tokens, f.tokens_raw, literals, f.literals_raw, f.pages)
         if code:
             return code
-    nova_delta_read_end(r)
-    return 0
+    return nova_delta_read_end(r)
 
 
 cdef list spans_of(const uint8_t *bytes, size_t n):

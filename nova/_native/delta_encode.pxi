@@ -15,13 +15,22 @@ cdef int append(Workspace work, const void *bytes, size_t n) noexcept nogil:
     return 0
 
 
-cdef void choose_prefix(const nova_delta_writer *w, uint64_t pages, nova_delta_frame *f) noexcept nogil:
-    """Which part of the base the literals may repeat: none, unless enough whole pages are among them to pay for it."""
+cdef void choose_prefix(const nova_delta_writer *w, uint64_t pages, int level, nova_delta_frame *f) noexcept nogil:
+    """Which part of the base the literals may repeat. Reading it takes longer than all else, so at low levels there is
+    one only where whole pages are among the literals, enough to pay for it, and it is what lies around them."""
+    cdef size_t middle = (w.frame_first + pages // 2) * NOVA_PAGE
     cdef size_t begin = w.frame_first * NOVA_PAGE, end = (w.frame_first + pages) * NOVA_PAGE + REACH
+    f.prefix_at = f.prefix_bytes = 0
+    if w.base.bytes == NULL or w.base.size == 0:
+        return
+    if level >= LEVEL_WHOLE and w.literals_used * 64 > min(<size_t>NOVA_DELTA_PREFIX, w.base.size):
+        begin = middle - NOVA_DELTA_PREFIX // 2 if middle > NOVA_DELTA_PREFIX // 2 else 0
+        begin = min(begin, w.base.size - NOVA_DELTA_PREFIX if w.base.size > NOVA_DELTA_PREFIX else 0)
+        f.prefix_at, f.prefix_bytes = begin, min(<size_t>NOVA_DELTA_PREFIX, w.base.size - begin)
+        return
     begin = begin - REACH if begin > REACH else 0
     end = min(end, w.base.size)
-    f.prefix_at = f.prefix_bytes = 0
-    if w.base.bytes == NULL or w.raw_in_frame < 2 or begin >= end or end - begin > NOVA_DELTA_PREFIX:
+    if w.raw_in_frame < 2 or begin >= end or end - begin > NOVA_DELTA_PREFIX:
         return
     if w.raw_in_frame * <size_t>NOVA_PAGE * 8 < end - begin and end - begin > 1 << 20:
         return
@@ -48,7 +57,7 @@ cdef int put_frame(Workspace work, nova_delta_writer *w, int level, bint last) n
             f.methods |= NOVA_ZSTD
     cdef uint8_t *to = work.packed + packed
     if level and w.literals_used > PACK_MIN:
-        choose_prefix(w, f.pages, &f)
+        choose_prefix(w, f.pages, level, &f)
         packed = nova_zstd_compress(work.compressor, level, NULL, 0, w.literals, w.literals_used, to,
                                     w.literals_used - 1)
         if packed:
@@ -190,7 +199,7 @@ def encode_span(base, new, *, int level=1, uint64_t number=0, bint last=True):
                 w.base.bytes = <const uint8_t *>b""
             take_digests(&digests, &w.base)
             w.digests, w.sum = digests.pages, digests.sum
-            w.how = NOVA_BY_COMPARE
+            w.how = NOVA_BY_DIGEST if w.base.size >= HASH_FROM else NOVA_BY_COMPARE
             w.tokens, w.literals, w.seen = work.tokens, work.literals, work.seen
             with nogil:
                 code = write_all(work, &w, level)
@@ -207,9 +216,10 @@ def encode(base, new, *, int level=1):
     """The delta that makes `new` of `base`.
 
     base, new  bytes-like; any sizes, read in place
-    level      0: streams as they are; 1 to 19: zstd's, where libzstd is here (else 0)
+    level      0: streams as they are; 1 to 19: zstd's, where libzstd is here (else 0). From 5 on literals are looked up
+               in all of the base (64 MiB of it), which makes them smaller and takes much longer
     raises     UsageError, LimitError (over 8 TiB)
-    cost       base is read twice and new once; a DeltaEncoder reads the base only once, when it is made
+    cost       both are read once, the base twice while it fits the caches; a DeltaEncoder reads it when it is made
 
     Releases the interpreter lock.
     """
@@ -337,7 +347,8 @@ cdef class DeltaEncoder:
         """The delta that makes `new` of the base.
 
         how    "compare" reads both images, "hash" reads the new one and its digests, "dirty" only what `dirty` names.
-               None chooses: dirty if that is given, hash without the base's bytes or from 64 MiB on, else compare
+               None chooses: dirty if that is given, hash without the base's bytes or from 16 MiB on, where two images are
+               in no cache, else compare
         dirty  for "dirty": where `new` may differ, in ascending order: pairs (first byte, bytes), or a buffer of uint64
                with two for each. What is not named is taken for unchanged
         raises UsageError; LimitError
@@ -352,7 +363,7 @@ cdef class DeltaEncoder:
         cdef int code
         cdef bytes out
         if how is None:
-            how = "dirty" if dirty is not None else "hash" if self.base.bytes == NULL or self.base.size >= 64 << 20 else "compare"
+            how = "dirty" if dirty is not None else "hash" if self.base.bytes == NULL or self.base.size >= HASH_FROM else "compare"
         if how not in ("compare", "hash", "dirty"):
             raise UsageError(f'how is {how!r}; it is "compare", "hash" or "dirty"')
         if (how == "dirty") != (dirty is not None):

@@ -5,7 +5,6 @@ from typing_extensions import Buffer, disjoint_base
 
 from nova._native.channel import Channel, SocketStream
 
-
 DATA: Final[int]
 ROOM: Final[int]
 RING_BYTES_MIN: Final[int]

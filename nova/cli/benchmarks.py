@@ -31,6 +31,7 @@ from nova._version import __version__
 from nova.cli import conflict_works as conflicts
 from nova.cli import consensus_net
 from nova.cli import consensus_works as consensus
+from nova.cli import delta_works as deltas
 from nova.cli import transport_works as wires
 from nova.cli.output import Json, print_json, print_table
 from nova.clock import ClockBatch, HybridLogicalClock, VectorClock
@@ -716,6 +717,20 @@ CASES = [
     ),
     Case("transport", "round trip of 64 B on one loop", wires.trips_on_the_loop(), "protocols of the loop, unframed",
          wires.trips_on_the_loop(raw=True), wires.TRIPS),
+    *(Case("delta", f"encode {name}, 1% of the pages changed, by {how}", simple(partial(deltas.encodes, size, how)),
+           "memcmp of equal images", simple(partial(deltas.memcmps, size)))
+      for name, size in (("1 MiB", deltas.SMALL), ("64 MiB", deltas.LARGE)) for how in ("compare", "hash")),
+    Case("delta", "encode 64 MiB, base and all", simple(lambda: deltas.encodes_once(deltas.LARGE)),
+         "numpy XOR, zlib -1", simple(lambda: deltas.xors(deltas.LARGE))),
+    Case("delta", "decode 64 MiB to a new image", simple(lambda: deltas.decodes(deltas.LARGE)), "numpy XOR",
+         simple(lambda: deltas.xors_in_place(deltas.LARGE))),
+    Case("delta", "apply deltas of 64 MiB in place, each", simple(lambda: deltas.applies(deltas.LARGE)), "numpy XOR",
+         simple(lambda: deltas.xors_in_place(deltas.LARGE)), 2),
+    Case("delta", "identity of 64 MiB", simple(lambda: deltas.identifies(deltas.LARGE)), "blake2b",
+         simple(lambda: deltas.blake2bs(deltas.LARGE))),
+    Case("delta", "snapshot of 64 MiB, 0.4% of the pages dirty",
+         simple(lambda: deltas.snapshots(deltas.LARGE, dirty=True)), "hash all pages",
+         simple(lambda: deltas.snapshots(deltas.LARGE, dirty=False))),
     Case("metrics", "counter with two labels", simple(nova_count), "dict entry", simple(dict_count)),
     Case("metrics", "histogram of 15 buckets",
          simple(lambda: observations(Registry().histogram("h", "", buckets=BUCKETS))), "bisect and list",

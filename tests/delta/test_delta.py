@@ -26,6 +26,7 @@ from nova.delta import (
     stat,
     zstd_version,
 )
+from nova.digest import digest128
 from nova.errors import CorruptionError, LimitError, NovaError, UsageError
 from nova.storage.log import crc32c
 from tests.models import delta as model
@@ -217,6 +218,14 @@ def test_a_delta_that_is_cut_is_found(mixed):
         decode(base, delta + b"abc")
     with pytest.raises(CorruptionError, match="no delta"):
         decode(base, b"something else")
+
+
+def test_the_checksum_is_looked_at_before_the_frames_are(mixed):
+    base, _, delta = mixed
+    bad = bytearray(delta)
+    bad[len(bad) // 2] ^= 1
+    with pytest.raises(CorruptionError, match="checksum"):
+        decode(base, bad)
 
 
 def sealed(delta: bytes | bytearray) -> bytes:
@@ -442,3 +451,37 @@ def test_without_libzstd_streams_are_stored(tmp_path):
         [sys.executable, "-c", work], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert "apt install libzstd1" in done.stdout
+
+
+def test_a_page_that_the_image_ends_in_is_not_the_same_if_the_base_goes_on():
+    """Found by fuzzing: the digest of the whole page was taken for that of its first part."""
+    base, size = image(1, 8192), 5000
+    total = sum(model.page_digest(base[at : at + 4096]) * (2 * (at // 4096) + 1) for at in (0, 4096))
+    promised = digest128((total % (1 << 128)).to_bytes(16, "little") + size.to_bytes(8, "little"), 4097)
+    head = b"NVZ\1\1\0" + b"\x80\x40" + b"\x88\x27" + b"\0"
+    delta = sealed(head + identity(base) + promised + bytes(4))
+    assert stat(delta).image_bytes == size
+    with pytest.raises(CorruptionError):
+        decode(base, delta)
+    with pytest.raises(CorruptionError):
+        decode_into(bytearray(base), delta)
+    ends_in_zeros = base[:size] + bytes(8192 - size)
+    assert decode(ends_in_zeros, encode(ends_in_zeros, base[:size])) == base[:size]
+
+
+def test_at_high_levels_literals_are_looked_up_in_the_whole_base():
+    """What is too scattered for pieces: short parts of the base in another order, between bytes that are new."""
+    rng = random.Random(9)
+    base = rng.randbytes(400_000)
+    parts = [base[at : at + 24] + rng.randbytes(1) for at in rng.sample(range(0, 399_000, 25), 8000)]
+    new = b"".join(parts)
+    quick, thorough = (encode(base, new, level=level) for level in (1, 9))
+    assert decode(base, quick) == decode(base, thorough) == new
+    assert len(thorough) < 0.4 * len(quick)
+
+
+def test_how_changes_are_found_goes_with_the_size():
+    small, large = DeltaEncoder(bytes(1 << 20)), DeltaEncoder(bytes(16 << 20))
+    small.encode(bytes(1 << 20))
+    large.encode(bytes(16 << 20))
+    assert (small.how, large.how) == ("compare", "hash")

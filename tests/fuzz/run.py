@@ -41,14 +41,24 @@ IN_C = {
     "ottext": ["ottext.c"],
     "text": ["text.c"],
     "bulk": ["bulk.c", "frame.c", "blake3.c"],
+    "images": [
+        "delta.c",
+        "delta_write.c",
+        "delta_pieces.c",
+        "delta_read.c",
+        "page.c",
+        "entropy.c",
+        "digest.c",
+        "log.c",
+    ],
 }
 # functions of tests/fuzz/targets/decoders.py
-IN_PYTHON = ["state", "delta", "clock", "pieces", "keyspace", "audit"]
+IN_PYTHON = ["state", "delta", "clock", "pieces", "keyspace", "audit", "image"]
 
 SECONDS_MAX = 10  # for one input; a sanitizer build on a busy machine is a hundred times slower than the real one
 RSS_MB_MAX = 1024
 BLOCK_MB_MAX = 64  # one allocation: no input is longer than 20 kB
-BYTES_MAX = {"keyspace": 20_000}  # a summary has 16 kB of digests
+BYTES_MAX = {"keyspace": 20_000, "image": 8192, "images": 8192}  # a summary has 16 kB of digests, a page 4
 BYTES = 4096
 
 
