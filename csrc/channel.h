@@ -136,7 +136,7 @@ typedef struct {
     size_t goodbye_bytes;
     struct iovec flight[3 * NOVA_FLIGHT_FRAMES];
     size_t flight_at, flight_count;
-    uint8_t heads[NOVA_FLIGHT_FRAMES][64];
+    uint8_t heads[NOVA_FLIGHT_FRAMES][64], together[2048];
     int system;
     uint64_t calls; /* to the kernel */
 } nova_channel;
@@ -215,6 +215,13 @@ int nova_channel_read(nova_channel *c, int fd, int flags, uint64_t (*now_ns)(voi
 
 /* Send until nothing may leave (0) or the socket takes no more (NOVA_WAITS). */
 int nova_channel_write(nova_channel *c, int fd, int flags, int data);
+
+/* ---- something else ---- */
+
+/* Hand what may leave to `put`, frame by frame, so that the other end reads one while the next is made. It takes what it
+ * has room for and returns how many bytes that is; below 0, what is returned here. 0, or NOVA_WAITS if it is full. */
+typedef int64_t (*nova_put)(void *to, const struct iovec *parts, int count);
+int nova_channel_pass(nova_channel *c, nova_put put, void *to, int data);
 
 /* Counts the forks behind us; a channel of another count belongs to a parent. */
 unsigned nova_fork_count(void);

@@ -301,7 +301,7 @@ cdef class Channel:
             code = nova_channel_arrived(&self.c, n, now_ns)
         self.fail(code)
 
-    def read(self, int fd, size_t bytes_max=1 << 20):
+    cpdef Py_ssize_t read(self, int fd, size_t bytes_max=1 << 20) except? -2:
         """Take what a non-blocking socket has, about `bytes_max` bytes of it.
 
         returns  bytes read; -1 at the end of the stream
@@ -331,6 +331,19 @@ cdef class Channel:
             return total if total else -1
         self.fail(code)
         return total
+
+    def look(self, int fd):
+        """`read`, and what there is afterwards, in one call: 1 messages, 2 something to send, 4 the peer's goodbye."""
+        cdef int seen = 0
+        if self.read(fd) < 0:
+            return -1
+        if self.c.ready != self.c.taken:
+            seen = 1
+        if nova_channel_has_output(&self.c):
+            seen |= 2
+        if self.c.peer_done:
+            seen |= 4
+        return seen
 
     @property
     def waiting(self):
@@ -510,6 +523,14 @@ cdef class Channel:
             return False
         return self.put(payload, priority) == 1
 
+    def send_now(self, payload not None, int priority, int fd):
+        """`send`, and `write` behind it: 0 not queued, 1 all has left, 2 the socket takes no more now. Raises OSError."""
+        self.check()
+        self.lane(priority)
+        if self.c.closing or self.c.peer_done or self.broken or not self.put(payload, priority):
+            return 0
+        return 1 if self.write(fd) else 2
+
     def send_batch(self, slab not None, const int64_t[::1] offsets not None, int priority=0, size_t first=0):
         """Queue messages ``slab[offsets[i]:offsets[i + 1]]`` from i = first on; returns how many of them are now.
 
@@ -599,7 +620,7 @@ cdef class Channel:
         self.give_back()
         return out
 
-    def write(self, int fd):
+    cpdef bint write(self, int fd) except? 0:
         """Send to a non-blocking socket what may leave. False: it takes no more now. Raises OSError."""
         cdef int code
         self.check()
@@ -637,11 +658,8 @@ cdef class Channel:
     cdef int came(self, size_t n, uint64_t now_ns) noexcept nogil:
         return nova_channel_arrived(&self.c, n, now_ns)
 
-    cdef int may_leave(self) noexcept nogil:
-        return nova_channel_has_output(&self.c)
-
-    cdef int next_frame(self, uint8_t *head, int data, iovec *parts) noexcept nogil:
-        return nova_channel_frame(&self.c, head, data, parts)
+    cdef int pass_on(self, nova_put put, void *to, int data) noexcept nogil:
+        return nova_channel_pass(&self.c, put, to, data)
 
     # -- what it knows -------------------------------------------------------------------------------------------------
 

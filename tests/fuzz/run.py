@@ -36,6 +36,7 @@ IN_C = {
     "value": ["crdt.c"],
     "frame": ["frame.c"],
     "shm": [],  # its target includes the kernel, to stand between it and the memory
+    "channel": ["channel.c", "channel_out.c", "pool.c", "frame.c", "blake3.c"],
     "log": ["log.c"],
     "ottext": ["ottext.c"],
     "text": ["text.c"],
