@@ -111,6 +111,8 @@ cdef class Rings:
             raise UsageError(
                 f"this stream belongs to process {self.pid}; process {os.getpid()}, forked from it, has to open its own"
             )
+        if self.map == NULL:
+            raise PeerError("the memory of this stream has been given back: it is closed")
         return 0
 
     cdef int fail(self, int code) except -1:
@@ -137,6 +139,13 @@ cdef class Rings:
             self.closed = True
             shutdown(self.fd, SHUT_RDWR)  # before it is woken: it looks at the socket then
             nova_shm_wake_all(&self.s)
+
+    def unmap(self):
+        """Give the memory back now; nobody may be inside of a call. What is called later raises PeerError."""
+        self.close()
+        if self.map != NULL and self.forks == nova_shm_forks():
+            munmap(self.map, self.map_bytes)
+            self.map = NULL
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
@@ -276,7 +285,9 @@ cdef class Rings:
     @property
     def ready(self):
         """Have bytes come? Raises PeerError."""
-        cdef int ready = nova_shm_ready(&self.s, NOVA_SHM_DATA)
+        cdef int ready
+        self.check()
+        ready = nova_shm_ready(&self.s, NOVA_SHM_DATA)
         self.fail(ready)
         return ready > 0
 
