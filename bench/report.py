@@ -68,8 +68,11 @@ NOTES = {
     "crdt": "The dict-based set has no deltas, bytes or digests, and its `add` does not check what it replaces.",
     "conflict": "The plain merge takes the other side's value where both changed: no rules, no causality, no record, "
     "no explanation.",
-    "transport": "`nova` authenticates every frame with a MAC, `crc-only` checks it with a CRC; both keep credits. The "
-    "peers do neither; blocking sockets are two threads without framing.",
+    "transport": "Two processes on loopback, each measurement in fresh ones, ours and the peers in turns; the same "
+    "congestion control on both sides of all. `nova` is the blocking stream without a key, every frame under its CRC; "
+    "`keyed` has a MAC on every frame, `loop` runs on uvloop. `c-blocking` is a C program with the same system calls "
+    "and nothing else; it, iperf3 and the protocols on uvloop neither frame nor check what they carry. CPU seconds are "
+    "those of both processes with their share of the kernel.",
 }
 """What a reader must know to read a section's tables."""
 
@@ -229,6 +232,9 @@ HEADS = {
     "node_cpu_cores": "cores busy: server", "load_cpu_cores": "load generator", "start_ms": "ms", "rss_mb": "RSS, MB",
     "least_ms": "least, ms", "cpu_percent": "CPU, %", "acknowledged_p50_ms": "acknowledged p50 ms",
     "acknowledged_p99_ms": "acknowledged p99 ms", "wall_s": "wall, s", "convergence_s": "converged after, s",
+    "gbit_per_s": "Gbit/s", "best_gbit_per_s": "best round, Gbit/s", "cpu_s_per_gb": "CPU s/GB",
+    "us": "us", "best_us": "best round, us", "cpu_us": "CPU, us",
+    "m_per_s": "million per second", "best_m_per_s": "best round", "cpu_ns": "CPU ns each",
     "ops_per_s": "operations per second", "best_per_s": "best round, per second",
 }  # fmt: skip
 

@@ -422,7 +422,9 @@ def c(kind: str, count: int, size: int) -> Took:
 def iperf3(count: int, size: int) -> Took:
     port = free_port()
     before = cpu_s()
-    server = subprocess.Popen(["iperf3", "-s", "-1", "-p", str(port)], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        ["iperf3", "-s", "-1", "--forceflush", "-p", str(port)], stdout=subprocess.PIPE, text=True
+    )
     assert server.stdout is not None
     while "listening" not in (line := server.stdout.readline()):
         if not line:

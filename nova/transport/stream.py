@@ -196,12 +196,11 @@ class SessionStream:
             raise self._error
 
     async def recv(self) -> memoryview | None:
-        channel = self._channel
-        if channel is None or (message := channel.recv()) is None:
-            channel = await self._wait()
-            if channel is None:
+        while (channel := self._channel) is None or (message := channel.recv()) is None:
+            if self._ended():
                 return None
-            message = channel.recv()
+            self._reader = reader = self._loop.create_future()
+            await reader
         if channel.has_output:
             self._took(channel)
         return message
@@ -363,15 +362,21 @@ class SessionStream:
         peer = self._session.peer
         return f"node {peer.node!r} at {self._remote}" if peer is not None else self._remote
 
+    def _ended(self) -> bool:
+        """True if no message will come any more; an error if the stream broke, or if somebody waits already."""
+        if self._error is not None:
+            raise self._error
+        if self._over or self._closing:
+            return True
+        if self._reader is not None and not self._reader.done():
+            raise PeerError(f"two readers wait on the stream to {self._name()}; one is the limit")
+        return False
+
     async def _wait(self) -> Channel | None:
         """The channel as soon as a message is here, None when none will come."""
         while self._channel is None or not self._channel.waiting:
-            if self._error is not None:
-                raise self._error
-            if self._over or self._closing:
+            if self._ended():
                 return None
-            if self._reader is not None and not self._reader.done():
-                raise PeerError(f"two readers wait on the stream to {self._name()}; one is the limit")
             self._reader = self._loop.create_future()
             await self._reader
         return self._channel

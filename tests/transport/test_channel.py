@@ -1,5 +1,6 @@
 """The compiled half of a session: however bytes are cut, keyed or not, with new peers and with old ones."""
 
+import itertools
 import random
 
 import blake3 as reference
@@ -364,3 +365,38 @@ def test_a_goodbye_in_the_middle_of_a_message_is_no_goodbye():
     one.close("enough", discard=True)
     with pytest.raises(PeerError, match="said goodbye in the middle of a message"):
         two.channel.feed(b"".join(out + one.take_output()), 1)
+
+
+@pytest.mark.parametrize("taken", ["batch", "each", "slab", "never"])
+def test_messages_that_share_a_block_give_it_back_together(taken):
+    before = pool_bytes()[1]
+    one, two = pair(key=None)
+    for number in range(300):
+        one.send(b"%d" % number)
+    two.channel.feed(b"".join(one.take_output()), 1)
+    if taken == "batch":
+        got = two.channel.recv_batch()
+    elif taken == "each":
+        got = [two.channel.recv() for _ in range(300)]
+    elif taken == "slab":
+        data, offsets = two.channel.recv_slab()
+        got = [data[a:b] for a, b in itertools.pairwise(offsets)]
+        del data, offsets
+    else:
+        got = [b"%d" % number for number in range(300)]
+    del one, two
+    assert got == [b"%d" % number for number in range(300)]
+    del got
+    assert pool_bytes()[1] == before
+
+
+@pytest.mark.parametrize("step", [1009, 40_000])
+def test_small_messages_fill_slab_after_slab(step):
+    one, two = pair(key=None)
+    sent = [random.Random(n).randbytes(n % 700) for n in range(2000)]
+    for message in sent:
+        one.send(message)
+    data = b"".join(one.take_output(10_000_000))
+    assert len(data) > 4 * 131_072
+    placed(two.channel, data, [step])
+    assert two.channel.recv_batch() == sent
