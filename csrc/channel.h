@@ -216,5 +216,12 @@ int nova_channel_read(nova_channel *c, int fd, int flags, uint64_t (*now_ns)(voi
 /* Send until nothing may leave (0) or the socket takes no more (NOVA_WAITS). */
 int nova_channel_write(nova_channel *c, int fd, int flags, int data);
 
+/* ---- something else ---- */
+
+/* Hand what may leave to `put`, frame by frame, so that the other end reads one while the next is made. It takes what it
+ * has room for and returns how many bytes that is; below 0, what is returned here. 0, or NOVA_WAITS if it is full. */
+typedef int64_t (*nova_put)(void *to, const struct iovec *parts, int count);
+int nova_channel_pass(nova_channel *c, nova_put put, void *to, int data);
+
 /* Counts the forks behind us; a channel of another count belongs to a parent. */
 unsigned nova_fork_count(void);

@@ -426,3 +426,25 @@ int nova_channel_write(nova_channel *c, int fd, int flags, int data)
         }
     }
 }
+
+int nova_channel_pass(nova_channel *c, nova_put put, void *to, int data)
+{
+    for (;;) {
+        if (c->flight_at == c->flight_count) {
+            settle(c);
+            c->flight_at = 0;
+            c->flight_count = (size_t)nova_channel_frame(c, c->heads[0], data, c->flight);
+            if (!c->flight_count)
+                return NOVA_DONE;
+        }
+        int64_t n = put(to, c->flight + c->flight_at, (int)(c->flight_count - c->flight_at));
+        if (n <= 0)
+            return n ? (int)n : NOVA_WAITS;
+        while (c->flight_at < c->flight_count && (size_t)n >= c->flight[c->flight_at].iov_len)
+            n -= (int64_t)c->flight[c->flight_at++].iov_len;
+        if (n) {
+            c->flight[c->flight_at].iov_base = (uint8_t *)c->flight[c->flight_at].iov_base + n;
+            c->flight[c->flight_at].iov_len -= (size_t)n;
+        }
+    }
+}

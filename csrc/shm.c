@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "shm.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
@@ -213,13 +214,15 @@ int nova_shm_arm(nova_shm *s, uint32_t wants, int by_socket)
     return ready;
 }
 
-void nova_shm_sleep(nova_shm *s, uint32_t wants, uint64_t ns)
+int nova_shm_sleep(nova_shm *s, uint32_t wants, uint64_t ns)
 {
     struct timespec left = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};
     uint32_t bell = NOVA_SHM_LOOK(&s->own->bell);
+    int signalled = 0;
     if ((bell & wants) == wants)
-        syscall(SYS_futex, &s->own->bell, FUTEX_WAIT, bell, &left, NULL, 0);
+        signalled = syscall(SYS_futex, &s->own->bell, FUTEX_WAIT, bell, &left, NULL, 0) < 0 && errno == EINTR;
     atomic_fetch_and(&s->own->bell, ~wants);
+    return signalled;
 }
 
 void nova_shm_ring(nova_shm *s, uint32_t bell, int fd)

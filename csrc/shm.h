@@ -95,8 +95,9 @@ int nova_shm_spin(nova_shm *s, uint32_t wants, uint64_t ns);
 /* Have the bell rung for `wants`, by the socket or by the futex. As nova_shm_ready; but for 0 the bell is off again. */
 int nova_shm_arm(nova_shm *s, uint32_t wants, int by_socket);
 
-/* Sleep on our bell, armed for `wants` by the futex, until it is rung or `ns` have passed; the bell is off then. */
-void nova_shm_sleep(nova_shm *s, uint32_t wants, uint64_t ns);
+/* Sleep on our bell, armed for `wants` by the futex, until it is rung or `ns` have passed; the bell is off then. 1 if a
+ * signal came. */
+int nova_shm_sleep(nova_shm *s, uint32_t wants, uint64_t ns);
 
 /* Wake the other end as its bell said; `fd` is our end of the socket. Never blocks. */
 void nova_shm_ring(nova_shm *s, uint32_t bell, int fd);

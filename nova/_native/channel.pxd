@@ -131,6 +131,8 @@ cdef extern from "channel.h" nogil:
     void nova_channel_free_items(nova_item *items)
     int nova_channel_read(nova_channel *c, int fd, int flags, uint64_t (*now_ns)() noexcept nogil, size_t *got)
     int nova_channel_write(nova_channel *c, int fd, int flags, int data)
+    ctypedef int64_t (*nova_put)(void *to, const iovec *parts, int count) noexcept nogil
+    int nova_channel_pass(nova_channel *c, nova_put put, void *to, int data)
     unsigned nova_fork_count()
 
 
@@ -158,8 +160,7 @@ cdef class Channel:
     # The channel for engines that are modules of their own: as the functions of channel.h.
     cdef int places(self, iovec *where) noexcept nogil
     cdef int came(self, size_t n, uint64_t now_ns) noexcept nogil
-    cdef int may_leave(self) noexcept nogil
-    cdef int next_frame(self, uint8_t *head, int data, iovec *parts) noexcept nogil
+    cdef int pass_on(self, nova_put put, void *to, int data) noexcept nogil
 
 
 cdef class SocketStream:

@@ -658,11 +658,8 @@ cdef class Channel:
     cdef int came(self, size_t n, uint64_t now_ns) noexcept nogil:
         return nova_channel_arrived(&self.c, n, now_ns)
 
-    cdef int may_leave(self) noexcept nogil:
-        return nova_channel_has_output(&self.c)
-
-    cdef int next_frame(self, uint8_t *head, int data, iovec *parts) noexcept nogil:
-        return nova_channel_frame(&self.c, head, data, parts)
+    cdef int pass_on(self, nova_put put, void *to, int data) noexcept nogil:
+        return nova_channel_pass(&self.c, put, to, data)
 
     # -- what it knows -------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ cdef extern from "shm.h" nogil:
     int nova_shm_ready(nova_shm *s, uint32_t wants)
     int nova_shm_spin(nova_shm *s, uint32_t wants, uint64_t ns)
     int nova_shm_arm(nova_shm *s, uint32_t wants, int by_socket)
-    void nova_shm_sleep(nova_shm *s, uint32_t wants, uint64_t ns)
+    int nova_shm_sleep(nova_shm *s, uint32_t wants, uint64_t ns)
     void nova_shm_ring(nova_shm *s, uint32_t bell, int fd)
     void nova_shm_wake_all(nova_shm *s)
     unsigned nova_shm_forks()
@@ -42,7 +42,7 @@ cdef extern from "shm.h" nogil:
 cdef class Rings:
     cdef nova_shm s
     cdef void *map
-    cdef size_t map_bytes, need
+    cdef size_t map_bytes
     cdef readonly bint closed
     cdef int fd
     cdef unsigned forks

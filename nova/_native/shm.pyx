@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 
 import os
 
-from nova._native.channel cimport NOVA_EEND, NOVA_ESYSTEM, NOVA_WAITS
+from nova._native.channel cimport NOVA_DONE, NOVA_EEND, NOVA_ESYSTEM, NOVA_WAITS
 from nova.errors import PeerError, UsageError
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -46,19 +46,18 @@ cdef extern from "<time.h>" nogil:
 
 cdef enum:
     UNLOCK_BYTES = 16384        # from here on work is worth the interpreter lock's hand-over
-    SMALL_FRAME_BYTES = 81920   # a frame of small messages, or of one word, is below
     COMPLAINT_CHANNEL = 1
     PULL_BYTES = 262144
     SPIN_NS_MIN = 1000          # what is tried to see whether spinning pays again,
     SPIN_PAUSE = 32             # after so many waits without
     SPIN_LOCKED_NS = 2000
     SLICE_NS = 50000000         # who sleeps on the futex looks this often whether the other end is still there
-    STEP_NS = 1000000000
+    STEP_NS = 200000000         # and this often for signals, pings and the idle limit
 
 DATA = NOVA_SHM_DATA
 ROOM = NOVA_SHM_ROOM
-RING_BYTES_MIN = 262144
-"""The smallest ring of a stream: half of it takes any frame."""
+RING_BYTES_MIN = 65536
+"""The smallest ring of a stream."""
 
 
 def map_bytes(size_t ring_bytes):
@@ -70,6 +69,13 @@ cdef uint64_t monotonic_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+
+
+cdef int64_t put_parts(void *rings, const iovec *parts, int count) noexcept nogil:
+    cdef uint32_t bell = 0
+    cdef int64_t n = nova_shm_write(&(<Rings>rings).s, parts, count, &bell)
+    (<Rings>rings).ring(bell)
+    return n
 
 
 cdef class Rings:
@@ -95,7 +101,6 @@ cdef class Rings:
         self.fd = bell
         self.forks = nova_shm_forks()
         self.pid = os.getpid()
-        self.need = SMALL_FRAME_BYTES
 
     def __dealloc__(self):
         if self.map != NULL:
@@ -106,6 +111,8 @@ cdef class Rings:
             raise UsageError(
                 f"this stream belongs to process {self.pid}; process {os.getpid()}, forked from it, has to open its own"
             )
+        if self.map == NULL:
+            raise PeerError("the memory of this stream has been given back: it is closed")
         return 0
 
     cdef int fail(self, int code) except -1:
@@ -132,6 +139,13 @@ cdef class Rings:
             self.closed = True
             shutdown(self.fd, SHUT_RDWR)  # before it is woken: it looks at the socket then
             nova_shm_wake_all(&self.s)
+
+    def unmap(self):
+        """Give the memory back now; nobody may be inside of a call. What is called later raises PeerError."""
+        self.close()
+        if self.map != NULL and self.forks == nova_shm_forks():
+            munmap(self.map, self.map_bytes)
+            self.map = NULL
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
@@ -175,33 +189,13 @@ cdef class Rings:
     # -- a channel ---------------------------------------------------------------------------------------------------
 
     def fit(self, Channel channel not None):
-        """Frames that leave by these rings are a quarter of one at most, so that one is read while the next is written."""
+        """Frames that leave by these rings are a quarter of one at most, so that one is read while the next is made."""
         channel.c.payload_bytes = min(channel.c.payload_bytes, <size_t>self.s.ring_bytes // 4)
-        self.need = max(channel.c.payload_bytes + 128, <size_t>SMALL_FRAME_BYTES)
-        if self.need > self.s.ring_bytes // 2:
-            raise UsageError(f"a ring of {self.s.ring_bytes} bytes is too small for frames; it has {RING_BYTES_MIN} at least")
 
     cdef int push_frames(self, Channel channel, int data) noexcept nogil:
-        """1: everything that may leave has; 0: the ring has no room for the next frame, or an error of shm.h."""
-        cdef uint8_t head[64]
-        cdef iovec parts[3]
-        cdef iovec room[2]
-        cdef uint32_t bell = 0
-        cdef int count
-        cdef size_t here
-        while channel.may_leave():
-            count = nova_shm_room(&self.s, self.need, room)
-            if count < 0:
-                return count
-            here = (room[0].iov_len if count else 0) + (room[1].iov_len if count > 1 else 0)
-            if here < self.need:
-                return 0
-            count = channel.next_frame(head, data, parts)
-            if count == 0:
-                return 1
-            nova_shm_write(&self.s, parts, count, &bell)
-            self.ring(bell)
-        return 1
+        """1: everything that may leave has; 0: the ring is full, or an error of shm.h."""
+        cdef int code = channel.pass_on(put_parts, <void *>self, data)
+        return code if code < 0 else code == NOVA_DONE
 
     def push(self, Channel channel not None):
         """Put in what may leave, frame by frame. False: it waits for room. Raises PeerError."""
@@ -271,7 +265,7 @@ cdef class Rings:
         return ready > 0
 
     def wait(self, int wants, double seconds):
-        """Sleep until one of `wants` is there, by the futex. False: the time has passed. Raises PeerError."""
+        """Sleep until one of `wants` is there, by the futex. False: the time has passed, or a signal came."""
         cdef int ready
         cdef uint32_t bits = wants & NOVA_SHM_BOTH
         cdef uint64_t now = monotonic_ns()
@@ -283,16 +277,17 @@ cdef class Rings:
                 if ready or self.closed:
                     break
                 now = monotonic_ns()
-                if now >= until:
+                if now >= until or nova_shm_sleep(&self.s, bits, until - now):
                     break
-                nova_shm_sleep(&self.s, bits, until - now)
         self.fail(ready)
         return ready > 0
 
     @property
     def ready(self):
         """Have bytes come? Raises PeerError."""
-        cdef int ready = nova_shm_ready(&self.s, NOVA_SHM_DATA)
+        cdef int ready
+        self.check()
+        ready = nova_shm_ready(&self.s, NOVA_SHM_DATA)
         self.fail(ready)
         return ready > 0
 
@@ -386,7 +381,8 @@ cdef class RingStream(SocketStream):
         while not self.hung_up and now < until:
             if nova_shm_arm(&self.rings.s, wants, 0):
                 return
-            nova_shm_sleep(&self.rings.s, wants, min(until - now, <uint64_t>SLICE_NS))
+            if nova_shm_sleep(&self.rings.s, wants, min(until - now, <uint64_t>SLICE_NS)):
+                return
             if nova_shm_ready(&self.rings.s, wants):
                 return
             self.look_whether_it_hung_up()

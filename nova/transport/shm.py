@@ -359,7 +359,7 @@ class RingPipe:
         self._loop.remove_reader(self._fd)
         self._fd = -1
         self._rest.clear()
-        self._rings.close()
+        self._rings.unmap()
         self._sock.close()
         if self._stream is not None:
             self._loop.call_soon(self._stream.pipe_lost, cause)

@@ -58,13 +58,16 @@ def threads():
         assert not thread.is_alive()
 
 
-@pytest.fixture
-def pair(threads):
+ANYWHERE = ["tcp://127.0.0.1:0", "shm://@"]
+
+
+@pytest.fixture(params=ANYWHERE, ids=["tcp", "shm"])
+def pair(request, threads):
     """Makes two ends of a stream."""
     made = []
 
     def make(*, key=None, limits=None):
-        with blocking.listen("tcp://127.0.0.1:0", key=key, limits=limits) as listener:
+        with blocking.listen(request.param, key=key, limits=limits) as listener:
             accepted = threads.start(listener.accept, 10)
             one = blocking.connect(listener.url, key=key, limits=limits)
             made.extend((one, accepted()))
@@ -395,13 +398,14 @@ def test_a_handshake_alone_reads_and_sends_nothing_behind_it(threads):
     assert len(sessions[0].subkey("x")) == 32
 
 
-def test_a_stream_of_a_thread_and_one_of_a_loop_understand_each_other(threads):
+@pytest.mark.parametrize("anywhere", ANYWHERE)
+def test_a_stream_of_a_thread_and_one_of_a_loop_understand_each_other(threads, anywhere):
     import asyncio
 
     from nova import transport
 
     async def serve():
-        async with await transport.listen("tcp://127.0.0.1:0", key=KEY) as listener:
+        async with await transport.listen(anywhere, key=KEY) as listener:
             talking = asyncio.to_thread(talk, listener.url)
             task = asyncio.create_task(talking)
             stream = await listener.accept()

@@ -12,8 +12,8 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from nova._native import frame as wire
 from nova._native.audit import blake3, blake3_derive
-from nova._native.frame import encode, seal
 from nova.clock import CausalContext, ClockBatch, DottedVersionVector, VectorClock
 from nova.conflict.audit import (
     MAGIC,
@@ -618,8 +618,8 @@ def seeds_of_bulk_frames() -> Iterator[bytes]:
         length = min(chunk, size - number * chunk)
         body = struct.pack(">QQ", transfer, number * chunk if kind == 9 else number) + bytes(length if kind == 9 else 0)
         for mac in (False, True):
-            frame = encode(kind, 0, 0, body, mac=mac)
-            seal(frame, bytes(16) if mac else None)
+            frame = wire.encode(kind, 0, 0, body, mac=mac)
+            wire.seal(frame, bytes(16) if mac else None)
             yield bytes(frame[:72])
 
 
