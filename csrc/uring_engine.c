@@ -360,7 +360,7 @@ void nova_engine_accepted(nova_engine *e, nova_listener *l, int fd)
 
 uint8_t *nova_engine_buffer(nova_engine *e, uint32_t buffer)
 {
-    return e->pool + (size_t)buffer * e->options.buffer_bytes;
+    return e->pool + buffer * e->stride;
 }
 
 static void give_back(nova_engine *e, uint32_t buffer)
