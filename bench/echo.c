@@ -1,8 +1,9 @@
 /* bench/echo.c - the C side of bench_uring.py: an echo server on plain epoll, and the load for every server.
  *
  *   echo serve                    prints its port, serves until its last connection ends, prints the same as echo_servers.py
- *   echo load PORT CONNECTIONS MESSAGES BYTES ROUNDS
- *                                 each connection has one message under way; prints the nanoseconds of each round
+ *   echo load PORT CONNECTIONS MESSAGES BYTES
+ *                                 each connection has one message under way; a round for each line of input, and its
+ *                                 nanoseconds when it is over
  *
  * The load runs on our own engine, so that it costs less than the servers that it measures. */
 #define _GNU_SOURCE
@@ -113,7 +114,7 @@ static void run_round(nova_engine *e, uint32_t *all, int count, long total, uint
 
 static int load(char **argument)
 {
-    int port = atoi(argument[0]), count = atoi(argument[1]), rounds = atoi(argument[4]);
+    int port = atoi(argument[0]), count = atoi(argument[1]);
     long total = atol(argument[2]), bytes = atol(argument[3]);
     char cause[256];
     int error;
@@ -151,7 +152,7 @@ static int load(char **argument)
             }
     }
     run_round(e, all, count, total / 10 + count, (uint64_t)bytes); /* warm */
-    for (int i = 0; i < rounds; i++) {
+    while (getchar() != EOF) {
         long long began = now_ns();
         run_round(e, all, count, total, (uint64_t)bytes);
         printf("%lld\n", now_ns() - began);
@@ -169,8 +170,8 @@ int main(int count, char **argument)
 {
     if (count == 2 && !strcmp(argument[1], "serve"))
         return serve();
-    if (count == 7 && !strcmp(argument[1], "load"))
+    if (count == 6 && !strcmp(argument[1], "load"))
         return load(argument + 2);
-    fprintf(stderr, "usage: echo serve | echo load PORT CONNECTIONS MESSAGES BYTES ROUNDS\n");
+    fprintf(stderr, "usage: echo serve | echo load PORT CONNECTIONS MESSAGES BYTES\n");
     return 2;
 }

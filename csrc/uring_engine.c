@@ -16,7 +16,7 @@ int nova_events_put(nova_event **events, size_t *at, size_t *count, size_t *room
 {
     if (*at == *count)
         *at = *count = 0;
-    if (*count + n > *room) {
+    if (*at && *count + n > *room) {
         memmove(*events, *events + *at, (*count - *at) * sizeof **events);
         *count -= *at, *at = 0;
     }
