@@ -124,8 +124,8 @@ int nova_engine_poll_fd(nova_engine *e);
 int nova_engine_recv_batch(nova_engine *e, uint8_t *slab, size_t slab_bytes, uint64_t *offsets, uint32_t *connections,
                            int max, int64_t timeout_ns);
 /* Send piece i, slab[offsets[i], offsets[i + 1]), to connections[i]; the bytes are copied. Returns how many were
- * queued: those to connections that are gone are left out. */
-int nova_engine_send_batch(nova_engine *e, const uint8_t *slab, const uint64_t *offsets, const uint32_t *connections,
-                           int count);
+ * queued: those to connections that are gone are left out. -EINVAL if the offsets do not ascend or leave the slab. */
+int nova_engine_send_batch(nova_engine *e, const uint8_t *slab, size_t slab_bytes, const uint64_t *offsets,
+                           const uint32_t *connections, int count);
 void nova_engine_stats_read(nova_engine *e, nova_engine_stats *out);
 /* cffi reads to here */

@@ -16,7 +16,7 @@ int nova_events_put(nova_event **events, size_t *at, size_t *count, size_t *room
 {
     if (*at == *count)
         *at = *count = 0;
-    if (*count + n > *room) {
+    if (*at && *count + n > *room) {
         memmove(*events, *events + *at, (*count - *at) * sizeof **events);
         *count -= *at, *at = 0;
     }
@@ -360,7 +360,7 @@ void nova_engine_accepted(nova_engine *e, nova_listener *l, int fd)
 
 uint8_t *nova_engine_buffer(nova_engine *e, uint32_t buffer)
 {
-    return e->pool + (size_t)buffer * e->options.buffer_bytes;
+    return e->pool + buffer * e->stride;
 }
 
 static void give_back(nova_engine *e, uint32_t buffer)

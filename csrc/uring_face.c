@@ -90,7 +90,7 @@ static void dispose(nova_engine *e)
     if (e->event_fd >= 0)
         close(e->event_fd);
     if (e->pool && !e->kept)
-        munmap(e->pool, (size_t)e->options.buffers * e->options.buffer_bytes);
+        munmap(e->pool, e->options.buffers * e->stride);
     free(e->conns);
     free(e->free_slots);
     free(e->ready);
@@ -121,8 +121,8 @@ static nova_engine *make(const nova_engine_options *o)
     e->free_slots = malloc(o->connections_max * sizeof *e->free_slots);
     e->returned = malloc(o->buffers * sizeof *e->returned);
     e->lent = calloc(o->buffers, 1);
-    void *pool =
-        mmap(NULL, (size_t)o->buffers * o->buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    e->stride = (o->buffer_bytes + 63u) / 64 * 64 + 64;
+    void *pool = mmap(NULL, o->buffers * e->stride, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     e->pool = pool == MAP_FAILED ? NULL : pool;
     e->buffers_free = o->buffers;
     if (e->wake_fd < 0 || e->event_fd < 0 || !e->conns || !e->free_slots || !e->returned || !e->lent || !e->pool) {
@@ -614,13 +614,16 @@ static int queue_batch(nova_engine *e, const uint8_t *slab, const uint64_t *offs
     return queued;
 }
 
-int nova_engine_send_batch(nova_engine *e, const uint8_t *slab, const uint64_t *offsets, const uint32_t *connections,
-                           int count)
+int nova_engine_send_batch(nova_engine *e, const uint8_t *slab, size_t slab_bytes, const uint64_t *offsets,
+                           const uint32_t *connections, int count)
 {
     if (is_child(e))
         return NOVA_ENGINE_E_FORKED;
     if (count < 0)
         return -EINVAL;
+    for (int i = 0; i < count; i++)
+        if (offsets[i] > offsets[i + 1] || offsets[i + 1] > slab_bytes)
+            return -EINVAL;
     if (is_owner(e))
         return e->ended ? NOVA_ENGINE_E_ENDED : queue_batch(e, slab, offsets, connections, count);
     size_t bytes = offsets[count] - offsets[0], heads = (size_t)count * (sizeof *offsets + sizeof *connections);

@@ -159,6 +159,7 @@ struct nova_engine {
     uint32_t regions_count;
     bool accept_later; /* an accept failed for want of descriptors: again in a while */
     uint8_t *pool;
+    size_t stride; /* from buffer to buffer: not a power of two, or small messages would share a few cache lines */
     uint32_t buffers_free;
     uint64_t notices_due;
     uint32_t living;

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer as _Buffer
+
+    Buffer: TypeAlias = _Buffer
+    """Whatever gives its bytes to others without a copy (PEP 688): bytes, bytearray, memoryview, arrays."""
+else:
+    Buffer: TypeAlias = object  # it has a name at run time from Python 3.12 on
 
 NodeId = str
 """Name of a node, unique in its cluster and stable over restarts."""

@@ -31,7 +31,7 @@ from nova._native.delta import (
 from nova.errors import UsageError
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from nova.types import Buffer
 
 __all__ = [
     "LEVEL_MAX",

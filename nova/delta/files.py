@@ -21,7 +21,7 @@ from nova.delta import PAGE_BYTES, DeltaStat, decode_span, encode_span, span_pla
 from nova.errors import LimitError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from nova.types import Buffer
 
 SPAN_BYTES = 64 << 20
 FILE_BYTES_MAX = 1 << 40

@@ -25,7 +25,7 @@ from nova.delta import DeltaEncoder
 from nova.errors import UsageError
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from nova.types import Buffer
 
 Way = Literal["scan", "soft-dirty", "none"]
 

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol
 
 import msgspec
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer as _Buffer
-
-    Buffer: TypeAlias = _Buffer
-    """Whatever has bytes in one piece: bytes, bytearray, memoryview, arrays of NumPy."""
-else:
-    Buffer: TypeAlias = object
+from nova.types import Buffer
 
 PRIORITY_BULK = 0
 PRIORITY_URGENT = 3

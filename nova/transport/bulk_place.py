@@ -10,11 +10,10 @@ import stat
 from pathlib import Path
 from typing import Any, Protocol
 
-from typing_extensions import Buffer
-
 from nova._native.bulk import Board
 from nova.errors import LimitError, UnavailableError, UsageError
 from nova.transport.bulk_journal import Journal, Plan, sync_folder
+from nova.types import Buffer
 
 logger = logging.getLogger("nova.transport")
 

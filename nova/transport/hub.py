@@ -6,6 +6,7 @@ is there: `nova.transport.uring` has that. On io_uring a batch costs one system 
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -132,26 +133,27 @@ class Hub:
         count = len(connections)
         if not count:
             return 0
-        slab_bytes = memoryview(slab).nbytes
-        if len(offsets) != count + 1 or int(offsets[-1]) > slab_bytes or bool((offsets[1:] < offsets[:-1]).any()):
-            raise UsageError(
-                f"{len(offsets)} offsets up to {int(offsets[-1]) if len(offsets) else 0} for {count} pieces in a slab "
-                f"of {slab_bytes} bytes; they ascend within it, one more than there are pieces"
-            )
-        if offsets.dtype.str[1:] != "u8" or connections.dtype.str[1:] != "u4":
+        if offsets.dtype != self._offsets.dtype or connections.dtype != self._connections.dtype:
             raise UsageError(
                 f"offsets of {offsets.dtype} and connections of {connections.dtype}; they are uint64 and uint32"
             )
         engine = self._engine
-        return engine._checked(
-            lib.nova_engine_send_batch(
+        status = -errno.EINVAL
+        if len(offsets) == count + 1:
+            status = lib.nova_engine_send_batch(
                 engine._alive(),
                 ffi.from_buffer("uint8_t[]", slab),
+                memoryview(slab).nbytes,
                 ffi.from_buffer("uint64_t[]", offsets),
                 ffi.from_buffer("uint32_t[]", connections),
                 count,
             )
-        )
+        if status == -errno.EINVAL:
+            raise UsageError(
+                f"{len(offsets)} offsets up to {int(offsets.max(initial=0))} for {count} pieces in a slab of "
+                f"{memoryview(slab).nbytes} bytes; they ascend within it, one more than there are pieces"
+            )
+        return engine._checked(status)
 
     def send(self, connection: int, data: Buffer) -> bool:
         """Queue bytes for one connection; they are copied. False if it is gone."""

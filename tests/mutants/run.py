@@ -153,7 +153,7 @@ def build(tree: Path, families: set[str], changed: str | None) -> Ran:
         defines: list[str] = []
         owner, libraries = f"nova/_native/{family}.pyx", list[str]()
         if described := cffi_builder(family):
-            owner = str(sound / f"{family}.c")
+            owner = str(sound / f"{family}_cffi.c")
             more = runpy.run_path(str(ROOT / described))["describe"](Path(owner), without=False)
             defines = [f"-D{name}={value}" for name, value in more["define_macros"]]
             libraries = more["extra_objects"]

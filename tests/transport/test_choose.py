@@ -132,7 +132,9 @@ def test_without_either_asyncio_carries_them(kernel):
 @pytest.mark.skipif(best != "uring", reason="io_uring is not usable here")
 def test_an_engine_that_refuses_to_open_is_left_for_the_next(kernel):
     async def test(pair):
-        kernel.forbidden = {"uring"}  # after it was asked
+        await pair.talks()
+        assert pair.client.scheme == "uring"
+        kernel.forbidden = {"uring"}
         await pair.talks()
         assert pair.client.scheme == "epoll"
         assert pair.server.scheme == "uring"
@@ -165,6 +167,18 @@ def test_an_engine_that_fails_loses_its_streams_and_all_comes_back_by_itself(ker
     run(kernel, test, retry_s=0.05)
     assert "the io_uring engine failed: cannot allocate memory" in caplog.text
     assert "epoll goes on, uring is tried again in 0.05 s" in caplog.text
+
+
+@pytest.mark.skipif(best != "uring", reason="io_uring is not usable here")
+def test_listeners_of_an_engine_that_failed_are_opened_again_at_once(kernel):
+    async def test(pair):
+        kernel.forbidden = {"uring"}
+        pair.server._made["uring"]._home.engine.fail(errno.EIO)
+        pair.server._made["uring"]._home.asked()
+        await until(lambda: pair.server._listeners[0].scheme == "epoll")
+        await pair.talks()
+
+    run(kernel, test)
 
 
 def test_what_the_address_forbids_is_no_reason_for_another_engine(kernel):
