@@ -136,7 +136,7 @@ typedef struct {
     size_t goodbye_bytes;
     struct iovec flight[3 * NOVA_FLIGHT_FRAMES];
     size_t flight_at, flight_count;
-    uint8_t heads[NOVA_FLIGHT_FRAMES][64];
+    uint8_t heads[NOVA_FLIGHT_FRAMES][64], together[2048];
     int system;
     uint64_t calls; /* to the kernel */
 } nova_channel;

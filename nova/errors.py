@@ -68,6 +68,12 @@ class UnavailableError(NovaError):
         self.retry_after_ns = retry_after_ns
 
 
+class DeadlineError(UnavailableError, TimeoutError):
+    """The time that the caller gave has passed; nothing is lost, the same call goes on where this one ended."""
+
+    code = "deadline"
+
+
 class CompactedError(UnavailableError):
     """The change feed no longer reaches back that far; `oldest` is the first revision to watch from."""
 

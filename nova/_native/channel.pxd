@@ -150,3 +150,7 @@ cdef class Channel:
     cdef int give_back(self) except -1
     cdef int put(self, object payload, int lane) except -1
     cdef int lane(self, int priority) except -1
+    cdef int check_batch(self, object slab, const int64_t[::1] offsets, size_t first) except -1
+    cdef size_t put_batch(self, object slab, const int64_t[::1] offsets, int lane, size_t first) except? 0
+    cpdef Py_ssize_t read(self, int fd, size_t bytes_max=*) except? -2
+    cpdef bint write(self, int fd) except? 0

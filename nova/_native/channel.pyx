@@ -18,12 +18,22 @@ from cpython.memoryview cimport PyMemoryView_FromObject
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport (
+    NOWAIT_LOCK,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+    PyThread_type_lock,
+    WAIT_LOCK,
+)
 from libc.errno cimport errno
 from libc.string cimport memcpy
 
 import os
 
-from nova.errors import LimitError, PeerError, UsageError
+from nova.errors import DeadlineError, LimitError, PeerError, UsageError
 
 cdef extern from "Python.h":
     object PyMemoryView_FromMemory(char *mem, Py_ssize_t size, int flags)
@@ -291,7 +301,7 @@ cdef class Channel:
             code = nova_channel_arrived(&self.c, n, now_ns)
         self.fail(code)
 
-    def read(self, int fd, size_t bytes_max=1 << 20):
+    cpdef Py_ssize_t read(self, int fd, size_t bytes_max=1 << 20) except? -2:
         """Take what a non-blocking socket has, about `bytes_max` bytes of it.
 
         returns  bytes read; -1 at the end of the stream
@@ -321,6 +331,19 @@ cdef class Channel:
             return total if total else -1
         self.fail(code)
         return total
+
+    def look(self, int fd):
+        """`read`, and what there is afterwards, in one call: 1 messages, 2 something to send, 4 the peer's goodbye."""
+        cdef int seen = 0
+        if self.read(fd) < 0:
+            return -1
+        if self.c.ready != self.c.taken:
+            seen = 1
+        if nova_channel_has_output(&self.c):
+            seen |= 2
+        if self.c.peer_done:
+            seen |= 4
+        return seen
 
     @property
     def waiting(self):
@@ -495,40 +518,56 @@ cdef class Channel:
             return False
         return self.put(payload, priority) == 1
 
+    def send_now(self, payload not None, int priority, int fd):
+        """`send`, and `write` behind it: 0 not queued, 1 all has left, 2 the socket takes no more now. Raises OSError."""
+        self.check()
+        self.lane(priority)
+        if self.c.closing or self.c.peer_done or self.broken or not self.put(payload, priority):
+            return 0
+        return 1 if self.write(fd) else 2
+
     def send_batch(self, slab not None, const int64_t[::1] offsets not None, int priority=0, size_t first=0):
         """Queue messages ``slab[offsets[i]:offsets[i + 1]]`` from i = first on; returns how many of them are now.
 
         Fewer than all: the queue is full. The buffers are the caller's again on return.
         """
-        cdef Py_buffer view
-        cdef size_t count, i, done = first
-        cdef int code = 0
-        cdef int64_t most = self.send_bytes_max
         self.check()
         self.lane(priority)
+        self.check_batch(slab, offsets, first)
+        if self.c.closing or self.c.peer_done or self.broken:
+            return 0
+        return self.put_batch(slab, offsets, priority, first) - first
+
+    cdef int check_batch(self, object slab, const int64_t[::1] offsets, size_t first) except -1:
+        cdef Py_ssize_t bytes_there = slab.nbytes if hasattr(slab, "nbytes") else len(memoryview(slab).cast("B"))
+        cdef int64_t most = self.send_bytes_max
+        cdef size_t count, i
         if offsets.shape[0] < 1:
             raise UsageError("offsets is empty; n messages have n + 1 offsets")
         count = offsets.shape[0] - 1
-        if self.c.closing or self.c.peer_done or self.broken:
-            return 0
+        if first > count:
+            raise UsageError(f"first is {first}; there are {count} messages")
+        if offsets[0] < 0 or offsets[count] > bytes_there:
+            raise UsageError(f"offsets run from {offsets[0]} to {offsets[count]}; the slab has {bytes_there} bytes")
+        for i in range(count):
+            if offsets[i + 1] < offsets[i]:
+                raise UsageError(f"offset {i + 1} is {offsets[i + 1]}, before offset {i}, {offsets[i]}; offsets ascend")
+            if offsets[i + 1] - offsets[i] > most:
+                raise self.over(offsets[i + 1] - offsets[i])
+        return 0
+
+    cdef size_t put_batch(self, object slab, const int64_t[::1] offsets, int lane, size_t first) except? 0:
+        """Queue from message `first` on; returns the first that is not. The offsets have been checked."""
+        cdef Py_buffer view
+        cdef size_t done = first, count = offsets.shape[0] - 1
+        cdef int code
         PyObject_GetBuffer(slab, &view, PyBUF_SIMPLE)
-        try:
-            if first > count:
-                raise UsageError(f"first is {first}; there are {count} messages")
-            if offsets[0] < 0 or offsets[count] > view.len:
-                raise UsageError(f"offsets run from {offsets[0]} to {offsets[count]}; the slab has {view.len} bytes")
-            for i in range(count):
-                if offsets[i + 1] < offsets[i]:
-                    raise UsageError(f"offset {i + 1} is {offsets[i + 1]}, before offset {i}, {offsets[i]}; offsets ascend")
-                if offsets[i + 1] - offsets[i] > most:
-                    raise self.over(offsets[i + 1] - offsets[i])
-            with nogil:
-                code = nova_channel_copy_many(&self.c, priority, <const uint8_t *>view.buf, &offsets[0], count, &done)
-        finally:
-            PyBuffer_Release(&view)
+        with nogil:
+            code = nova_channel_copy_many(&self.c, lane, <const uint8_t *>view.buf, &offsets[0], count, &done)
+        PyBuffer_Release(&view)
         if code == NOVA_EMEMORY:
             raise MemoryError()
-        return done - first
+        return done
 
     cdef int give_back(self) except -1:
         cdef nova_item *items = nova_channel_gone(&self.c)
@@ -576,7 +615,7 @@ cdef class Channel:
         self.give_back()
         return out
 
-    def write(self, int fd):
+    cpdef bint write(self, int fd) except? 0:
         """Send to a non-blocking socket what may leave. False: it takes no more now. Raises OSError."""
         cdef int code
         self.check()
@@ -667,3 +706,6 @@ cdef class Channel:
     def calls(self):
         """System calls that moved bytes."""
         return self.c.calls
+
+
+include "channel_socket.pxi"

@@ -31,6 +31,7 @@ from nova._version import __version__
 from nova.cli import conflict_works as conflicts
 from nova.cli import consensus_net
 from nova.cli import consensus_works as consensus
+from nova.cli import transport_works as wires
 from nova.cli.output import Json, print_json, print_table
 from nova.clock import ClockBatch, HybridLogicalClock, VectorClock
 from nova.crdt import ORSet
@@ -702,6 +703,19 @@ CASES = [
     Case("consensus", "the same, read by lease, 64 callers", consensus.group_reads(64, lease=True),
          "asyncio futures that are set in the next turn", simple(lambda: future_rounds(64, consensus.each_of(64))),
          64 * consensus.each_of(64)),
+    *(
+        Case("transport", name, maker("nova" if "batch" not in name else "slab"), peer, maker("socket"), each,
+             (Peer("pyzmq", maker("zmq"), "zmq"),))
+        for name, maker, peer, each in (
+            ("round trip of 64 B to another process", wires.trips, "socket of Python", wires.TRIPS),
+            ("message of 64 B to another process, an object each", wires.messages, "socket of Python, unframed",
+             wires.MESSAGES),
+            ("the same by batch", wires.messages, "socket of Python, unframed", wires.MESSAGES),
+            ("message of 256 KiB to another process", wires.bulk, "socket of Python, unframed", wires.BULKS),
+        )
+    ),
+    Case("transport", "round trip of 64 B on one loop", wires.trips_on_the_loop(), "protocols of the loop, unframed",
+         wires.trips_on_the_loop(raw=True), wires.TRIPS),
     Case("metrics", "counter with two labels", simple(nova_count), "dict entry", simple(dict_count)),
     Case("metrics", "histogram of 15 buckets",
          simple(lambda: observations(Registry().histogram("h", "", buckets=BUCKETS))), "bisect and list",

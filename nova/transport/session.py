@@ -299,6 +299,11 @@ class Session:
             out += self.channel.take_output(0 if self._broken else bytes_max)
         return out
 
+    def take_handshake(self) -> list[bytearray]:
+        """Of the output only what belongs to the handshake, for whoever speaks frames of his own behind it."""
+        out, self._out = self._out, []
+        return out
+
     # -- what it knows -------------------------------------------------------------------------------------------
 
     @property
@@ -316,6 +321,11 @@ class Session:
     @property
     def rtt_ns(self) -> int:
         return 0 if self.channel is None else self.channel.rtt_ns
+
+    @property
+    def need(self) -> int:
+        """Bytes of the handshake that are still to come, for whoever may not read further. 1 or more."""
+        return self._parser.need
 
     def subkey(self, label: str) -> bytes | None:
         """32 bytes that only the two ends of this session know, for the purpose `label`; None without a cluster key."""

@@ -142,6 +142,10 @@ class DirectSocket:
         self._closing = False
         self._watches = False
 
+    @property
+    def fd(self) -> int:
+        return self._fd
+
     def start(self, stream: SessionStream) -> None:
         """From now on what arrives is the stream's."""
         self._stream = stream
@@ -162,6 +166,8 @@ class DirectSocket:
         if sent < len(data):
             self._rest += memoryview(data)[sent:]
             self._watch()
+            if self._stream is not None:
+                self._stream.pause_writing()
 
     def flush(self, channel: Channel) -> bool:
         if self._fd < 0:

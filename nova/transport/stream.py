@@ -25,6 +25,7 @@ logger = logging.getLogger("nova.transport")
 
 CLOSE_SECONDS = 5.0
 READ_BYTES = 64 * 1024
+HAS_MESSAGES, HAS_OUTPUT, HEARD_GOODBYE = 1, 2, 4
 FLUSH_BYTES = 64 * 1024
 """So much in the queue is worth a write of its own, without waiting for the turn of the loop."""
 
@@ -44,6 +45,10 @@ class Pipe(Protocol):
 @runtime_checkable
 class DirectPipe(Pipe, Protocol):
     """A pipe that is a socket of its own."""
+
+    @property
+    def fd(self) -> int:
+        """The socket, on which only compiled code writes once the handshake has left."""
 
     def flush(self, channel: Channel) -> bool:
         """Send what may leave, behind everything written. False: it calls `resume_writing` when the socket takes more.
@@ -71,6 +76,7 @@ class SessionStream:
         self._session = session
         self._pipe = pipe
         self._direct = pipe if isinstance(pipe, DirectPipe) and send_delay is None else None
+        self._fd = -1  # of the direct pipe, as soon as nothing else writes there
         self._channel: Channel | None = None  # as soon as the session is established
         self._remote = remote
         self._on_established = on_established
@@ -127,7 +133,19 @@ class SessionStream:
 
     def send(self, payload: Buffer, priority: int = 0) -> bool:
         channel = self._channel
-        if channel is None or self._over or self._closing or not channel.send(payload, priority):
+        if channel is None or self._over or self._closing:
+            return False
+        if self._answering and self._fd >= 0 and not self._paused:
+            self._answering = False
+            try:
+                code = channel.send_now(payload, priority, self._fd)
+            except OSError as error:
+                self._lose(error)
+                return False
+            if code == 2 and self._direct is not None:
+                self._paused = not self._direct.flush(channel)
+            return code > 0
+        if not channel.send(payload, priority):
             return False
         if self._answering or not self._flush_due or channel.queue_bytes >= FLUSH_BYTES:
             self._sent(channel)
@@ -168,13 +186,13 @@ class SessionStream:
             raise self._error
 
     async def recv(self) -> memoryview | None:
-        channel = self._channel
-        if channel is None or not channel.waiting:
-            channel = await self._wait()
-            if channel is None:
+        while (channel := self._channel) is None or (message := channel.recv()) is None:
+            if self._ended():
                 return None
-        message = channel.recv()
-        self._took(channel)
+            self._reader = reader = self._loop.create_future()
+            await reader
+        if channel.has_output:
+            self._took(channel)
         return message
 
     async def recv_batch(self) -> list[memoryview]:
@@ -236,12 +254,20 @@ class SessionStream:
                 self.bytes_received(data)
             return bool(data)
         try:
-            if channel.read(fd) < 0:
-                return False
+            seen = channel.look(fd)
         except PeerError as error:
             self._fail(error)
             return True
-        self._arrived(self._session.news() if channel.peer_done else ())
+        if seen < 0:
+            return False
+        if seen & HEARD_GOODBYE:
+            self._arrived(self._session.news())
+            return True
+        self._answering = True
+        if seen & HAS_MESSAGES and (reader := self._reader) is not None and not reader.done():
+            reader.set_result(None)
+        if seen & HAS_OUTPUT and not self._flush_due:
+            self._schedule_flush()
         return True
 
     def _arrived(self, events: Iterable[Event]) -> None:
@@ -282,6 +308,7 @@ class SessionStream:
             if timer is not None:
                 timer.cancel()
         self._delayed.clear()
+        self._fd = -1
         if self._channel is not None:
             self._channel.drop()
         self._gone.set_result(None)
@@ -308,15 +335,21 @@ class SessionStream:
         peer = self._session.peer
         return f"node {peer.node!r} at {self._remote}" if peer is not None else self._remote
 
+    def _ended(self) -> bool:
+        """True if no message will come any more; an error if the stream broke, or if somebody waits already."""
+        if self._error is not None:
+            raise self._error
+        if self._over or self._closing:
+            return True
+        if self._reader is not None and not self._reader.done():
+            raise PeerError(f"two readers wait on the stream to {self._name()}; one is the limit")
+        return False
+
     async def _wait(self) -> Channel | None:
         """The channel as soon as a message is here, None when none will come."""
         while self._channel is None or not self._channel.waiting:
-            if self._error is not None:
-                raise self._error
-            if self._over or self._closing:
+            if self._ended():
                 return None
-            if self._reader is not None and not self._reader.done():
-                raise PeerError(f"two readers wait on the stream to {self._name()}; one is the limit")
             self._reader = self._loop.create_future()
             await self._reader
         return self._channel
@@ -363,6 +396,7 @@ class SessionStream:
         channel = self._channel
         try:
             if self._direct is not None and channel is not None and self._flushed_handshake:
+                self._fd = self._direct.fd
                 self._paused = not self._direct.flush(channel)
             else:
                 while not self._paused:
@@ -375,13 +409,16 @@ class SessionStream:
             self._fail(error)
             return
         except OSError as error:
-            self._pipe.abort()
-            self.pipe_lost(os.strerror(error.errno).lower() if error.errno else str(error))
+            self._lose(error)
             return
         if self._writers:
             self._wake_writers()  # each looks for itself whether it is his turn
         if self._over and not self._paused and self._session.done:
             self._write(None)  # both sides have said goodbye
+
+    def _lose(self, error: OSError) -> None:
+        self._pipe.abort()
+        self.pipe_lost(os.strerror(error.errno).lower() if error.errno else str(error))
 
     def _write(self, data: bytes | bytearray | None) -> None:
         delay = 0.0

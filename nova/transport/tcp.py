@@ -110,9 +110,7 @@ class TcpTransport:
                 raise UsageError(
                     f"address {address} is in use by another process: stop it or choose another port"
                 ) from None
-            raise UsageError(
-                f"cannot listen on {address}: {_plain(error)}; choose an address of this machine"
-            ) from None
+            raise UsageError(f"cannot listen on {address}: {plain(error)}; choose an address of this machine") from None
         self._servers.append(server)
         return join_address(used[0], used[1])
 
@@ -136,7 +134,7 @@ class TcpTransport:
         except ssl.SSLError as error:
             raise PeerError(f"no TLS with {address}: {error.reason or error}") from None
         except OSError as error:
-            raise UnavailableError(f"cannot connect to {address}: {_plain(error)}") from None
+            raise UnavailableError(f"cannot connect to {address}: {plain(error)}") from None
         if stream is None:
             raise UsageError("this transport is closed; make a new one to connect")
         try:
@@ -250,7 +248,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.stream is not None:
-            self.stream.pipe_lost(_plain(error) if isinstance(error, OSError) else "")
+            self.stream.pipe_lost(plain(error) if isinstance(error, OSError) else "")
 
     def pause_writing(self) -> None:
         if self.stream is not None:
@@ -261,7 +259,8 @@ class _Connection(asyncio.Protocol):
             self.stream.resume_writing()
 
 
-def _plain(error: OSError) -> str:
+def plain(error: OSError) -> str:
+    """What went wrong with a socket, in a few words."""
     if isinstance(error, socket.gaierror):
         return f"the name is not known ({error.strerror})"
     if error.errno in (

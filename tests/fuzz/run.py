@@ -35,6 +35,7 @@ IN_C = {
     "sketch": ["sketch.c"],
     "value": ["crdt.c"],
     "frame": ["frame.c"],
+    "channel": ["channel.c", "channel_out.c", "pool.c", "frame.c", "blake3.c"],
     "log": ["log.c"],
     "ottext": ["ottext.c"],
     "text": ["text.c"],

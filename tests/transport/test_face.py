@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import os
 import random
 import threading
@@ -190,7 +191,7 @@ def test_a_batch_arrives_as_slab_as_list_and_one_by_one():
         sizes = np.random.default_rng(1).integers(0, 300, 5000)
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         slab = np.random.default_rng(2).integers(0, 255, offsets[-1], dtype=np.uint8)
-        expected = [slab[a:b].tobytes() for a, b in zip(offsets, offsets[1:], strict=False)]
+        expected = [slab[a:b].tobytes() for a, b in itertools.pairwise(offsets)]
 
         async def send():
             done = 0
@@ -205,7 +206,7 @@ def test_a_batch_arrives_as_slab_as_list_and_one_by_one():
                 if way == "slab":
                     data, index = await two.recv_slab()
                     assert index.format == "q"
-                    got += [bytes(data[a:b]) for a, b in zip(index, index[1:], strict=False)]
+                    got += [bytes(data[a:b]) for a, b in itertools.pairwise(index)]
                 elif way == "batch":
                     got += map(bytes, await two.recv_batch())
                 else:

@@ -478,6 +478,17 @@ def seeds_of_frames() -> Iterator[bytes]:
         yield b"N\1\3" + bytes([flags]) + len(body).to_bytes(4, "big") + bytes(7) + b"\5\0\0\0\2" + bytes(4) + body
 
 
+def seeds_of_channels() -> Iterator[bytes]:
+    """A byte of choices, then raw bytes, or frames as (length, type, body), or messages as (length, what, fill)."""
+    data = b"\x80\0\0\3abc", b"\0\0\0\2de\0\0\0\0", bytes(8)
+    for choice in (1, 5, 9):
+        parts = zip((3, 3, 4, 5, 6, 7), (*data, bytes(8), bytes(8), b"bye"), strict=True)
+        yield bytes([choice]) + b"".join(len(part).to_bytes(2, "big") + bytes([kind]) + part for kind, part in parts)
+    for choice in (2, 6, 10, 14):
+        yield bytes([choice]) + bytes([0, 40, 0, 60, 200, 7, 0, 0, 1, 255, 255, 14, 3, 3, 3] * 8)
+    yield b"\0N\1\3\0\0\0\0\7" + bytes(7) + b"\5" + bytes(8) + b"\0\0\0\3abc"
+
+
 def seeds_of_logs() -> Iterator[bytes]:
     def record(index: int, kind: int, payload: bytes) -> bytes:
         return bytes(4) + index.to_bytes(4, "little") + len(payload).to_bytes(4, "little") + bytes([kind]) + payload
@@ -541,6 +552,7 @@ SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "sketch": seeds_of_sketches,
     "value": seeds_of_values,
     "frame": seeds_of_frames,
+    "channel": seeds_of_channels,
     "log": seeds_of_logs,
     "ottext": seeds_of_text_operations,
     "text": seeds_of_texts,
