@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from nova.transport.bulk import BulkListener, bulk_recv, bulk_send
 
 PROFILE = "delay 50ms loss 1%"  # on loopback it is passed on either way
-ONE_BYTES, MANY_BYTES, ADAPTIVE_BYTES = 400_000, 4_000_000, 6_000_000
+ONE_BYTES, MANY_BYTES, ADAPTIVE_BYTES = 400_000, 10_000_000, 6_000_000
 
 
 def speed(size, **options):
