@@ -173,7 +173,8 @@ static int read_acks(nova_bulk *b, nova_bulk_stream *s, int wait_ms)
     }
 }
 
-static void enter(nova_bulk *b, nova_bulk_stream *s)
+/* Whoever cuts or closes afterwards finds the stream on the list, and ends it by its socket. */
+static int enter(nova_bulk *b, nova_bulk_stream *s)
 {
     s->power = nova_bulk_crc_power(b->plan.chunk_bytes);
     s->claimed = NOVA_BULK_NONE;
@@ -181,7 +182,9 @@ static void enter(nova_bulk *b, nova_bulk_stream *s)
     s->heard_ns = nova_bulk_now_ns();
     s->next = b->streams;
     b->streams = s;
+    int code = b->closed || s->cut ? NOVA_BULK_ECUT : 0;
     pthread_mutex_unlock(&b->lock);
+    return code;
 }
 
 /* How the loop ended, seen from here. The lock is held: once it is let go the stream may be freed. */
@@ -201,11 +204,10 @@ static int leave(nova_bulk *b, nova_bulk_stream *s, int code)
 
 int nova_bulk_send(nova_bulk *b, nova_bulk_stream *s)
 {
-    int code = 0;
+    int code = enter(b, s);
     uint32_t chunk = NOVA_BULK_NONE;
-    enter(b, s);
     pthread_mutex_lock(&b->lock);
-    for (;;) {
+    while (!code) {
         if (b->closed || s->cut) {
             code = NOVA_BULK_ECUT;
             break;
@@ -233,8 +235,6 @@ int nova_bulk_send(nova_bulk *b, nova_bulk_stream *s)
         } else {
             pthread_cond_wait(&b->change, &b->lock);
         }
-        if (code)
-            break;
     }
     for (; s->waiting; s->waiting--, s->first = (s->first + 1) % NOVA_BULK_WINDOW)
         give_back(b, s->ring[s->first]);
@@ -357,9 +357,8 @@ static int place(nova_bulk *b, nova_bulk_stream *s, const uint8_t *head, uint32_
 int nova_bulk_receive(nova_bulk *b, nova_bulk_stream *s)
 {
     uint8_t head[NOVA_BULK_HEAD];
-    int code, ended = 0, have = 0;
-    enter(b, s);
-    for (;;) {
+    int code = enter(b, s), ended = 0, have = 0;
+    while (!code) {
         uint32_t chunk;
         code = next_head(b, s, head, &ended);
         if (code || ended)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from nova.types import Buffer
+from nova.types import Buffer as Buffer  # a word of this seam
 
 PRIORITY_BULK = 0
 PRIORITY_URGENT = 3

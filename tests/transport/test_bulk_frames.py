@@ -344,6 +344,22 @@ def test_cutting_and_closing_end_a_stream_that_waits_for_its_peer():
             assert end.board.done == 0
 
 
+@pytest.mark.parametrize("kind", [Receiving, Sending])
+@pytest.mark.parametrize("how", ["cut", "close"])
+def test_a_stream_that_was_ended_before_it_ran_ends_at_once(kind, how):
+    """Nothing comes on its socket, and nobody will shut that down."""
+    with kind() as end:
+        ours, theirs = socket.socketpair()
+        stream = BulkStream(end.board)
+        stream.cut() if how == "cut" else end.board.close()
+        run = end.pool.submit(stream.run, theirs.fileno())
+        end.streams.append((ours, theirs, stream, run))
+        try:
+            assert run.result(5) == native.ECUT
+        finally:
+            ours.shutdown(socket.SHUT_RDWR)
+
+
 def test_many_streams_place_each_chunk_once():
     source, into = DATA * 100, bytearray(len(DATA) * 100)
     out = Board(ID, len(source), CHUNK, BLAKE3, receiving=False, memory=source)
