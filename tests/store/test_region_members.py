@@ -109,6 +109,25 @@ def test_a_member_joins_a_region_under_load_and_leaves_it(tmp_path):
     run(scenario, tmp_path)
 
 
+def test_a_word_that_was_lost_is_said_again(tmp_path):
+    async def scenario(regions, a, b, c):
+        await regions.start("d", {**BEGAN, "d": "us"})
+        switch, asked = b.engine.switch, []
+
+        async def lossy(*given, **named):
+            asked.append(given)
+            if len(asked) == 1:
+                raise UnknownOutcomeError("nobody heard")
+            return await switch(*given, **named)
+
+        b.engine.switch = lossy
+        await b.add("d", regions.addresses["d"], "us")
+        assert b.placed == {**BEGAN, "d": "us"}
+        assert len(asked) > 1
+
+    run(scenario, tmp_path)
+
+
 def test_what_cannot_be_is_refused_and_nothing_has_changed(tmp_path):
     async def scenario(regions, a, b, c):
         address = regions.addresses["d"]
