@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -39,8 +40,10 @@ class LoopThread:
                     f"process {os.getpid()} was forked from {self._process}, whose threads it has not; open a store of "
                     "its own, after the fork"
                 )
-            if self._closed:
+            if self._closed or sys.is_finalizing():  # the thread has ended with the program, nobody would answer
                 raise UnavailableError("the store is closed; open it again")
+            if threading.current_thread() is self._thread:
+                raise UsageError("the thread of a store can't wait for itself; ask from another one")
         except BaseException:
             work.close()
             raise
@@ -73,8 +76,9 @@ class LoopThread:
                     return
                 yield item
         finally:
-            if self.alive:
-                self.call(end())
+            # Not waited for: a generator that nobody has any more may be closed by any thread, this loop's, too.
+            if self.alive and not sys.is_finalizing():
+                asyncio.run_coroutine_threadsafe(end(), self._loop)
 
     @property
     def alive(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -308,6 +310,53 @@ def test_a_closed_store_and_a_child_of_fork_say_so(tmp_path, monkeypatch):
     store.close()
     with pytest.raises(UnavailableError, match="closed; open it again"):
         store.get("acc/1")
+
+
+PROGRAM = """
+import os, signal, sys, threading
+from nova import ReplicatedStore
+from nova.store.strong import GroupOptions
+
+store = ReplicatedStore(sys.argv[1], classes={"acc/": "strong"}, group=GroupOptions(segment_bytes=1 << 20))
+store.put("acc/1", 1)
+watch = store.watch("acc/", since=0)
+next(watch)
+if sys.argv[2] == "interrupt":
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        next(watch)
+    except KeyboardInterrupt:
+        print("interrupted", store.get("acc/1").value)
+else:
+    print("left open")
+"""
+
+
+@pytest.mark.parametrize(("how", "said"), [("leave", "left open\n"), ("interrupt", "interrupted 1\n")])
+def test_a_program_ends_though_it_closes_nothing(tmp_path, how, said):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "a"), how], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
+def test_a_watch_that_nobody_has_any_more_is_closed_by_any_thread(store):
+    store.put("acc/1", 1)
+    watches = [store.watch("acc/1", 0)]
+    next(watches[0])
+
+    async def forget():
+        watches.clear()  # on the thread of the store, which could not wait for itself
+
+    store._ordered.run(forget())
+
+    async def asks_itself():
+        with pytest.raises(UsageError, match="can't wait for itself"):
+            store.get("acc/1")
+
+    store._ordered.run(asks_itself())
+    assert store.get("acc/1").value == 1
 
 
 def test_the_page_of_metrics_tells_the_groups_apart(tmp_path):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from nova.consensus.core import UnknownOutcomeError
 from nova.consensus.engine import ConsensusEngine
 from nova.errors import UnavailableError, UsageError
 from nova.metrics import Registry
@@ -16,6 +17,10 @@ from nova.store.strong.regional import RegionalKeys
 from nova.store.strong.regions import Addressed, RegionalMachine
 from nova.transport.tls import Tls
 from nova.types import NodeId, Region
+
+ASK_S: Final = 2.0
+REFUSED_S: Final = 2.0
+"""How long a change of members that is refused is asked for again."""
 
 
 class RegionMember:
@@ -125,16 +130,27 @@ class RegionMember:
         await self._go_on({name: place for name, place in placed.items() if name != node}, {})
 
     async def _go_on(self, placed: dict[NodeId, Region], addresses: dict[NodeId, str]) -> None:
-        deadline = asyncio.get_running_loop().time() + CATCH_UP_S
-        while not (status := self.engine.status()).settled:  # the last change is not on enough disks yet
-            if asyncio.get_running_loop().time() > deadline:
+        """Let an epoch of these members begin. It is asked for again while nobody heard: the word to the first region,
+        which decides, may be lost, and a member that has just started refuses for a moment."""
+        clock = asyncio.get_running_loop().time
+        before, began = self.engine.status().epoch.number, clock()
+        while self.placed != placed:
+            status = self.engine.status()
+            if status.epoch.number > before:
                 raise UnavailableError(
-                    f"epoch {status.epoch.number} is not settled after {CATCH_UP_S:g} s: is a majority of every region "
-                    "up? then ask again"
+                    f"another change was first: epoch {status.epoch.number} has {', '.join(self.placed)}; look, and "
+                    "ask again"
                 )
+            options = {**status.epoch.options, "regions": dict(sorted(placed.items()))}
+            try:
+                await self.engine.switch("hybrid", sorted(placed), options, addresses=addresses, timeout_s=ASK_S)
+            except UnknownOutcomeError:
+                if clock() - began > CATCH_UP_S:
+                    raise
+            except UnavailableError:
+                if self.engine.status().epoch.number == before and clock() - began > REFUSED_S:
+                    raise
             await asyncio.sleep(LOOK_S)
-        options = {**status.epoch.options, "regions": dict(sorted(placed.items()))}
-        await self.engine.switch("hybrid", sorted(placed), options, addresses=addresses)
 
     def status(self) -> dict[str, Any]:
         """How it stands, as this member sees it."""
