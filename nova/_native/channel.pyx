@@ -353,6 +353,8 @@ cdef class Channel:
     cdef object message(self, nova_message *m, int holds):
         cdef Py_ssize_t start
         if m.block != self.view_block:
+            if holds:  # alone in its block, or the first that is asked for is the last: no view of the whole is needed
+                return view_of(m.block, m.at, m.size)
             nova_block_hold(m.block)
             self.view = view_of(m.block, m.block.data, m.block.room)
             self.view_block = m.block
