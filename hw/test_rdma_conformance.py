@@ -17,7 +17,6 @@ from nova.transport.rdma.transport import RdmaTransport, make_endpoint
 
 WAYS = {
     "c": ("c", "c"),
-    "pyverbs": ("pyverbs", "pyverbs"),
     "c to pyverbs": ("c", "pyverbs"),
     "c on uvloop": ("c", "c"),
 }

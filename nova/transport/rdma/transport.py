@@ -108,7 +108,7 @@ class RdmaTransport:
             return self._without(meeting, f"{address} does not speak RDMA: it listens for tcp:// only")
         try:
             endpoint = await self._endpoint(address)
-        except UnavailableError as error:
+        except (UnavailableError, UsageError) as error:
             meeting.send(_words.encode(Declined(str(error))))
             return self._without(meeting, str(error))
         try:
@@ -140,7 +140,7 @@ class RdmaTransport:
             return self._without(meeting, f"node {meeting.peer.node!r} has no RDMA: {offer.reason}")
         try:
             endpoint = await self._endpoint("")
-        except UnavailableError as error:
+        except (UnavailableError, UsageError) as error:
             meeting.send(_words.encode(Declined(str(error))))
             return self._without(meeting, str(error))
         try:
@@ -202,11 +202,6 @@ class RdmaPipe:
         if self._ended:
             return
         self._endpoint.write(data)
-        try:
-            self._endpoint.flush()
-        except PeerError:
-            self._schedule()  # not from inside the stream: it is in the middle of something
-            return
         if self._endpoint.queued_bytes > QUEUE_BYTES_HIGH and not self._full:
             self._full = True
             self.stream.pause_writing()

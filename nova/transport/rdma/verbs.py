@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import ipaddress
@@ -154,6 +155,8 @@ class VerbsEndpoint:
 
     def write(self, data: Buffer) -> None:
         self._queue += data
+        with contextlib.suppress(PeerError):
+            self.flush()
 
     def flush(self, last: bool = False) -> None:
         flow = self._check()
@@ -263,10 +266,12 @@ class VerbsEndpoint:
     def _check(self) -> Flow:
         if os.getpid() != self._pid:
             raise UsageError(f"this RDMA connection belongs to process {self._pid}: open one in each process")
+        if self._closed:
+            raise PeerError("this RDMA connection is closed")
         if self._broken is not None:
             raise self._broken
-        if self._closed or self._flow is None:
-            raise PeerError("this RDMA connection is closed" if self._closed else "not connected yet")
+        if self._flow is None:
+            raise PeerError("not connected yet")
         return self._flow
 
     def _break(self, cause: str) -> PeerError:
