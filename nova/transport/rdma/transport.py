@@ -202,6 +202,11 @@ class RdmaPipe:
         if self._ended:
             return
         self._endpoint.write(data)
+        try:
+            self._endpoint.flush()
+        except PeerError:
+            self._schedule()  # not from inside the stream: it is in the middle of something
+            return
         if self._endpoint.queued_bytes > QUEUE_BYTES_HIGH and not self._full:
             self._full = True
             self.stream.pause_writing()

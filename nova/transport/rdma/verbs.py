@@ -60,6 +60,7 @@ class VerbsEndpoint:
         self._closed = False
         self._pid = os.getpid()
         self._memory = mmap.mmap(-1, MEMORY_BYTES)
+        self._memory.madvise(mmap.MADV_DONTFORK)  # a child would take pages from under the device
         self._context = import_pyverbs("device").Context(name=device.name)
         try:
             self._open(psn)
