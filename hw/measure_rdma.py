@@ -55,7 +55,7 @@ def main() -> int:
         rows.append({"what": f"{path}: 64 B there and back, us", "value": round_trip(*ends, given.seconds)})
         for end in ends:
             end.close()
-    for program, unit in (("ib_send_bw", "Gbit/s"), ("ib_write_bw", "Gbit/s"), ("ib_send_lat", "us")):
+    for program, unit in (("ib_send_bw", "Gbit/s"), ("ib_write_bw", "Gbit/s"), ("ib_send_lat", "us one way")):
         rows.append({"what": f"{program}, {unit}", **perftest(program, device, gid.index, peer, peer_gid.index)})
     for row in rows:
         row["device"] = f"{device.name} to {peer.name} ({device.kind})"
