@@ -469,7 +469,7 @@ int nova_rdma_collect(nova_rdma *r, nova_rdma_piece *pieces)
 
 int nova_rdma_release(nova_rdma *r, const nova_rdma_piece *pieces, int count)
 {
-    uint32_t slots[NOVA_RDMA_SLOTS];
+    uint32_t slots[NOVA_RDMA_SLOTS] = {0};
     assert(count <= NOVA_RDMA_SLOTS);
     if (r->status)
         return 0;
