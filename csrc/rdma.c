@@ -36,7 +36,7 @@ enum {
     SEND = 1u << 31, /* wr_id of what was sent; a receive has the number of its slot */
     MIN_RNR_TIMER = 12,
     RNR_RETRY = 6,
-    RETRY = 7,
+    RETRY = 6, /* 7 is "for ever" to rxe */
     TIMEOUT = 14,
     BATCH = 32,
     LENGTH_BITS = 19,
@@ -469,7 +469,7 @@ int nova_rdma_collect(nova_rdma *r, nova_rdma_piece *pieces)
 
 int nova_rdma_release(nova_rdma *r, const nova_rdma_piece *pieces, int count)
 {
-    uint32_t slots[NOVA_RDMA_SLOTS];
+    uint32_t slots[NOVA_RDMA_SLOTS] = {0};
     assert(count <= NOVA_RDMA_SLOTS);
     if (r->status)
         return 0;

@@ -42,6 +42,11 @@ def pytest_report_header() -> list[str]:
     return [f"RDMA devices: {found}", f"kernel {platform.release()}, {'the guest lab' if in_lab() else 'this machine'}"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs on the simulator only is the same on every machine: it has its place among the other tests."""
+    items[:] = [item for item in items if not (HERE in item.path.parents and "[sim" in item.nodeid)]
+
+
 def in_lab() -> bool:
     return os.environ.get("NOVA_LAB") == "1"
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(HERE.parent))
 from nova.transport.rdma.devices import devices, usable  # noqa: E402
 
 LAB_LACK = 77
-LAB_SECONDS = float(os.environ.get("NOVA_LAB_SECONDS", "900"))
+LAB_SECONDS = float(os.environ.get("NOVA_LAB_SECONDS", "1500"))
 
 
 def main(arguments: list[str]) -> int:

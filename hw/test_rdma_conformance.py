@@ -17,7 +17,6 @@ from nova.transport.rdma.transport import RdmaTransport, make_endpoint
 
 WAYS = {
     "c": ("c", "c"),
-    "pyverbs": ("pyverbs", "pyverbs"),
     "c to pyverbs": ("c", "pyverbs"),
     "c on uvloop": ("c", "c"),
 }
@@ -61,7 +60,7 @@ def engine(request, rdma_device):
         try:
             make_endpoint(path)
         except UnavailableError as error:
-            lack(request, str(error), rdma=True)
+            lack(request, str(error))
     names = [device.name for device in devices() if device.kind == rdma_device.kind and not usable(device)]
     return RdmaEngine(request.param, [rdma_device.name, *[name for name in names if name != rdma_device.name][:1]])
 

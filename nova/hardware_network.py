@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from nova.transport.rdma.devices import DIST_PACKAGES, SYSFS, Device, devices, import_pyverbs, usable
+from nova.transport.rdma.native import lack
 
 State = Literal["present", "absent", "broken"]
 
@@ -50,6 +51,7 @@ def findings() -> list[Finding]:
         gids(found),
         library("libibverbs", "libibverbs.so.1", "apt install rdma-core ibverbs-providers"),
         library("librdmacm", "librdmacm.so.1", "apt install librdmacm1"),
+        compiled(),
         pyverbs(),
         memlock(),
         *(module(name, title, mend) for name, (title, mend) in MODULES.items()),
@@ -93,6 +95,13 @@ def library(name: str, file: str, mend: str) -> Finding:
         absent = "cannot open shared object file" in str(error) and str(error).startswith(file)
         return Finding(name, "absent" if absent else "broken", "" if absent else str(error), mend)
     return Finding(name, "present", file)
+
+
+def compiled() -> Finding:
+    """Our own module over libibverbs: is built without it as well, and then knows only that."""
+    said = lack()
+    mend = "apt install libibverbs-dev rdma-core ibverbs-providers, then build nova again"
+    return Finding("RDMA data path", "absent" if said else "present", said or "compiled", mend if said else "")
 
 
 def pyverbs() -> Finding:

@@ -12,9 +12,10 @@ from nova.transport.rdma.flow import Offer
 
 MIN_RNR_TIMER = 12
 RNR_RETRY = 6
-RETRY = 7
+RETRY = 6
+"""Seven, the most that fits, is "for ever" to rxe: a peer that is gone would never be noticed."""
 TIMEOUT = 14
-"""4.096 us * 2^14, 67 ms without an acknowledgement; eight of them break the connection after half a second."""
+"""4.096 us * 2^14, 67 ms without an acknowledgement; seven of them break the connection after half a second."""
 
 
 class Endpoint(Protocol):
@@ -32,7 +33,7 @@ class Endpoint(Protocol):
         """Receive from and send to this peer. Raises PeerError, UnavailableError."""
 
     def write(self, data: Buffer) -> None:
-        """Queue bytes; `poll` and `flush` send them."""
+        """Queue bytes, and post what may be posted. A break is told by `poll` and `flush`."""
 
     def flush(self, last: bool = ...) -> None:
         """Post what may be posted. Raises PeerError if the connection broke."""

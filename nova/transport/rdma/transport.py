@@ -108,7 +108,7 @@ class RdmaTransport:
             return self._without(meeting, f"{address} does not speak RDMA: it listens for tcp:// only")
         try:
             endpoint = await self._endpoint(address)
-        except UnavailableError as error:
+        except (UnavailableError, UsageError) as error:
             meeting.send(_words.encode(Declined(str(error))))
             return self._without(meeting, str(error))
         try:
@@ -140,7 +140,7 @@ class RdmaTransport:
             return self._without(meeting, f"node {meeting.peer.node!r} has no RDMA: {offer.reason}")
         try:
             endpoint = await self._endpoint("")
-        except UnavailableError as error:
+        except (UnavailableError, UsageError) as error:
             meeting.send(_words.encode(Declined(str(error))))
             return self._without(meeting, str(error))
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import ipaddress
@@ -59,6 +60,7 @@ class VerbsEndpoint:
         self._closed = False
         self._pid = os.getpid()
         self._memory = mmap.mmap(-1, MEMORY_BYTES)
+        self._memory.madvise(mmap.MADV_DONTFORK)  # a child would take pages from under the device
         self._context = import_pyverbs("device").Context(name=device.name)
         try:
             self._open(psn)
@@ -154,6 +156,8 @@ class VerbsEndpoint:
 
     def write(self, data: Buffer) -> None:
         self._queue += data
+        with contextlib.suppress(PeerError):
+            self.flush()
 
     def flush(self, last: bool = False) -> None:
         flow = self._check()
@@ -263,10 +267,12 @@ class VerbsEndpoint:
     def _check(self) -> Flow:
         if os.getpid() != self._pid:
             raise UsageError(f"this RDMA connection belongs to process {self._pid}: open one in each process")
+        if self._closed:
+            raise PeerError("this RDMA connection is closed")
         if self._broken is not None:
             raise self._broken
-        if self._closed or self._flow is None:
-            raise PeerError("this RDMA connection is closed" if self._closed else "not connected yet")
+        if self._flow is None:
+            raise PeerError("not connected yet")
         return self._flow
 
     def _break(self, cause: str) -> PeerError:
