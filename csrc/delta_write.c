@@ -5,7 +5,7 @@
 #include "delta.h"
 
 enum {
-    JOIN = 2,       /* so many equal bytes between two runs cost less as literals than as a run of their own */
+    JOIN = 1,       /* so many equal bytes between two runs cost less as literals than as a run of their own */
     RUNS_MAX = 160, /* beyond that a bitmap is smaller whatever the gaps */
     MOVED_MIN = 24, /* from so many changed bytes on it pays to look whether the page is another one */
     HEAVY = 256,    /* from so many bytes of tokens and literals on it pays to look for pieces */
@@ -15,7 +15,8 @@ enum {
     LONG_RUN = 2,
     ASK_SHARE = 256, /* a table of blocks is made when one of so many pages could use it */
     PAGE_TOKENS = 600,
-    FAR = 2,        /* ranges */
+    NEAR = 1, /* ranges ahead */
+    FAR = 4,
     HEAD_COUNT = 32 /* pages that a token counts in its first byte */
 };
 
@@ -346,17 +347,28 @@ void nova_delta_begin(nova_delta_writer *w)
         w->sum = nova_digest_sub(w->sum, nova_page_share(w->digests[i], i));
 }
 
-/* Pages far from each other are not foreseen by the processor: ask for the next one while this one is worked on. */
-static void fetch_ahead(const nova_delta_writer *w, size_t page)
+/* Pages far from each other are not foreseen by the processor. One byte is read early, so that where the page lies is
+ * looked up in time (a prefetch does not always wait for that); the rest is asked for one page ahead. */
+static void fetch_ahead(const nova_delta_writer *w, size_t range)
 {
-    size_t at = page * NOVA_PAGE;
-    if (at + NOVA_PAGE > w->image.size || at + NOVA_PAGE > w->base.size || !w->base.bytes)
-        return;
-    for (size_t line = 0; line < NOVA_PAGE; line += NOVA_LINE) {
-        __builtin_prefetch(w->image.bytes + at + line, 0, 2);
-        __builtin_prefetch(w->base.bytes + at + line, 0, 2);
+    for (int near = 0; near < 2; near++) {
+        size_t ahead = range + (near ? NEAR : FAR);
+        if (ahead >= w->ranges_count)
+            continue;
+        size_t page = w->ranges[ahead].first, at = page * NOVA_PAGE;
+        if (at + NOVA_PAGE > w->image.size || at + NOVA_PAGE > w->base.size || !w->base.bytes)
+            continue;
+        if (!near) {
+            (void)*(const volatile uint8_t *)(w->image.bytes + at);
+            (void)*(const volatile uint8_t *)(w->base.bytes + at);
+            __builtin_prefetch(&w->digests[page], 0, 2);
+            continue;
+        }
+        for (size_t line = 0; line < NOVA_PAGE; line += NOVA_LINE) {
+            __builtin_prefetch(w->image.bytes + at + line, 0, 2);
+            __builtin_prefetch(w->base.bytes + at + line, 0, 2);
+        }
     }
-    __builtin_prefetch(&w->digests[page], 0, 2);
 }
 
 int nova_delta_write(nova_delta_writer *w)
@@ -370,8 +382,7 @@ int nova_delta_write(nova_delta_writer *w)
             put(w, NOVA_SAME, first - w->page, 0);
             w->page = first;
         }
-        if (w->range + FAR < w->ranges_count)
-            fetch_ahead(w, w->ranges[w->range + FAR].first);
+        fetch_ahead(w, w->range);
         int said = write_pages(w, first + w->ranges[w->range].count);
         if (said)
             return said;

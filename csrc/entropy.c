@@ -1,9 +1,6 @@
 /* csrc/entropy.c */
-#define _GNU_SOURCE
 #include "entropy.h"
 
-#include <dlfcn.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* Numbers of zstd's stable interface (RFC 8878 has the format). */
@@ -27,45 +24,23 @@ static struct {
     size_t (*decompress)(nova_zstd_dctx *, void *, size_t, const void *, size_t);
 } zstd;
 
-static const struct {
-    const char *name;
-    void **where;
-} symbols[] = {
-    {"ZSTD_versionNumber", (void **)&zstd.version},   {"ZSTD_isError", (void **)&zstd.is_error},
-    {"ZSTD_createCCtx", (void **)&zstd.create_c},     {"ZSTD_createDCtx", (void **)&zstd.create_d},
-    {"ZSTD_freeCCtx", (void **)&zstd.free_c},         {"ZSTD_freeDCtx", (void **)&zstd.free_d},
-    {"ZSTD_CCtx_reset", (void **)&zstd.reset_c},      {"ZSTD_DCtx_reset", (void **)&zstd.reset_d},
-    {"ZSTD_CCtx_setParameter", (void **)&zstd.set_c}, {"ZSTD_DCtx_setParameter", (void **)&zstd.set_d},
-    {"ZSTD_CCtx_refPrefix", (void **)&zstd.prefix_c}, {"ZSTD_DCtx_refPrefix", (void **)&zstd.prefix_d},
-    {"ZSTD_compress2", (void **)&zstd.compress},      {"ZSTD_decompressDCtx", (void **)&zstd.decompress},
+_Static_assert(sizeof zstd == NOVA_ZSTD_FUNCTIONS * sizeof(void *), "one field for each name");
+
+const char *const nova_zstd_names[NOVA_ZSTD_FUNCTIONS] = {
+    "ZSTD_versionNumber",  "ZSTD_isError",        "ZSTD_createCCtx", "ZSTD_createDCtx",        "ZSTD_freeCCtx",
+    "ZSTD_freeDCtx",       "ZSTD_CCtx_reset",     "ZSTD_DCtx_reset", "ZSTD_CCtx_setParameter", "ZSTD_DCtx_setParameter",
+    "ZSTD_CCtx_refPrefix", "ZSTD_DCtx_refPrefix", "ZSTD_compress2",  "ZSTD_decompressDCtx",
 };
 
-static int load(void)
+void nova_zstd_bind(void *const functions[NOVA_ZSTD_FUNCTIONS])
 {
-    const char *wish = getenv("NOVA_ZSTD");
-    if (wish && !strcmp(wish, "off"))
-        return 0;
-    void *library = dlopen("libzstd.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (!library)
-        return 0;
-    for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++) {
-        void *found = dlsym(library, symbols[i].name);
-        if (!found)
-            return 0; /* older than 1.4 */
-        __atomic_store_n(symbols[i].where, found, __ATOMIC_RELAXED);
-    }
-    return 1;
+    /* The fields of `zstd` are these functions in this order; a pointer to a function has no other way from void. */
+    memcpy(&zstd, functions, sizeof zstd);
 }
 
 unsigned nova_zstd_version(void)
 {
-    static signed char known = -1; /* racing threads find the same functions */
-    signed char now = __atomic_load_n(&known, __ATOMIC_ACQUIRE);
-    if (now < 0) {
-        now = (signed char)load();
-        __atomic_store_n(&known, now, __ATOMIC_RELEASE);
-    }
-    return now ? zstd.version() : 0;
+    return zstd.version ? zstd.version() : 0;
 }
 
 nova_zstd_cctx *nova_zstd_compressor(void)

@@ -1,10 +1,17 @@
-/* csrc/entropy.h - zstd by the library that the system has, looked up at run time.
+/* csrc/entropy.h - zstd by the library that the system has, whose functions are found at run time.
  *
  * libzstd is on every Debian (dpkg needs it), its interface has been stable since 1.4, and calling it so costs no package at
- * build time and nothing in a wheel. Without it nothing here works and nova_zstd_version() is 0; NOVA_ZSTD=off in the
- * environment makes it so. Contexts are its, and belong to one thread at a time. */
+ * build time and nothing in a wheel. Without it nothing here works and nova_zstd_version() is 0. Who loads it tells here
+ * where its functions are: dlopen itself moved to another library in glibc 2.34, and a wheel shall not ask for that one.
+ * Contexts are its, and belong to one thread at a time. */
 #pragma once
 #include <stddef.h>
+
+enum { NOVA_ZSTD_FUNCTIONS = 14 };
+extern const char *const nova_zstd_names[NOVA_ZSTD_FUNCTIONS];
+
+/* Where the functions of these names are; before anything else here is called, and once. */
+void nova_zstd_bind(void *const functions[NOVA_ZSTD_FUNCTIONS]);
 
 /* As 10506 for 1.5.6; 0: it is not here. */
 unsigned nova_zstd_version(void);

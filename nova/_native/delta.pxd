@@ -21,6 +21,10 @@ cdef extern from "entropy.h" nogil:
         pass
     ctypedef struct nova_zstd_dctx:
         pass
+    enum:
+        NOVA_ZSTD_FUNCTIONS
+    const char *const nova_zstd_names[14]
+    void nova_zstd_bind(void **functions)
     unsigned nova_zstd_version()
     nova_zstd_cctx *nova_zstd_compressor()
     nova_zstd_dctx *nova_zstd_decompressor()

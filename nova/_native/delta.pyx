@@ -5,8 +5,8 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.stdlib cimport free, getenv, malloc, realloc
+from libc.string cimport memcmp, memcpy, memset, strcmp
 
 from nova._native.digest cimport nova_digest, nova_digest_sub
 
@@ -42,8 +42,39 @@ cdef size_t IMAGE_BYTES_MAX = <size_t>1 << 43       # pages are counted in 32 bi
 cdef size_t DIGEST_BYTES = sizeof(nova_digest)
 
 
+cdef bint zstd_sought = False
+
+
+cdef int find_zstd() except -1:
+    """Load the system's libzstd if it is there; NOVA_ZSTD=off in the environment keeps from it."""
+    global zstd_sought
+    cdef void *functions[NOVA_ZSTD_FUNCTIONS]
+    cdef const char *wish = getenv("NOVA_ZSTD")
+    cdef size_t address
+    cdef int i
+    if zstd_sought:
+        return 0
+    if wish != NULL and not strcmp(wish, "off"):
+        zstd_sought = True
+        return 0
+    import ctypes
+
+    try:
+        library = ctypes.CDLL("libzstd.so.1")
+        for i in range(NOVA_ZSTD_FUNCTIONS):
+            found = getattr(library, nova_zstd_names[i].decode())
+            address = ctypes.cast(found, ctypes.c_void_p).value
+            functions[i] = <void *>address
+        nova_zstd_bind(functions)
+    except (OSError, AttributeError):    # not here, or older than 1.4
+        pass
+    zstd_sought = True      # behind it: threads that meet here find the same functions, and none goes on without
+    return 0
+
+
 def zstd_version():
     """The version of the system's libzstd, as "1.5.6"; None: it is not here, and streams are stored as they are."""
+    find_zstd()
     cdef unsigned number = nova_zstd_version()
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}" if number else None
 
@@ -63,6 +94,7 @@ cdef class Workspace:
         nova_zstd_decompressor_free(self.decompressor)
 
     cdef int prepare(self, bint writing) except -1:
+        find_zstd()
         if self.tokens == NULL:
             self.tokens = <uint8_t *>malloc(NOVA_DELTA_TOKENS)
         if self.literals == NULL:

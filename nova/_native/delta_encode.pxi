@@ -63,8 +63,8 @@ cdef int put_frame(Workspace work, nova_delta_writer *w, int level, bint last) n
         if packed:
             f.literals, f.literals_stored = to, packed
             f.methods |= NOVA_ZSTD << 2
-        if f.prefix_bytes:
-            # Where it pays it pays much; the better of both goes out.
+        if f.prefix_bytes and (packed or level >= LEVEL_WHOLE):
+            # What has no likeness to itself has seldom one to the base that pieces would not have found. Where it pays it pays much; the better of both goes out.
             other = nova_zstd_compress(work.compressor, level, w.base.bytes + f.prefix_at, f.prefix_bytes, w.literals,
                                        w.literals_used, to + packed, (packed if packed else w.literals_used) - 1)
             if other:

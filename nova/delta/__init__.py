@@ -97,12 +97,13 @@ def stat(delta: Buffer) -> DeltaStat:
     )
 
 
-# What a core puts through zstd at a level, in bits a second: on a faster link it, not the link, would be waited for.
-_LEVEL_BPS = ((19, 30e6), (9, 300e6), (3, 1.5e9), (1, 10e9))
+# A level pays where what it makes smaller takes longer on the link than it does itself; on etcd and sqlite of
+# bench/images.py that is so up to about these.
+_LEVEL_BPS = ((9, 2e6), (3, 10e6), (1, 2e9))
 
 
 def level_for(link_bps: float) -> int:
-    """The level at which compressing is not slower than a link of so many bits a second; 0 (none) over 10 Gbit/s.
+    """The level at which a delta is through soonest on a link of so many bits a second; 0 (none) over 2 Gbit/s.
 
     raises  UsageError for a link of no bits
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+from array import array
 
 import pytest
 
@@ -140,3 +141,21 @@ def test_deltas_of_memory_follow_it(by):
                 assert deltas.how == "compare"
             else:
                 assert deltas.how == "dirty"
+
+
+def test_soft_dirty_marks_become_ranges(monkeypatch):
+    """How marks are read, on a kernel that has none: the entries are made up, the memory is real."""
+    entries = array("Q", [0, 1 << 55, 1 << 55 | 1 << 63, 1 << 63, 1 << 55])
+    cleared = []
+    monkeypatch.setattr("nova.delta.tracking._USERFAULTFD", {})
+    monkeypatch.setattr(
+        DirtyTracker, "_begin_soft_dirty", lambda self: setattr(self, "_pagemap", os.open("/dev/null", os.O_RDONLY))
+    )
+    monkeypatch.setattr(DirtyTracker, "_clear", lambda self: cleared.append(1))
+    monkeypatch.setattr(DirtyTracker, "_entries", lambda self, address, count: entries[:count])
+    with DirtyTracker(mmap.mmap(-1, 5 * PAGE)) as tracker:
+        assert tracker.by == "soft-dirty"
+        assert tracker.take().tolist() == [PAGE, 2 * PAGE, 4 * PAGE, PAGE]
+        entries = array("Q", [0] * 5)
+        assert tracker.take().tolist() == []
+        assert cleared == [1, 1]

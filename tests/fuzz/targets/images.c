@@ -2,6 +2,8 @@
  *
  * Tokens that pass the check are applied, to a whole image and page by page, and both agree in every byte and in the
  * digest. Any two images give a delta that makes the second of the first one. */
+#include <dlfcn.h>
+
 #include "delta.h"
 #include "entropy.h"
 #include "fuzz.h"
@@ -13,6 +15,16 @@ static uint8_t tokens[NOVA_DELTA_TOKENS], literals[NOVA_DELTA_LITERALS];
 static uint8_t out[PAGES_MAX * NOVA_PAGE], again[PAGES_MAX * NOVA_PAGE];
 static nova_seen_page seen[NOVA_SEEN];
 static uint32_t slots[64], *blocks;
+
+/* As nova/_native/delta.pyx does: without the library compressed streams are refused. */
+static void find_zstd(void)
+{
+    void *functions[NOVA_ZSTD_FUNCTIONS], *library = dlopen("libzstd.so.1", RTLD_NOW);
+    for (int i = 0; library && i < NOVA_ZSTD_FUNCTIONS; i++)
+        REQUIRE(functions[i] = dlsym(library, nova_zstd_names[i]));
+    if (library)
+        nova_zstd_bind(functions);
+}
 
 /* One stream of a frame; NULL: it is not what it says. */
 static const uint8_t *unpack(unsigned method, const nova_image *base, const nova_delta_frame *f, const uint8_t *stored,
@@ -128,6 +140,9 @@ static void there_and_back(const nova_image *base, nova_digest sum, const nova_i
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static uint8_t old[PAGES_MAX * NOVA_PAGE], new[PAGES_MAX * NOVA_PAGE];
+    static int sought;
+    if (!sought++)
+        find_zstd();
     if (size < 5)
         return 0;
     /* The base is 0 to 7 pages and something, made of the head; so is the image. */
