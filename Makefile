@@ -90,6 +90,7 @@ $(PY):
 	needed=$$($(PY) -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*(name for name in extras["bench"] if not name.startswith("novacron")), sep="\n")')
 	missing=
 	$(PY) -m pip install -q $$needed || missing=1
+	.ci/system --optional iperf3
 	if command -v node >/dev/null && command -v npm >/dev/null; then
 	  npm install --silent --no-audit --no-fund --prefix build/peers $(NODE_PEERS) || missing=1
 	else

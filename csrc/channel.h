@@ -33,7 +33,7 @@ enum {
     NOVA_REASON_BYTES_MAX = 512,
     NOVA_GOODBYE_BYTES_MAX = 4096,
     NOVA_FLIGHT_FRAMES = 32,
-    NOVA_FLIGHT_BYTES = 1 << 20, /* sent in one call */
+    NOVA_FLIGHT_BYTES = 1 << 17, /* sent in one call, a frame more: checksummed just before, they are in the cache */
 };
 
 /* Why the peer broke the protocol, or what stopped us. Those of frame.h count on from -1. */

@@ -168,6 +168,15 @@ cdef class SocketStream:
                 raise
         return 0
 
+    cdef int part(self) noexcept:
+        """The peer has said goodbye: say it, too, instead of what is queued; out_lock is held."""
+        if not self.over:
+            self.over = True
+            self.reason = self.reason or self.channel.reason or "the peer closed"
+            nova_channel_close(&self.channel.c, NULL, 0, 1)
+            nova_channel_write(&self.channel.c, self.fd, MSG_DONTWAIT, 1)
+        return 0
+
     cdef int fill(self, uint64_t until) except -1:
         """Wait until a message is here. 0: none will come. in_lock is held."""
         cdef nova_channel *c = &self.channel.c
@@ -176,12 +185,10 @@ cdef class SocketStream:
             if self.error is not None:
                 raise self.error
             if c.peer_done or self.over:
-                if not self.over:
-                    self.over = True
-                    self.reason = self.reason or self.channel.reason or "the peer closed"
-                    self.channel.close("", True)
-                    with nogil:
-                        self.answer()
+                # A thread that sends notices for itself: the queue is its own.
+                if not self.over and PyThread_acquire_lock(self.out_lock, NOWAIT_LOCK):
+                    self.part()
+                    PyThread_release_lock(self.out_lock)
                 return 0
             code = self.take_now()
             if code == NOVA_WAITS:
@@ -272,6 +279,8 @@ cdef class SocketStream:
             if c.queue_bytes == 0 and c.flight_at == c.flight_count:
                 return 1
             if c.peer_done:
+                self.part()
+                self.channel.give_back()
                 self.raise_if_closed()
             if until != FOREVER and monotonic_ns() >= until:
                 return 0

@@ -420,3 +420,18 @@ def test_a_stream_of_a_thread_and_one_of_a_loop_understand_each_other(threads, a
                 assert stream.recv() == bytes(size)
 
     asyncio.run(serve())
+
+
+def test_a_sender_that_waits_hears_the_goodbye_that_another_thread_received(pair, threads):
+    one, two = pair()
+    data = bytearray(30_000_000)
+    sending = threads.start(one.send, data)
+    until(lambda: one.queue_bytes)
+    receiving = threads.start(one.recv)
+    closing = threads.start(two.close, "no more")
+    with pytest.raises(PeerError, match="is closed: no more"):
+        sending()
+    assert receiving() is None
+    closing()
+    data.clear()
+    assert one.reason == "no more"
