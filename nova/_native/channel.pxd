@@ -185,6 +185,7 @@ cdef class SocketStream:
     cdef int answer(self) noexcept nogil
     cdef int take_in(self, uint64_t until) noexcept nogil
     cdef int check_code(self, int code) except -1
+    cdef int part(self) noexcept
     cdef int fill(self, uint64_t until) except -1
     cdef int await_room(self, int code, uint64_t until) noexcept nogil
     cdef int leave(self, uint64_t until) except -1

@@ -174,7 +174,7 @@ cdef class SocketStream:
             self.over = True
             self.reason = self.reason or self.channel.reason or "the peer closed"
             nova_channel_close(&self.channel.c, NULL, 0, 1)
-            nova_channel_write(&self.channel.c, self.fd, MSG_DONTWAIT, 1)
+            self.give(MSG_DONTWAIT)
         return 0
 
     cdef int fill(self, uint64_t until) except -1:
