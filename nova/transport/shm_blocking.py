@@ -166,9 +166,7 @@ class ShmListener(BlockingListener):
             peer = handover.check_user(sock, self._uids)
             sock.settimeout(seconds)
             data = b""
-            while len(data) < handover.GREETING.size and (
-                more := sock.recv(handover.GREETING.size - len(data))
-            ):
+            while len(data) < handover.GREETING.size and (more := sock.recv(handover.GREETING.size - len(data))):
                 data += more
             ring_bytes = handover.agree(self._ring_bytes, handover.parse_greeting(data))
             memory = handover.make_memory(ring_bytes)
