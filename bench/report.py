@@ -45,6 +45,7 @@ SECTIONS = {
     "metrics": "Metrics",
     "transport": "Transport",
     "bulk": "Bulk transfers",
+    "shm": "Shared memory",
 }
 
 NOTES = {
@@ -79,6 +80,8 @@ NOTES = {
     "`keyed` has a MAC on every frame, `loop` runs on uvloop. `c-blocking` is a C program with the same system calls "
     "and nothing else; it, iperf3 and the protocols on uvloop neither frame nor check what they carry. CPU seconds are "
     "those of both processes with their share of the kernel.",
+    "shm": "Two processes. The C ring spins, frames nothing and believes whatever it finds; pyzmq does not copy "
+    "messages for Python. `python bench/bench_shm.py` lets all of them take turns.",
 }
 """What a reader must know to read a section's tables."""
 

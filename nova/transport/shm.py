@@ -25,7 +25,7 @@ from nova.transport import handover
 from nova.transport.base import Identity, Limits, Stream, Tls
 from nova.transport.session import NONCE_BYTES, Session
 from nova.transport.sockets import NO_ROOM, PAUSE_SECONDS
-from nova.transport.stream import SessionStream, logger
+from nova.transport.stream import DirectPipe, SessionStream, logger
 
 HANDSHAKES_MAX = 256
 BELLS_BYTES = 4096
@@ -216,6 +216,7 @@ class ShmTransport:
                 self._handshakes -= 1
 
         pipe = RingPipe(sock, rings)
+        direct: DirectPipe = pipe  # else each frame would be made into an object
         session = Session(
             self._identity,
             key=self._key,
@@ -225,7 +226,7 @@ class ShmTransport:
             limits=self._limits,
         )
         stream = SessionStream(
-            session, pipe, remote, on_established=accepted, on_closed=closed, send_delay=self._send_delay
+            session, direct, remote, on_established=accepted, on_closed=closed, send_delay=self._send_delay
         )
         self._streams.add(stream)
         pipe.start(stream)
@@ -252,6 +253,11 @@ class RingPipe:
         self._stream = stream
         self._loop.add_reader(self._fd, self._rung)
         self._loop.call_soon(self._turn)
+
+    @property
+    def fd(self) -> int:
+        """None: bytes do not leave by a descriptor."""
+        return -1
 
     # -- the stream calls --------------------------------------------------------------------------------------------
 

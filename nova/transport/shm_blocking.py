@@ -1,7 +1,8 @@
 """Shared memory for threads and scripts: what `nova.transport.blocking` does for ``shm://``.
 
-Who waits looks again and again for a short while, if this process may use more than two processors, and then sleeps
-on a futex in the shared memory. Spinning is bounded, and is given up step by step while it is in vain.
+Who waits looks again and again for a short while, if this process may use more than one processor, and then sleeps on a
+futex in the shared memory. Spinning is bounded, and is given up step by step while it is in vain: then it is tried for
+a microsecond in every 32nd wait.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from nova.transport.base import Identity, Limits
 from nova.transport.blocking import BlockingListener, BlockingStream, new_session
 from nova.transport.session import Session
 
-SPIN_US = 50.0
-"""How long to spin where there are processors to spare: a few times what it takes to sleep and be woken."""
+SPIN_US = 20.0
+"""How long to spin at most: about what it takes to sleep and be woken, so that at worst it costs as much again."""
 
-PROCESSORS_TO_SPIN = 3
-"""On fewer, who spins takes the processor from whom he waits for, as soon as anybody else runs."""
+PROCESSORS_TO_SPIN = 2
+"""On one, who spins keeps the processor from whom he waits for. On two it pays: a round trip takes a fifteenth while
+both are free, and no longer while others want them (bench/bench_shm.py), because then spinning is soon given up."""
 
 
 class ShmStream(RingStream, BlockingStream):

@@ -45,11 +45,11 @@ class Pipe(Protocol):
 
 @runtime_checkable
 class DirectPipe(Pipe, Protocol):
-    """A pipe that is a socket of its own."""
+    """A pipe that compiled code fills: a socket of its own, or memory."""
 
     @property
     def fd(self) -> int:
-        """The socket, on which only compiled code writes once the handshake has left."""
+        """The socket, on which only compiled code writes once the handshake has left; -1: it is none."""
 
     def flush(self, channel: Channel) -> bool:
         """Send what may leave, behind everything written. False: it calls `resume_writing` when the socket takes more.

@@ -253,11 +253,11 @@ def test_a_fork_is_refused_by_its_process():
             finally:
                 os._exit(0)
         os.waitpid(child, 0)
+        os.close(into)
         assert os.read(out, 1000).decode() == (
             f"this stream belongs to process {parent}; process {child}, forked from it, has to open its own"
         )
         os.close(out)
-        os.close(into)
         assert pair.one.write(b"the parent goes on") == 18
 
 

@@ -3,6 +3,7 @@
  * Each look at a word that the stranger may write finds what the input says, also if it was looked at just before: to
  * believe a second look is found out as an overrun or as a broken fact. Whatever the input, parts lie within their ring,
  * our own positions move by what was put and taken only, a call looks once, and an error stays one. */
+#define _GNU_SOURCE
 #include <stdatomic.h>
 
 #include "fuzz.h"
