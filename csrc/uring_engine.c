@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { SPARE_MAX = 1024, ACCEPT_AGAIN_NS = 100000000, FINISH_NS = 50000000, FINISH_TURNS = 100 };
+enum { SPARE_MAX = 1024, ACCEPT_AGAIN_NS = 100000000, FINISH_NS = 10000000, FINISH_TURNS = 100 };
 
 /* ---- events ---- */
 

@@ -227,7 +227,7 @@ int nova_engine_close(nova_engine *e)
     if (!e->threaded && !is_owner(e))
         return NOVA_ENGINE_E_THREAD;
     if (e->closed)
-        return 0;
+        return e->kept;
     e->closed = true;
     if (e->threaded) {
         nova_engine_fail(e, 0);
@@ -235,7 +235,7 @@ int nova_engine_close(nova_engine *e)
     } else if (!e->ended) {
         nova_engine_finish(e);
     }
-    return 0;
+    return e->kept;
 }
 
 void nova_engine_free(nova_engine *e)

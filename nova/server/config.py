@@ -147,7 +147,15 @@ LEAVES: dict[str, Any] = {
 } | {name: kind for name, kind in get_type_hints(NodeConfig).items() if name not in TABLES}
 
 # NOVA_* names that are no configuration of a node
-OTHER_ENV = {"NOVA_NODE", "NOVA_CONFIG", "NOVA_TEST_DATA", "NOVA_SANITIZE", "NOVA_KERNELS", "NOVA_RDMA_DEV"}
+OTHER_ENV = {
+    "NOVA_NODE",
+    "NOVA_CONFIG",
+    "NOVA_TEST_DATA",
+    "NOVA_SANITIZE",
+    "NOVA_KERNELS",
+    "NOVA_WITHOUT",
+    "NOVA_RDMA_DEV",
+}
 
 
 def load(

@@ -376,6 +376,21 @@ def test_an_engine_closes_with_zero_copy_sends_under_way(opened):
 
 
 @uring_only
+def test_what_the_kernel_still_reads_outlives_the_engine(opened):
+    log = opened(Kind.URING, keep_zerocopy=True)
+    connection, peer = dialled(log)
+    data = bytearray(pattern(512 * 1024))
+    log.engine.send(connection, data, copy=False)
+    log.engine.shut(connection)
+    log.until(lambda: connection in log.ends)
+    log.engine.close()
+    with pytest.raises(BufferError):
+        data.append(0)
+    assert read(peer, len(data)) == data
+    peer.close()
+
+
+@uring_only
 def test_zero_copy_is_given_up_where_the_kernel_copies_all_the_same(opened):
     log = opened(Kind.URING)
     connection, peer = dialled(log)
