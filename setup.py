@@ -53,7 +53,14 @@ KERNELS = {
     "conflict": ["csrc/vclock.c"],
     "audit": ["csrc/blake3.c"],
     "linearize": [],
-    "uring": ["csrc/uring_face.c", "csrc/uring_engine.c", "csrc/uring.c", "csrc/uring_epoll.c"],
+    "uring": [
+        "csrc/uring_face.c",
+        "csrc/uring_batch.c",
+        "csrc/uring_engine.c",
+        "csrc/uring_queue.c",
+        "csrc/uring.c",
+        "csrc/uring_epoll.c",
+    ],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")
