@@ -56,7 +56,6 @@ KERNELS = {
     "conflict": ["csrc/vclock.c"],
     "audit": ["csrc/blake3.c"],
     "linearize": [],
-    "uring": ["csrc/uring_face.c", "csrc/uring_engine.c", "csrc/uring.c", "csrc/uring_epoll.c"],
     "delta": [
         "csrc/delta.c",
         "csrc/delta_write.c",
@@ -68,6 +67,14 @@ KERNELS = {
         "csrc/log.c",
     ],
     "bulk": ["csrc/bulk.c", "csrc/bulk_io.c", "csrc/frame.c", "csrc/blake3.c"],
+    "uring": [
+        "csrc/uring_face.c",
+        "csrc/uring_batch.c",
+        "csrc/uring_engine.c",
+        "csrc/uring_queue.c",
+        "csrc/uring.c",
+        "csrc/uring_epoll.c",
+    ],
 }
 
 SANITIZE = os.environ.get("NOVA_SANITIZE", "")

@@ -82,7 +82,9 @@ typedef struct nova_engine nova_engine;
 int nova_engine_probe(uint32_t engine, char *cause, size_t cause_bytes);
 /* NULL: *error and cause say why. */
 nova_engine *nova_engine_open(const nova_engine_options *options, int *error, char *cause, size_t cause_bytes);
-/* End all connections, wait until the kernel has let go of every buffer, close. events() still gives what is left. */
+/* End all connections, wait until the kernel has let go of every buffer, close. events() still gives what is left.
+ * 1: after a second the kernel still reads memory that was sent without copying, to one that closed before but does not
+ * read; what is lent must then be kept as it is, for good. */
 int nova_engine_close(nova_engine *e);
 /* Also frees; after nova_engine_close. In a child after fork it only lets the copy go. */
 void nova_engine_free(nova_engine *e);

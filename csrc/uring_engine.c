@@ -8,31 +8,11 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { SPARE_MAX = 1024, ACCEPT_AGAIN_NS = 100000000, FINISH_NS = 50000000, FINISH_TURNS = 100 };
+enum { ACCEPT_AGAIN_NS = 100000000, FINISH_NS = 10000000, FINISH_TURNS = 100 };
 
 /* ---- events ---- */
 
-int nova_events_put(nova_event **events, size_t *at, size_t *count, size_t *room, const nova_event *more, size_t n)
-{
-    if (*at == *count)
-        *at = *count = 0;
-    if (*at && *count + n > *room) {
-        memmove(*events, *events + *at, (*count - *at) * sizeof **events);
-        *count -= *at, *at = 0;
-    }
-    if (*count + n > *room) {
-        size_t wanted = (*count + n) * 2;
-        nova_event *grown = realloc(*events, wanted * sizeof *grown);
-        if (!grown)
-            return -ENOMEM;
-        *events = grown, *room = wanted;
-    }
-    memcpy(*events + *count, more, n * sizeof *more);
-    *count += n;
-    return 0;
-}
-
-static void say(nova_engine *e, const nova_event *event)
+void nova_engine_say(nova_engine *e, const nova_event *event)
 {
     size_t at = 0;
     if (nova_events_put(&e->local, &at, &e->local_count, &e->local_room, event, 1))
@@ -59,77 +39,6 @@ static void publish(nova_engine *e)
         nova_engine_ring(e, e->event_fd);
 }
 
-void nova_engine_ring(nova_engine *e, int fd)
-{
-    uint64_t one = 1;
-    ssize_t written;
-    do
-        written = NOVA_COUNTED(e, write(fd, &one, sizeof one));
-    while (written < 0 && errno == EINTR);
-}
-
-/* ---- segments ---- */
-
-static void segment_release(nova_engine *e, nova_segment *s)
-{
-    if (s->token)
-        say(e, &(nova_event){.kind = NOVA_SENT, .token = s->token});
-    if (s->standard && e->spare_count < SPARE_MAX) {
-        s->next = e->spare;
-        e->spare = s;
-        e->spare_count++;
-    } else {
-        free(s);
-    }
-}
-
-static void segment_over(nova_engine *e, nova_segment *s)
-{
-    s->over = true;
-    if (!s->holds)
-        segment_release(e, s);
-}
-
-static void append(nova_engine *e, nova_conn *c, nova_segment *s)
-{
-    s->next = NULL;
-    s->conn = c;
-    if (c->last)
-        c->last->next = s;
-    else
-        c->first = s;
-    c->last = s;
-    nova_engine_dirty(e, c);
-}
-
-/* Small sends share a segment, so that they leave with one system call and need one entry of the gather. */
-static int append_copy(nova_engine *e, nova_conn *c, const uint8_t *bytes, size_t n)
-{
-    nova_segment *s = c->last;
-    if (s && s->room && s->room - (size_t)(s->bytes + s->length - s->own) >= n) {
-        memcpy((uint8_t *)s->bytes + s->length, bytes, n);
-        s->length += n;
-        nova_engine_dirty(e, c);
-        return 0;
-    }
-    size_t room = NOVA_SEGMENT_BYTES - sizeof *s;
-    if (n <= room && e->spare) {
-        s = e->spare;
-        e->spare = s->next;
-        e->spare_count--;
-    } else {
-        s = malloc(sizeof *s + (n > room ? n : room));
-        if (!s)
-            return -ENOMEM;
-    }
-    *s = (nova_segment){.room = n > room ? n : room, .standard = n <= room};
-    s->bytes = s->own;
-    s->length = n;
-    memcpy(s->own, bytes, n);
-    append(e, c, s);
-    return 0;
-}
-
 static void die(nova_engine *e, nova_conn *c, int result, bool reset);
 
 /* Whoever is sent to but does not read may not use up our memory. */
@@ -151,54 +60,11 @@ int nova_engine_queue_copy(nova_engine *e, nova_conn *c, const uint8_t *bytes, s
 {
     if (!n || !takes(c))
         return -EPIPE;
-    int status = append_copy(e, c, bytes, n);
+    int status = nova_queue_copy(e, c, bytes, n);
     if (status == 0)
         atomic_fetch_add(&c->queued, n);
     overfull(e, c);
     return status;
-}
-
-static void drop_queue(nova_engine *e, nova_conn *c)
-{
-    while (c->first) {
-        nova_segment *s = c->first;
-        c->first = s->next;
-        segment_over(e, s);
-    }
-    c->last = NULL;
-}
-
-void nova_engine_took(nova_engine *e, nova_conn *c, size_t n)
-{
-    size_t before = atomic_fetch_sub(&c->queued, n), low = e->options.queue_bytes_low;
-    e->stats.sent_bytes += n;
-    while (n) {
-        nova_segment *s = c->first;
-        size_t part = s->length - s->sent < n ? s->length - s->sent : n;
-        s->sent += part;
-        n -= part;
-        if (s->sent < s->length)
-            break;
-        c->first = s->next;
-        if (!c->first)
-            c->last = NULL;
-        segment_over(e, s);
-    }
-    if (before > low && atomic_load(&c->queued) <= low)
-        say(e, &(nova_event){.kind = NOVA_DRAINED, .connection = c->handle});
-}
-
-size_t nova_engine_gather(nova_conn *c, size_t apart_from)
-{
-    size_t bytes = 0, count = 0;
-    for (nova_segment *s = c->first; s && count < NOVA_GATHER_MAX; s = s->next) {
-        if (count && s->token && s->length - s->sent >= apart_from)
-            break;
-        c->gather[count++] = (struct iovec){(void *)(s->bytes + s->sent), s->length - s->sent};
-        bytes += s->length - s->sent;
-    }
-    c->message = (struct msghdr){.msg_iov = c->gather, .msg_iovlen = count};
-    return bytes;
 }
 
 /* ---- connections ---- */
@@ -284,9 +150,9 @@ static void bury(nova_engine *e, nova_conn *c)
         NOVA_COUNTED(e, close(c->fd));
         c->fd = -1;
     }
-    drop_queue(e, c);
+    nova_queue_drop(e, c);
     atomic_store(&c->handle, 0);
-    say(e, &(nova_event){.kind = NOVA_CLOSED, .connection = handle, .result = c->result});
+    nova_engine_say(e, &(nova_event){.kind = NOVA_CLOSED, .connection = handle, .result = c->result});
     c->phase = NOVA_LINGERING;
     if (!c->notices && !c->starving)
         vacate(e, c);
@@ -299,7 +165,7 @@ void nova_engine_gave_back(nova_engine *e, nova_segment *s)
     c->notices--;
     e->notices_due--;
     if (s->over && !s->holds)
-        segment_release(e, s);
+        nova_segment_release(e, s);
     if (c->phase == NOVA_LINGERING && !c->notices && !c->starving)
         vacate(e, c);
 }
@@ -325,14 +191,14 @@ void nova_engine_connected(nova_engine *e, nova_conn *c, int error)
         return;
     }
     c->phase = NOVA_OPEN;
-    say(e, &(nova_event){.kind = NOVA_CONNECTED, .connection = c->handle});
+    nova_engine_say(e, &(nova_event){.kind = NOVA_CONNECTED, .connection = c->handle});
     nova_engine_dirty(e, c);
 }
 
 void nova_engine_accept_failed(nova_engine *e, nova_listener *l, int error)
 {
     e->accept_later = true;
-    say(e, &(nova_event){.kind = NOVA_FAILED, .listener = l->number, .result = error});
+    nova_engine_say(e, &(nova_event){.kind = NOVA_FAILED, .listener = l->number, .result = error});
 }
 
 void nova_engine_accepted(nova_engine *e, nova_listener *l, int fd)
@@ -343,7 +209,7 @@ void nova_engine_accepted(nova_engine *e, nova_listener *l, int fd)
     if (!c) {
         NOVA_COUNTED(e, close(fd));
         if (!l->dead)
-            say(e, &(nova_event){.kind = NOVA_FAILED, .listener = l->number, .result = ENOBUFS});
+            nova_engine_say(e, &(nova_event){.kind = NOVA_FAILED, .listener = l->number, .result = ENOBUFS});
         return;
     }
     e->living++;
@@ -354,7 +220,7 @@ void nova_engine_accepted(nova_engine *e, nova_listener *l, int fd)
         c->address_bytes = 0; /* it has hung up already; reading tells */
     NOVA_COUNTED(e, setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int)));
     e->driver->attach(e, c);
-    say(e, &(nova_event){.kind = NOVA_ACCEPTED, .connection = c->handle, .listener = l->number});
+    nova_engine_say(e, &(nova_event){.kind = NOVA_ACCEPTED, .connection = c->handle, .listener = l->number});
     nova_engine_dirty(e, c);
 }
 
@@ -378,11 +244,11 @@ void nova_engine_received(nova_engine *e, nova_conn *c, uint32_t buffer, uint32_
     }
     e->stats.received++;
     e->stats.received_bytes += n;
-    say(e, &(nova_event){.kind = NOVA_RECEIVED,
-                         .connection = c->handle,
-                         .buffer = buffer,
-                         .length = n,
-                         .bytes = nova_engine_buffer(e, buffer)});
+    nova_engine_say(e, &(nova_event){.kind = NOVA_RECEIVED,
+                                     .connection = c->handle,
+                                     .buffer = buffer,
+                                     .length = n,
+                                     .bytes = nova_engine_buffer(e, buffer)});
 }
 
 /* ---- commands ---- */
@@ -391,11 +257,11 @@ static void apply_send(nova_engine *e, nova_segment *s)
 {
     nova_conn *c = nova_engine_find(e, s->head.connection);
     if (!c || !takes(c) || overfull(e, c)) {
-        segment_release(e, s);
-    } else if (s->room && s->length <= NOVA_SEGMENT_BYTES / 4 && append_copy(e, c, s->bytes, s->length) == 0) {
+        nova_segment_release(e, s);
+    } else if (s->room && s->length <= NOVA_SEGMENT_BYTES / 4 && nova_queue_copy(e, c, s->bytes, s->length) == 0) {
         free(s);
     } else {
-        append(e, c, s);
+        nova_queue_append(e, c, s);
     }
 }
 
@@ -654,7 +520,7 @@ void nova_engine_finish(nova_engine *e)
     e->ended = true;
     pthread_mutex_unlock(&e->lock);
     if (error)
-        say(e, &(nova_event){.kind = NOVA_FAILED, .result = error});
+        nova_engine_say(e, &(nova_event){.kind = NOVA_FAILED, .result = error});
     publish(e);
 }
 

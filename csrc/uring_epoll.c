@@ -10,7 +10,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-enum { EVENTS = 256, READS_MAX = 16, WRITES_MAX = 16, ACCEPTS_MAX = 64 };
+enum { EVENTS = 64, READS_MAX = 16, WRITES_MAX = 16, ACCEPTS_MAX = 64 };
 enum { IS_CONN = 0, IS_LISTENER = 1, IS_WAKE = 2, IS_MASK = 3 };
 
 typedef struct {

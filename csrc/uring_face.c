@@ -10,7 +10,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 /* ---- fork ---- */
@@ -30,12 +29,12 @@ static void count_forks(void)
     pthread_atfork(NULL, NULL, forked);
 }
 
-static bool is_child(const nova_engine *e)
+bool nova_engine_is_child(const nova_engine *e)
 {
     return e->forks != atomic_load(&forks);
 }
 
-static bool is_owner(const nova_engine *e)
+bool nova_engine_is_owner(const nova_engine *e)
 {
     return !e->threaded && pthread_equal(e->owner, pthread_self());
 }
@@ -206,7 +205,7 @@ int nova_engine_probe(uint32_t engine, char *cause, size_t cause_bytes)
 
 int nova_engine_fail(nova_engine *e, int error)
 {
-    if (is_child(e))
+    if (nova_engine_is_child(e))
         return NOVA_ENGINE_E_FORKED;
     pthread_mutex_lock(&e->lock);
     bool wake = e->asleep;
@@ -222,12 +221,12 @@ int nova_engine_fail(nova_engine *e, int error)
 
 int nova_engine_close(nova_engine *e)
 {
-    if (is_child(e))
+    if (nova_engine_is_child(e))
         return NOVA_ENGINE_E_FORKED;
-    if (!e->threaded && !is_owner(e))
+    if (!e->threaded && !nova_engine_is_owner(e))
         return NOVA_ENGINE_E_THREAD;
     if (e->closed)
-        return 0;
+        return e->kept;
     e->closed = true;
     if (e->threaded) {
         nova_engine_fail(e, 0);
@@ -235,12 +234,12 @@ int nova_engine_close(nova_engine *e)
     } else if (!e->ended) {
         nova_engine_finish(e);
     }
-    return 0;
+    return e->kept;
 }
 
 void nova_engine_free(nova_engine *e)
 {
-    if (!is_child(e)) {
+    if (!nova_engine_is_child(e)) {
         dispose(e);
         return;
     }
@@ -256,7 +255,7 @@ void nova_engine_free(nova_engine *e)
 /* ---- asking for something ---- */
 
 /* Under the lock. */
-static void push(nova_engine *e, nova_command *command)
+void nova_engine_push(nova_engine *e, nova_command *command)
 {
     command->next = NULL;
     *e->commands_end = command;
@@ -264,10 +263,11 @@ static void push(nova_engine *e, nova_command *command)
 }
 
 /* Let go of the lock, and wake the driver if it sleeps. */
-static void unlock_and_wake(nova_engine *e)
+void nova_engine_unlock(nova_engine *e)
 {
-    bool wake = e->asleep || !(e->threaded || is_owner(e)); /* a driven engine may sleep in its caller's poll */
-    e->asleep = false;                                      /* one ring is enough */
+    bool wake =
+        e->asleep || !(e->threaded || nova_engine_is_owner(e)); /* a driven engine may sleep in its caller's poll */
+    e->asleep = false;                                          /* one ring is enough */
     pthread_mutex_unlock(&e->lock);
     if (wake)
         nova_engine_ring(e, e->wake_fd);
@@ -276,7 +276,7 @@ static void unlock_and_wake(nova_engine *e)
 /* Takes the lock if the connection is there and the engine lives. */
 static int enter(nova_engine *e, uint32_t connection)
 {
-    if (is_child(e))
+    if (nova_engine_is_child(e))
         return NOVA_ENGINE_E_FORKED;
     pthread_mutex_lock(&e->lock);
     int status = e->stopping ? NOVA_ENGINE_E_ENDED : nova_engine_find(e, connection) ? 0 : NOVA_ENGINE_E_GONE;
@@ -296,8 +296,8 @@ static int tell(nova_engine *e, uint32_t connection, nova_order_kind kind)
         free(command);
         return status;
     }
-    push(e, command);
-    unlock_and_wake(e);
+    nova_engine_push(e, command);
+    nova_engine_unlock(e);
     return 0;
 }
 
@@ -313,9 +313,9 @@ int nova_engine_abort(nova_engine *e, uint32_t connection)
 
 static int call(nova_engine *e, nova_call *order)
 {
-    if (is_child(e))
+    if (nova_engine_is_child(e))
         return NOVA_ENGINE_E_FORKED;
-    if (is_owner(e)) {
+    if (nova_engine_is_owner(e)) {
         if (e->ended)
             return NOVA_ENGINE_E_ENDED;
         nova_engine_apply(e, &order->head);
@@ -326,8 +326,8 @@ static int call(nova_engine *e, nova_call *order)
         pthread_mutex_unlock(&e->lock);
         return NOVA_ENGINE_E_ENDED;
     }
-    push(e, &order->head);
-    unlock_and_wake(e);
+    nova_engine_push(e, &order->head);
+    nova_engine_unlock(e);
     pthread_mutex_lock(&e->lock);
     while (!order->done)
         pthread_cond_wait(&e->answered, &e->lock);
@@ -354,7 +354,7 @@ int nova_engine_register(nova_engine *e, const void *bytes, size_t length)
 
 int64_t nova_engine_connect(nova_engine *e, const char *host, uint16_t port)
 {
-    if (is_child(e))
+    if (nova_engine_is_child(e))
         return NOVA_ENGINE_E_FORKED;
     char service[8];
     snprintf(service, sizeof service, "%u", port);
@@ -386,8 +386,8 @@ int64_t nova_engine_connect(nova_engine *e, const char *host, uint16_t port)
     c->address_bytes = found->ai_addrlen;
     uint32_t handle = c->handle;
     *dial = (nova_command){.kind = NOVA_DO_DIAL, .connection = handle};
-    push(e, dial);
-    unlock_and_wake(e);
+    nova_engine_push(e, dial);
+    nova_engine_unlock(e);
     freeaddrinfo(found);
     return handle;
 }
@@ -431,8 +431,8 @@ int64_t nova_engine_send(nova_engine *e, uint32_t connection, const void *bytes,
         return status;
     }
     size_t queued = atomic_fetch_add(&nova_engine_find(e, connection)->queued, length) + length;
-    push(e, &s->head);
-    unlock_and_wake(e);
+    nova_engine_push(e, &s->head);
+    nova_engine_unlock(e);
     return (int64_t)queued;
 }
 
@@ -449,7 +449,7 @@ static int take_events(nova_event *from, size_t *at, size_t count, nova_event *o
 
 int nova_engine_events(nova_engine *e, nova_event *out, int max)
 {
-    if (is_child(e))
+    if (nova_engine_is_child(e))
         return NOVA_ENGINE_E_FORKED;
     pthread_mutex_lock(&e->lock);
     int n = take_events(e->notices, &e->notices_at, e->notices_count, out, max);
@@ -467,7 +467,7 @@ int nova_engine_events(nova_engine *e, nova_event *out, int max)
 
 int nova_engine_notices(nova_engine *e, nova_event *out, int max)
 {
-    if (is_child(e))
+    if (nova_engine_is_child(e))
         return NOVA_ENGINE_E_FORKED;
     pthread_mutex_lock(&e->lock);
     int n = take_events(e->notices, &e->notices_at, e->notices_count, out, max);
@@ -481,7 +481,7 @@ int nova_engine_wake_fd(nova_engine *e)
 }
 
 /* Under the lock. */
-static int give(nova_engine *e, uint32_t buffer)
+int nova_engine_give(nova_engine *e, uint32_t buffer)
 {
     if (buffer >= e->options.buffers || !e->lent[buffer])
         return NOVA_ENGINE_E_LENT;
@@ -492,168 +492,18 @@ static int give(nova_engine *e, uint32_t buffer)
 
 int nova_engine_release(nova_engine *e, const uint32_t *buffers, int count)
 {
-    if (is_child(e))
+    if (nova_engine_is_child(e))
         return NOVA_ENGINE_E_FORKED;
     int status = 0;
     pthread_mutex_lock(&e->lock);
     for (int i = 0; i < count; i++)
-        if (give(e, buffers[i]))
+        if (nova_engine_give(e, buffers[i]))
             status = NOVA_ENGINE_E_LENT;
-    if (e->hungry || !(e->threaded || is_owner(e)))
-        unlock_and_wake(e);
+    if (e->hungry || !(e->threaded || nova_engine_is_owner(e)))
+        nova_engine_unlock(e);
     else
         pthread_mutex_unlock(&e->lock);
     return status;
-}
-
-/* ---- driven by the caller ---- */
-
-int nova_engine_turn(nova_engine *e, int64_t timeout_ns)
-{
-    if (is_child(e))
-        return NOVA_ENGINE_E_FORKED;
-    if (!is_owner(e))
-        return NOVA_ENGINE_E_THREAD;
-    if (e->ended)
-        return NOVA_ENGINE_E_ENDED;
-    int status = nova_engine_step(e, timeout_ns);
-    if (status)
-        nova_engine_finish(e);
-    return status;
-}
-
-int nova_engine_pending(nova_engine *e)
-{
-    if (is_child(e))
-        return NOVA_ENGINE_E_FORKED;
-    if (!is_owner(e))
-        return NOVA_ENGINE_E_THREAD;
-    if (e->ended)
-        return 0;
-    pthread_mutex_lock(&e->lock);
-    bool pending = e->commands || e->stopping || (e->returned_count && e->starving);
-    pthread_mutex_unlock(&e->lock);
-    return pending || e->dirty || e->driver->pending(e);
-}
-
-int nova_engine_poll_fd(nova_engine *e)
-{
-    return e->ended ? NOVA_ENGINE_E_ENDED : e->driver->poll_fd(e);
-}
-
-static int64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000ll + t.tv_nsec;
-}
-
-/* Copy what is ready into the slab and give the buffers back; what else happened is put aside. */
-static int collect(nova_engine *e, uint8_t *slab, size_t slab_bytes, uint64_t *offsets, uint32_t *connections, int max)
-{
-    int n = 0, status = 0;
-    offsets[0] = 0;
-    pthread_mutex_lock(&e->lock);
-    while (e->ready_at < e->ready_count && n < max && !status) {
-        const nova_event *event = &e->ready[e->ready_at];
-        if (event->kind == NOVA_RECEIVED) {
-            if (event->length > slab_bytes - offsets[n])
-                break;
-            memcpy(slab + offsets[n], event->bytes, event->length);
-            connections[n] = event->connection;
-            offsets[n + 1] = offsets[n] + event->length;
-            n++;
-            give(e, event->buffer);
-        } else {
-            status = nova_events_put(&e->notices, &e->notices_at, &e->notices_count, &e->notices_room, event, 1);
-        }
-        e->ready_at += !status;
-    }
-    bool noticed = e->notices_at < e->notices_count;
-    if (e->hungry)
-        unlock_and_wake(e);
-    else
-        pthread_mutex_unlock(&e->lock);
-    return status ? status : n ? n : noticed ? 0 : -EAGAIN;
-}
-
-int nova_engine_recv_batch(nova_engine *e, uint8_t *slab, size_t slab_bytes, uint64_t *offsets, uint32_t *connections,
-                           int max, int64_t timeout_ns)
-{
-    if (is_child(e))
-        return NOVA_ENGINE_E_FORKED;
-    if (max < 1 || slab_bytes < e->options.buffer_bytes)
-        return -EINVAL;
-    if (!is_owner(e))
-        return NOVA_ENGINE_E_THREAD;
-    int64_t end = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
-    for (;;) {
-        int n = collect(e, slab, slab_bytes, offsets, connections, max);
-        if (n != -EAGAIN)
-            return n; /* 0: other events wait */
-        int status = nova_engine_turn(e, timeout_ns);
-        if (status)
-            return status;
-        n = collect(e, slab, slab_bytes, offsets, connections, max);
-        if (n != -EAGAIN)
-            return n;
-        if (timeout_ns >= 0 && (timeout_ns = end - now_ns()) <= 0)
-            return 0;
-    }
-}
-
-static int queue_batch(nova_engine *e, const uint8_t *slab, const uint64_t *offsets, const uint32_t *connections,
-                       int count)
-{
-    int queued = 0;
-    for (int i = 0; i < count; i++) {
-        nova_conn *c = nova_engine_find(e, connections[i]);
-        if (c && nova_engine_queue_copy(e, c, slab + offsets[i], offsets[i + 1] - offsets[i]) == 0)
-            queued++;
-    }
-    return queued;
-}
-
-int nova_engine_send_batch(nova_engine *e, const uint8_t *slab, size_t slab_bytes, const uint64_t *offsets,
-                           const uint32_t *connections, int count)
-{
-    if (is_child(e))
-        return NOVA_ENGINE_E_FORKED;
-    if (count < 0)
-        return -EINVAL;
-    for (int i = 0; i < count; i++)
-        if (offsets[i] > offsets[i + 1] || offsets[i + 1] > slab_bytes)
-            return -EINVAL;
-    if (is_owner(e))
-        return e->ended ? NOVA_ENGINE_E_ENDED : queue_batch(e, slab, offsets, connections, count);
-    size_t bytes = offsets[count] - offsets[0], heads = (size_t)count * (sizeof *offsets + sizeof *connections);
-    nova_batch *b = malloc(sizeof *b + sizeof *offsets + heads + bytes);
-    if (!b)
-        return -ENOMEM;
-    uint64_t *own_offsets = (uint64_t *)(b + 1);
-    uint32_t *own_connections = (uint32_t *)(own_offsets + count + 1);
-    uint8_t *own_slab = (uint8_t *)(own_connections + count);
-    for (int i = 0; i <= count; i++)
-        own_offsets[i] = offsets[i] - offsets[0];
-    memcpy(own_connections, connections, (size_t)count * sizeof *connections);
-    memcpy(own_slab, slab + offsets[0], bytes);
-    *b = (nova_batch){.head.kind = NOVA_DO_BATCH,
-                      .count = count,
-                      .offsets = own_offsets,
-                      .connections = own_connections,
-                      .slab = own_slab};
-    pthread_mutex_lock(&e->lock);
-    if (e->stopping) {
-        pthread_mutex_unlock(&e->lock);
-        free(b);
-        return NOVA_ENGINE_E_ENDED;
-    }
-    int there = 0;
-    for (int i = 0; i < count; i++)
-        there += nova_engine_find(e, connections[i]) != NULL;
-    push(e, &b->head);
-    unlock_and_wake(e);
-    return there;
 }
 
 void nova_engine_stats_read(nova_engine *e, nova_engine_stats *out)

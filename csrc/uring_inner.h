@@ -187,8 +187,18 @@ void nova_engine_gave_back(nova_engine *e, nova_segment *s);
 size_t nova_engine_gather(nova_conn *c, size_t apart_from);
 uint8_t *nova_engine_buffer(nova_engine *e, uint32_t buffer);
 
-/* The two halves of the engine to each other. */
+/* The parts of the engine to each other. */
 int nova_events_put(nova_event **events, size_t *at, size_t *count, size_t *room, const nova_event *more, size_t n);
+void nova_engine_say(nova_engine *e, const nova_event *event); /* at the end of the turn */
+void nova_segment_release(nova_engine *e, nova_segment *s);
+void nova_queue_append(nova_engine *e, nova_conn *c, nova_segment *s);
+int nova_queue_copy(nova_engine *e, nova_conn *c, const uint8_t *bytes, size_t n);
+void nova_queue_drop(nova_engine *e, nova_conn *c);
+bool nova_engine_is_child(const nova_engine *e);
+bool nova_engine_is_owner(const nova_engine *e); /* of a driven engine: does this thread drive it? */
+void nova_engine_push(nova_engine *e, nova_command *command);
+void nova_engine_unlock(nova_engine *e); /* and wake the driver if it sleeps */
+int nova_engine_give(nova_engine *e, uint32_t buffer);
 void nova_engine_ring(nova_engine *e, int fd);
 nova_conn *nova_engine_place(nova_engine *e);                 /* a free connection, or NULL; under the lock */
 nova_conn *nova_engine_find(nova_engine *e, uint32_t handle); /* NULL: gone */

@@ -162,6 +162,7 @@ OTHER_ENV = {
     "NOVA_TEST_DATA",
     "NOVA_SANITIZE",
     "NOVA_KERNELS",
+    "NOVA_WITHOUT",
     "NOVA_RDMA_DEV",
 }
 

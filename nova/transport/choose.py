@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
@@ -29,8 +28,6 @@ logger = logging.getLogger("nova.transport")
 
 SCHEMES = ("uring", "epoll", "tcp")
 RETRY_SECONDS = 60.0
-THREAD_PROCESSORS_MIN = 4
-"""With fewer processors the loop drives the engine: a thread would take the time of those that have work for it."""
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -94,10 +91,9 @@ class AutoTransport:
         missing: Callable[[str], str] = _missing,
     ) -> None:
         common: dict[str, Any] = {"key": key, "limits": limits, "send_delay": send_delay}
-        own = common | {"threaded": (os.cpu_count() or 1) >= THREAD_PROCESSORS_MIN}
         self._makers: dict[str, Callable[[], Transport]] = {
-            "uring": lambda: UringTransport(identity, **own, on_failed=partial(self._failed, "uring")),
-            "epoll": lambda: EpollTransport(identity, **own, on_failed=partial(self._failed, "epoll")),
+            "uring": lambda: UringTransport(identity, **common, on_failed=partial(self._failed, "uring")),
+            "epoll": lambda: EpollTransport(identity, **common, on_failed=partial(self._failed, "epoll")),
             "tcp": lambda: TcpTransport(identity, **common),
         }
         self._missing = missing

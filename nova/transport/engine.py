@@ -7,7 +7,6 @@ sessions: `nova.transport.uring` puts those on top.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import resource
@@ -363,12 +362,14 @@ def view_bytes(view: Any) -> int:
 
 def _end(engine: Any, held: dict[int, Any], regions: list[Any]) -> None:
     """Close and free. A driven engine that is collected in another thread than its own can only be kept."""
-    if lib.nova_engine_close(engine) == lib.NOVA_ENGINE_E_THREAD:
+    status = lib.nova_engine_close(engine)
+    if status == lib.NOVA_ENGINE_E_THREAD:
         _kept.append((engine, held, regions))
         return
     lib.nova_engine_free(engine)
-    with contextlib.suppress(KeyError):
-        held.clear()
+    if status > 0:  # the kernel still reads what was sent
+        _kept.append((dict(held), list(regions)))
+    held.clear()
     regions.clear()
 
 

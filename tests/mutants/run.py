@@ -4,7 +4,8 @@ usage: python tests/mutants/run.py [--passed] [PART OF A NAME ...]
 
 Each mutant of the .toml files beside this is `old` text, found once in `file`, replaced by `new`; `test` are the
 arguments of a pytest that must fail then and pass without it; a mutant that shows only where threads meet gets several
-`tries`. Works on copies of the tree, one a core; a mutant of native code is built in its copy, without optimization.
+`tries`, one that only a machine with io_uring can show says so in `needs`. Works on copies of the tree, one a core; a
+mutant of native code is built in its copy, without optimization.
 server.py starts the pytests. The group of a mutant is what stands before the colon in its name; at the end the CPU
 seconds of each are told.
 
@@ -276,6 +277,9 @@ def main(arguments: list[str]) -> int:
     files = sorted(Path(__file__).parent.glob("*.toml"))
     table = [mutant for file in files for mutant in tomllib.loads(file.read_text())["mutant"]]
     chosen = [m for m in table if not wanted or any(part in m["name"] for part in wanted)]
+    for mutant in [m for m in chosen if m.get("needs") and (why := lacking(m["needs"]))]:
+        print(f"{mutant['name']}: left out: {why}", flush=True)
+        chosen.remove(mutant)
     families = {file: users(file) for file in {m["file"] for m in chosen}}
     jobs = os.cpu_count() or 1
     took: dict[str, float] = defaultdict(float)
@@ -316,6 +320,15 @@ def main(arguments: list[str]) -> int:
     print(f"{sum(took.values()):8.1f}  in all, and {time.monotonic() - began:.1f} s by the clock")
     print(f"{killed} of {len(chosen)} mutants were killed")
     return 1 if killed < len(chosen) or not chosen else 0
+
+
+def lacking(need: str) -> str:
+    """Why this machine cannot show what a mutant breaks; "" if it can."""
+    if need != "io_uring":
+        raise SystemExit(f"a mutant needs {need!r}; only io_uring is known")
+    from nova.transport.engine import Kind, probe
+
+    return probe(Kind.URING)
 
 
 def stop(*_: object) -> None:

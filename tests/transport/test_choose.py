@@ -1,9 +1,13 @@
 """Which engine is taken, why, and what happens when it fails and comes back."""
 
 import asyncio
+import ctypes
 import errno
 import logging
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -208,6 +212,70 @@ def test_tls_and_the_engines_that_carry_none():
         with pytest.raises(UsageError, match=f"{scheme}:// carries no TLS; use tcp://"):
             make(identity("a"), key=KEY, tls=object())
     assert isinstance(choose.engine(identity("a"), key=KEY), AutoTransport)
+
+
+FORBIDDING = """
+import asyncio, ctypes, logging, struct, sys
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+# What a container's profile does: io_uring_setup (425) answers with an errno.
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 425), (0x06, 0, 0, 0x00050000 | int(sys.argv[1])), (0x06, 0, 0, 0x7FFF0000)]
+filters = b"".join(struct.pack("HBBI", *step) for step in steps)
+memory = ctypes.create_string_buffer(filters, len(filters))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(memory)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0, ctypes.get_errno()
+
+from nova.errors import UnavailableError
+from nova.transport.base import Identity
+from nova.transport.choose import AutoTransport
+from nova.transport.uring import UringTransport
+
+async def main():
+    a, b = (AutoTransport(Identity(name, "r", "c", 1, ""), key=bytes(32)) for name in "ab")
+
+    async def echo(stream):
+        stream.send(await stream.recv())
+
+    stream = await a.connect(await b.listen("127.0.0.1:0", echo))
+    stream.send(b"hello")
+    print(bytes(await stream.recv()).decode(), "by", a.scheme)
+    try:
+        await UringTransport(Identity("c", "r", "c", 1, ""), key=bytes(32)).connect("127.0.0.1:1")
+    except UnavailableError as error:
+        print(error)
+    await a.close()
+    await b.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"), [(errno.EPERM, "io_uring is forbidden here (EPERM)"), (errno.ENOSYS, "or forbids it (ENOSYS)")]
+)
+def test_where_a_container_forbids_io_uring_epoll_takes_over_and_says_why(error, words):
+    command = [sys.executable, "-c", FORBIDDING, str(int(error))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    said, refusal = done.stdout.splitlines()
+    assert said == "hello by epoll"
+    if "built without liburing" not in refusal:
+        assert words in refusal
+        assert done.stderr.count(words.partition(",")[0]) == 2  # one line a transport
+
+
+def test_without_liburing_the_same_sources_build_and_say_so(tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    library = tmp_path / "stub.so"
+    sources = map(str, sorted((root / "csrc").glob("uring*.c")))
+    subprocess.run(["cc", "-std=c11", "-w", "-shared", "-fPIC", "-pthread", *sources, "-o", str(library)], check=True)
+    stub = ctypes.CDLL(str(library))
+    cause = ctypes.create_string_buffer(256)
+    assert stub.nova_engine_probe(int(Kind.URING), cause, ctypes.c_size_t(256)) < 0
+    assert cause.value == b"built without liburing: apt install liburing-dev, then build nova again"
+    assert stub.nova_engine_probe(int(Kind.EPOLL), cause, ctypes.c_size_t(256)) == 0
 
 
 def test_a_name_with_two_families_listens_on_one_port(kernel):

@@ -7,8 +7,10 @@ from nova.errors import LimitError, PeerError
 from nova.sim import loop as virtual
 from nova.sim.transport import Links, SimTransport
 from nova.transport.base import Identity
+from nova.transport.choose import AutoTransport
 from nova.transport.mesh import Mesh
 from nova.transport.tcp import TcpTransport
+from nova.transport.uring import EpollTransport
 
 KEY = bytes(32)
 
@@ -16,11 +18,11 @@ KEY = bytes(32)
 class Node:
     """One node with a mesh; remembers all that it was told."""
 
-    def __init__(self, name, links, *, incarnation=1, address=None, seed=0):
+    def __init__(self, name, links, *, incarnation=1, address=None, seed=0, make=TcpTransport):
         self.address = address or f"{name}:1"
         self.identity = Identity(name, "r", "c", incarnation, self.address)
         self.got, self.ups, self.downs = [], [], []
-        self.transport = SimTransport(self.identity, links, key=KEY) if links else TcpTransport(self.identity, key=KEY)
+        self.transport = SimTransport(self.identity, links, key=KEY) if links else make(self.identity, key=KEY)
         self.mesh = Mesh(
             self.transport,
             self.identity,
@@ -76,9 +78,10 @@ def test_all_find_each_other_and_double_dials_settle_on_one_stream(seed):
     virtual.run(test())
 
 
-def test_a_mesh_works_over_tcp():
+@pytest.mark.parametrize("make", [TcpTransport, EpollTransport, AutoTransport])
+def test_a_mesh_works_over_real_sockets(make):
     async def test():
-        nodes = [await Node(name, None, address="127.0.0.1:0").start() for name in "ab"]
+        nodes = [await Node(name, None, address="127.0.0.1:0", make=make).start() for name in "ab"]
         nodes[0].mesh.dial(nodes[1].address)
         await until(lambda: all(node.live() for node in nodes))
         assert nodes[0].mesh.send("b", b"hello")

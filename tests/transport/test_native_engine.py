@@ -4,10 +4,7 @@ import errno
 import os
 import resource
 import select
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -15,56 +12,18 @@ import pytest
 
 from nova._native.uring import ffi, lib
 from nova.errors import UsageError
-from nova.transport.engine import Engine, EngineError, EngineOptions, Kind, probe
-
-SECONDS_MAX = 10.0
-NO_URING = probe(Kind.URING)
-uring_only = pytest.mark.skipif(bool(NO_URING), reason=NO_URING or "io_uring is here")
-KINDS = [pytest.param(Kind.EPOLL, id="epoll"), pytest.param(Kind.URING, id="io_uring", marks=uring_only)]
-
-
-class Log:
-    """Keeps what an engine tells, and waits for it."""
-
-    def __init__(self, engine):
-        self.engine = engine
-        self.accepts, self.connects, self.ends, self.failures, self.accept_failures = [], [], {}, [], []
-        self.data, self.drains = {}, []
-
-    def accepted(self, connection, listener):
-        self.accepts.append(connection)
-
-    def connected(self, connection):
-        self.connects.append(connection)
-
-    def received(self, connection, data):
-        self.data.setdefault(connection, bytearray()).extend(data)
-
-    def drained(self, connection):
-        self.drains.append(connection)
-
-    def closed(self, connection, error):
-        self.ends[connection] = error
-
-    def accept_failed(self, listener, error):
-        self.accept_failures.append(error)
-
-    def failed(self, error):
-        self.failures.append(error)
-
-    def look(self, seconds=0.0):
-        """Take in what happens within some time."""
-        if self.engine.driven:
-            self.engine.turn(seconds)
-        else:
-            select.select([self.engine], [], [], seconds)
-        return self.engine.poll(self)
-
-    def until(self, condition):
-        end = time.monotonic() + SECONDS_MAX
-        while not condition():
-            assert time.monotonic() < end, (vars(self), self.engine.stats)
-            self.look(0.05)
+from nova.transport.engine import EngineError, Kind
+from tests.transport.engine_log import (
+    KINDS,
+    SECONDS_MAX,
+    called,
+    dialled,
+    listening,
+    opening,
+    pattern,
+    read,
+    uring_only,
+)
 
 
 @pytest.fixture(params=KINDS)
@@ -79,57 +38,8 @@ def driven(request):
 
 @pytest.fixture
 def opened():
-    """Opens engines that are closed at the end."""
-    made = []
-
-    def open_one(kind, *, driven=False, **sizes):
-        made.append(Engine(kind, EngineOptions(**sizes), driven=driven))
-        return Log(made[-1])
-
-    yield open_one
-    for engine in made:
-        engine.close()
-
-
-def dialled(log, *, receive_bytes=0):
-    """A connection of the engine to a plain socket: (connection, socket)."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        if receive_bytes:
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        connection = log.engine.connect(*server.getsockname())
-        log.until(lambda: connection in log.connects)
-        peer, _ = server.accept()
-    peer.settimeout(SECONDS_MAX)
-    return connection, peer
-
-
-def listening(log):
-    server = socket.create_server(("127.0.0.1", 0), backlog=256)
-    address = server.getsockname()
-    return log.engine.listen(server.detach()), address
-
-
-def called(log, address, count=1):
-    """Plain sockets that the engine has accepted, with their connections in it."""
-    peers = []
-    for _ in range(count):
-        before = len(log.accepts)
-        peers.append(socket.create_connection(address, timeout=SECONDS_MAX))
-        log.until(lambda before=before: len(log.accepts) > before)
-    return peers, log.accepts[-count:]
-
-
-def pattern(size):
-    return bytes(range(251)) * (size // 251) + bytes(size % 251)
-
-
-def read(peer, size):
-    out = bytearray()
-    while len(out) < size:
-        part = peer.recv(min(65536, size - len(out)))
-        assert part, f"ended after {len(out)} bytes"
-        out += part
-    return bytes(out)
+    with opening() as open_one:
+        yield open_one
 
 
 # -- what it is for --------------------------------------------------------------------------------------------------
@@ -376,6 +286,21 @@ def test_an_engine_closes_with_zero_copy_sends_under_way(opened):
 
 
 @uring_only
+def test_what_the_kernel_still_reads_outlives_the_engine(opened):
+    log = opened(Kind.URING, keep_zerocopy=True)
+    connection, peer = dialled(log)
+    data = bytearray(pattern(512 * 1024))
+    log.engine.send(connection, data, copy=False)
+    log.engine.shut(connection)
+    log.until(lambda: connection in log.ends)
+    log.engine.close()
+    with pytest.raises(BufferError):
+        data.append(0)
+    assert read(peer, len(data)) == data
+    peer.close()
+
+
+@uring_only
 def test_zero_copy_is_given_up_where_the_kernel_copies_all_the_same(opened):
     log = opened(Kind.URING)
     connection, peer = dialled(log)
@@ -566,123 +491,3 @@ def test_a_buffer_may_be_released_in_another_thread_and_only_once(kind, opened):
     (second,) = take(log.engine, events)
     assert bytes(ffi.buffer(second.bytes, second.length)) == b"b" * 64
     peer.close()
-
-
-def test_a_child_process_is_refused_by_pid(kind, driven, opened):
-    log = opened(kind, driven=driven)
-    connection, peer = dialled(log)
-    out, into = os.pipe()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(int(SECONDS_MAX))  # whatever waits here for the thread that is not there
-        said = []
-        for work in (
-            lambda: log.engine.send(connection, b"from the child", copy=True),
-            lambda: log.engine.poll(log),
-            lambda: log.engine.connect("127.0.0.1", 1),
-            lambda: log.engine.close(),
-        ):
-            try:
-                work()
-                said.append("allowed")
-            except UsageError as error:
-                said.append(str(error))
-        os.write(into, "\n".join(said).encode())
-        os._exit(0)
-    os.close(into)
-    with open(out) as file:
-        said = file.read().split("\n")
-    os.waitpid(child, 0)
-    assert said == [f"this engine belongs to process {os.getpid()}, and this is its child {child}: open one here"] * 4
-    log.engine.send(connection, b"from the parent", copy=True)
-    log.look(0.01)
-    assert read(peer, 15) == b"from the parent"
-    peer.close()
-
-
-MEMLOCK = """
-import os, resource
-from nova.transport.engine import *
-resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
-if os.geteuid() == 0:
-    os.setgid(65534); os.setuid(65534)  # root may lock without limit
-engine = Engine(Kind.URING, EngineOptions(submissions=8, completions=16, buffers=8, connections_max=8))
-try:
-    engine.register(bytearray(1 << 20))
-except EngineError as error:
-    print(error)
-engine.close()
-"""
-
-
-@uring_only
-def test_a_limit_of_locked_memory_is_named():
-    done = subprocess.run([sys.executable, "-c", MEMLOCK], capture_output=True, text=True, timeout=60, check=False)
-    assert (
-        "cannot lock 1048576 bytes: the limit of locked memory is 65536 bytes; raise it with ulimit -l" in done.stdout
-    ), done.stderr
-
-
-# -- ends ------------------------------------------------------------------------------------------------------------
-
-
-def test_an_engine_that_fails_tells_every_connection_and_then_refuses(kind, driven, opened):
-    log = opened(kind, driven=driven)
-    one, peer = dialled(log)
-    two, other = dialled(log, receive_bytes=4096)
-    log.engine.send(two, bytes(8 << 20), copy=False)
-    log.engine.fail(errno.EIO)
-    if driven:
-        with pytest.raises(EngineError, match="has ended"):
-            log.engine.turn(0)
-        log.engine.poll(log)
-    else:
-        log.until(lambda: log.failures)
-    assert log.failures == [errno.EIO]
-    assert log.ends == {one: errno.EIO, two: errno.EIO}
-    assert log.engine.held == 0
-    with pytest.raises(EngineError, match="has ended"):
-        log.engine.connect("127.0.0.1", 1)
-    for each in (peer, other):
-        each.close()
-
-
-def test_an_engine_closes_twice_and_takes_nothing_afterwards(kind, driven):
-    engine = Engine(kind, driven=driven)
-    engine.close()
-    engine.close()
-    with pytest.raises(EngineError, match="engine is closed"):
-        engine.connect("127.0.0.1", 1)
-
-
-def test_an_engine_that_nobody_closes_goes_with_its_last_reference(kind, driven):
-    before = len(os.listdir("/proc/self/fd"))
-    log = Log(Engine(kind, driven=driven))
-    _, peer = dialled(log)
-    del log
-    with pytest.raises(ConnectionResetError):
-        peer.recv(1)
-    peer.close()
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-@pytest.mark.parametrize(
-    ("sizes", "words"),
-    [
-        ({"buffers": 3}, "buffers is a power of two"),
-        ({"buffers": 1 << 16}, "at most 32768"),
-        ({"buffer_bytes": 1}, "buffer_bytes is from 64 to 4194304"),
-        ({"connections_max": 0}, "connections_max is from 1 to 65536"),
-        ({"submissions": 3}, "powers of two"),
-        ({"completions": 1 << 20}, "at most 65536 completions"),
-        ({"queue_bytes_low": -1}, "sizes are from 0"),
-    ],
-)
-def test_sizes_that_cannot_be_are_refused_with_the_limit(sizes, words):
-    with pytest.raises(UsageError, match=words):
-        Engine(Kind.EPOLL, EngineOptions(**sizes))
-
-
-def test_a_name_is_not_an_address(kind, opened):
-    with pytest.raises(UsageError, match="'localhost' is no numeric address"):
-        opened(kind).engine.connect("localhost", 1)
