@@ -526,6 +526,30 @@ def test_progress_only_grows_and_ends_at_the_whole(pool):
     assert len(done) > 3
 
 
+def test_streams_come_and_go_while_an_object_is_moved(pool):
+    data = some_bytes(5_000_000)
+
+    class Moody:
+        """Wants another number at every look."""
+
+        def __init__(self):
+            self.looks, self.seen = 0, set()
+
+        def step(self, view):
+            self.looks += 1
+            self.seen.add(view.streams)
+            return (1, 6, 2, 4, 1, 8)[self.looks // 2 % 6]
+
+    with BulkListener() as listener:
+        got = pool.submit(bulk_recv, listener)
+        sender = BulkSender(data, listener.address, chunk_bytes=CHUNK, pace_bps=40_000_000)
+        moody = sender._count = Moody()
+        list(sender)
+        assert got.result(10).data == data
+    assert sender.receipt.moved_bytes == len(data)  # who leaves has all of its chunks acknowledged first
+    assert len(moody.seen) >= 3
+
+
 def test_more_streams_than_the_receiver_takes_are_not_opened(pool, caplog):
     with caplog.at_level(logging.WARNING, "nova.transport"):
         sent, got = transfer(pool, bytes(3_000_000), streams=8, chunk_bytes=CHUNK, pace_bps=80_000_000,
