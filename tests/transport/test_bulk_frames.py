@@ -441,3 +441,12 @@ def test_any_head_is_refused_or_on_the_grid(junk, keyed, sequence):
     base[4 : 4 + len(junk)] = junk
     found = board.read_head(bytes(base[:40]), keyed, sequence)
     assert found < board.chunks
+
+
+@pytest.mark.parametrize("size", [n * 1024 + d for n in (64, 65, 128, 192, 256, 320, 1024) for d in (-1, 0, 1)])
+def test_large_chunks_are_hashed_as_the_published_blake3_does_it(size):
+    """From 64 KiB on parents are joined side by side."""
+    published = pytest.importorskip("blake3").blake3
+    data = (bytes(range(251)) * (size // 251 + 1))[:size]
+    assert blake3(data) == published(data).digest()
+    assert blake3(data, KEY_A) == published(data, key=KEY_A).digest()
