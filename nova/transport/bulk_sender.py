@@ -286,11 +286,12 @@ class BulkSender:
         running = [lane for lane in self._lanes if lane.running]
         if running and any(lane.stream.moved_bytes for lane in running):
             self._backoff_s = RETRY_SECONDS_FIRST
-        view = self._meter.look(now_ns, self.board.done_bytes, {lane: lane.sock for lane in running})
+        moved_bytes = self._moved_bytes()  # not what is done: a receiver may have had some of it before
+        view = self._meter.look(now_ns, moved_bytes, {lane: lane.sock for lane in running})
         if self._telemetry is not None:
             self._telemetry.observe(self._address, time.time_ns(), view)
         if self._count is not None and self._incarnation:
-            self._wanted = self._count.step(LinkView(now_ns, self.board.done_bytes, view.rtt_ns, len(running)))
+            self._wanted = self._count.step(LinkView(now_ns, moved_bytes, view.rtt_ns, len(running)))
         self._wanted = min(self._wanted, self._streams_max)
         staying = [lane for lane in self._lanes if not lane.leaving]
         chunks_left = self.board.chunks - self.board.done

@@ -560,16 +560,34 @@ def test_more_streams_than_the_receiver_takes_are_not_opened(pool, caplog):
 
 
 def test_a_transfer_tells_telemetry_what_the_link_carried(pool):
-    links = LinkTelemetry()
+    links, rates = LinkTelemetry(), []
     with BulkListener() as listener:
         for _ in range(2):  # the second one begins with what the first one found
             got = pool.submit(bulk_recv, listener)
-            bulk_send(bytes(4_000_000), listener.address, chunk_bytes=CHUNK, pace_bps=64_000_000, telemetry=links)
+            sent = bulk_send(
+                bytes(4_000_000), listener.address, chunk_bytes=CHUNK, pace_bps=64_000_000, telemetry=links
+            )
+            rates.append(8 * sent.moved_bytes / sent.seconds)
             got.result(10)
         known = links.estimate(listener.address, time.time_ns())
-    assert known.bandwidth_bps == pytest.approx(64e6, rel=0.3)
+        forecast_bps = links.forecast_bps(listener.address)
+    # A busy machine may be slower than the pace; what is known is neither below what was seen nor above the pace.
+    assert 0.8 * min(rates) <= known.bandwidth_bps <= 1.3 * 64e6
+    assert 0.8 * min(rates) <= forecast_bps <= 1.3 * 64e6
     assert known.rtt_ns > 0
-    assert links.forecast_bps(listener.address) == pytest.approx(known.bandwidth_bps, rel=0.5)
+
+
+def test_what_was_there_before_is_not_taken_for_carried(pool, tmp_path):
+    path, links = tmp_path / "a", LinkTelemetry()
+    path.write_bytes(bytes(4_000_000))
+    with BulkListener() as listener:
+        got = pool.submit(bulk_recv, listener)
+        for progress in BulkSender(path, listener.address, chunk_bytes=CHUNK, pace_bps=80_000_000):
+            if progress.done_bytes > 3_000_000:
+                break
+        bulk_send(path, listener.address, chunk_bytes=CHUNK, pace_bps=16_000_000, telemetry=links)
+        got.result(10)
+        assert links.estimate(listener.address, time.time_ns()).bandwidth_bps < 32_000_000
 
 
 def test_the_count_begins_with_what_is_known_of_the_link():
