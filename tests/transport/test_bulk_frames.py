@@ -1,8 +1,11 @@
 """The compiled half of bulk transfers: frames from strangers, acknowledgements that lie, work that is given back."""
 
+import fcntl
 import socket
 import struct
+import termios
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -87,6 +90,14 @@ def acks_of(sock, count):
         assert ack[2] == ACK_TYPE
         if struct.unpack_from(">Q", ack, 32)[0] >= count:
             return frames
+
+
+def wait_until_read(sock):
+    """Until the other side has taken all that was sent."""
+    until = time.monotonic() + 5
+    while struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]:
+        assert time.monotonic() < until
+        time.sleep(0.001)
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
@@ -191,6 +202,7 @@ def test_a_chunk_that_comes_on_another_stream_cuts_the_one_it_is_stuck_on():
         stuck, _, stuck_run = end.open()
         whole = frame(0, chunk(0))
         stuck.sendall(whole[:-10])
+        wait_until_read(stuck)
         other, _, other_run = end.open()
         other.sendall(frame(CHUNK, chunk(1)))
         acks_of(other, 1)
