@@ -31,7 +31,7 @@ from nova.transport.bulk import (
     bulk_send_async,
 )
 from nova.transport.bulk_lane import ask, dial
-from nova.transport.bulk_wire import Call, Finish
+from nova.transport.bulk_wire import Call, Finish, host_and_port
 from nova.transport.session import Session
 from nova.transport.telemetry import LinkSample, LinkTelemetry
 from tests.transport.bulk_proxy import Proxy
@@ -512,6 +512,11 @@ def test_the_kernel_paces_each_stream(pool):
                     seen.add(lane.sock.getsockopt(socket.SOL_SOCKET, 47))
         got.result(10)
     assert seen == {10_000_000}
+
+
+def test_the_congestion_control_is_the_one_that_was_asked_for():
+    with BulkListener() as listener, dial(host_and_port(listener.address), 5, congestion="reno") as sock:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"reno"
 
 
 def test_progress_only_grows_and_ends_at_the_whole(pool):
