@@ -100,6 +100,7 @@ $(PY):
 	else
 	  missing=1
 	fi
+	.ci/system --optional iperf3 || missing=1
 	[[ $$missing ]] && echo 'make: going on without some peers; the report says which' >&2 || touch $@
 
 .stamps/wheels: .stamps/tools $(RECIPE)

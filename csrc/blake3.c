@@ -3,7 +3,7 @@
 #include "simd.h"
 
 enum { CHUNK_START = 1, CHUNK_END = 2, PARENT = 4, ROOT = 8, KEYED = 16, DERIVE_CONTEXT = 32, DERIVE_MATERIAL = 64 };
-enum { BLOCK = NOVA_BLAKE3_BLOCK_BYTES, CHUNK = NOVA_BLAKE3_CHUNK_BYTES, LANES = 8, DEPTH_MAX = 54 };
+enum { BLOCK = NOVA_BLAKE3_BLOCK_BYTES, CHUNK = NOVA_BLAKE3_CHUNK_BYTES, LANES = 8, WIDE = 64, DEPTH_MAX = 54 };
 
 static const uint32_t IV[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                                0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
@@ -251,13 +251,78 @@ static size_t push(const nova_blake3_mode *mode, uint32_t (*stack)[8], size_t de
     return depth;
 }
 
+/* Eight parents; the two values that each joins stand in a row. */
+static inline NOVA_INLINE void parents_body(const nova_blake3_mode *mode, const uint8_t *const p[LANES],
+                                            uint32_t out[LANES][8])
+{
+    lanes m[16], v[16];
+    transpose(p, 0, m);
+    transpose(p, 32, m + 8);
+    for (int i = 0; i < 8; i++)
+        v[i] = (lanes){0} + mode->words[i];
+    for (int i = 0; i < 4; i++)
+        v[8 + i] = (lanes){0} + IV[i];
+    v[12] = v[13] = (lanes){0};
+    v[14] = (lanes){0} + BLOCK;
+    v[15] = (lanes){0} + (mode->flags | PARENT);
+    ALL_ROUNDS;
+    for (int i = 0; i < 8; i++) {
+        lanes cv = v[i] ^ v[i + 8];
+        for (int l = 0; l < LANES; l++)
+            out[l][i] = cv[l];
+    }
+}
+
+NOVA_TARGET_AVX512 static void parents_avx512(const nova_blake3_mode *mode, const uint8_t *const p[LANES],
+                                              uint32_t out[LANES][8])
+{
+    parents_body(mode, p, out);
+}
+
+NOVA_TARGET_AVX2 static void parents_avx2(const nova_blake3_mode *mode, const uint8_t *const p[LANES],
+                                          uint32_t out[LANES][8])
+{
+    parents_body(mode, p, out);
+}
+
+/* The root of a subtree of WIDE whole chunks that is not all of the input: parents side by side, as chunks are. One after
+ * the other they took as long as all chunks. Only where nova_has_avx2(), so words stand in memory as they are hashed. */
+static void hash_wide(const nova_blake3_mode *mode, const uint8_t *p, uint64_t first, uint32_t cv[8])
+{
+    uint32_t cvs[WIDE][8];
+    for (int run = 0; run < WIDE / LANES; run++)
+        hash_run(mode, p + run * LANES * CHUNK, LANES * CHUNK, first + (uint64_t)(run * LANES), cvs + run * LANES);
+    for (int count = WIDE / 2; count; count /= 2)
+        for (int at = 0; at < count; at += LANES) {
+            const uint8_t *pairs[LANES];
+            uint32_t joined[LANES][8];
+            for (int l = 0; l < LANES; l++) /* the last ones are fewer than lanes */
+                pairs[l] = (const uint8_t *)cvs[2 * (at + (l < count ? l : 0))];
+            if (nova_has_avx512())
+                parents_avx512(mode, pairs, joined);
+            else
+                parents_avx2(mode, pairs, joined);
+            memcpy(cvs[at], joined, 32 * (size_t)(count < LANES ? count : LANES));
+        }
+    memcpy(cv, cvs[0], 32);
+}
+
 /* More than one chunk; the last one is not pushed like the others, because only what joins last is the root. */
 static void hash_tree(const nova_blake3_mode *mode, const uint8_t *p, size_t n, uint8_t *out)
 {
     uint32_t stack[DEPTH_MAX + 1][8];
     size_t depth = 0;
     uint64_t chunks = (n + CHUNK - 1) / CHUNK;
-    for (uint64_t first = 0; first < chunks; first += LANES) {
+    uint64_t wide = nova_has_avx2() ? (n / CHUNK - (n == WIDE * CHUNK)) / WIDE * WIDE : 0;
+    for (uint64_t first = 0; first < wide; first += WIDE) {
+        uint32_t cv[8];
+        hash_wide(mode, p + (size_t)first * CHUNK, first, cv);
+        if (first + WIDE < chunks)
+            depth = push(mode, stack, depth, cv, first / WIDE + 1);
+        else
+            memcpy(stack[depth++], cv, 32);
+    }
+    for (uint64_t first = wide; first < chunks; first += LANES) {
         uint32_t cvs[LANES][8];
         uint64_t count = chunks - first < LANES ? chunks - first : LANES;
         size_t at = (size_t)first * CHUNK, run = n - at < LANES * CHUNK ? n - at : LANES * CHUNK;

@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
-from nova.transport.bulk_receiver import BulkListener, BulkReceiver, bulk_recv
-from nova.transport.bulk_sender import BulkSender, bulk_send
+from nova.transport.bulk_place import PlaceLike, SourceLike
+from nova.transport.bulk_receiver import BulkListener, BulkReceiver, ReceiveOptions, bulk_recv
+from nova.transport.bulk_sender import BulkSender, SendOptions, bulk_send
 from nova.transport.bulk_wire import BulkReceipt, Progress
 
 __all__ = [
@@ -32,7 +33,11 @@ __all__ = [
     "BulkReceipt",
     "BulkReceiver",
     "BulkSender",
+    "PlaceLike",
     "Progress",
+    "ReceiveOptions",
+    "SendOptions",
+    "SourceLike",
     "bulk_recv",
     "bulk_recv_async",
     "bulk_send",
@@ -41,14 +46,22 @@ __all__ = [
 
 
 async def bulk_send_async(
-    source: Any, address: str, *, progress: Callable[[Progress], None] | None = None, **options: Any
+    source: SourceLike,
+    address: str,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Unpack[SendOptions],
 ) -> BulkReceipt:
     """`bulk_send` in a thread, in which `progress` is called. Cancelling the task ends the transfer."""
     return await _run(BulkSender(source, address, **options), progress)
 
 
 async def bulk_recv_async(
-    listener: BulkListener, into: Any = None, *, progress: Callable[[Progress], None] | None = None, **options: Any
+    listener: BulkListener,
+    into: PlaceLike = None,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Unpack[ReceiveOptions],
 ) -> BulkReceipt:
     """`bulk_recv` of a `BulkListener` in a thread. Cancelling the task ends the transfer."""
     return await _run(listener.receive(into, **options), progress)

@@ -54,25 +54,43 @@ def is_local(code: int) -> bool:
 
 
 def dial(address: tuple[str, int], seconds: float, *, congestion: str | None = None) -> socket.socket:
-    """A connection, or UnavailableError."""
+    """A connection, or UnavailableError; UsageError for a congestion control that this machine does not have."""
+    name = f"{address[0]}:{address[1]}"
+    cause: OSError | None = None
     try:
-        sock = socket.create_connection(address, timeout=seconds)
-    except TimeoutError:
-        raise UnavailableError(f"no answer from {address[0]}:{address[1]} within {seconds:g} s") from None
-    except OSError as error:
-        text = (error.strerror or str(error)).lower()
-        raise UnavailableError(f"cannot connect to {address[0]}:{address[1]}: {text}") from None
-    tune(sock)
-    if congestion is not None:
+        found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise UnavailableError(f"cannot connect to {name}: the name is not known ({error.strerror})") from None
+    for family, kind, protocol, _, target in found:
+        sock = socket.socket(family, kind, protocol)
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
-        except OSError:
+            sock.settimeout(seconds)
+            if congestion is not None:
+                _set_congestion(sock, congestion)
+            sock.connect(target)
+            tune(sock)
+            return sock
+        except OSError as error:
             sock.close()
-            raise UsageError(
-                f"congestion control {congestion!r} is not one of this machine's; see "
-                f"/proc/sys/net/ipv4/tcp_available_congestion_control"
-            ) from None
-    return sock
+            cause = error
+        except BaseException:
+            sock.close()
+            raise
+    if isinstance(cause, TimeoutError):
+        raise UnavailableError(f"no answer from {name} within {seconds:g} s")
+    text = (cause.strerror or str(cause)).lower() if cause is not None else "the name has no address"
+    raise UnavailableError(f"cannot connect to {name}: {text}")
+
+
+def _set_congestion(sock: socket.socket, congestion: str) -> None:
+    """Before the socket connects: one that began with BBR stays paced, for a third more CPU time."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
+    except OSError:
+        raise UsageError(
+            f"congestion control {congestion!r} is not one of this machine's; see "
+            f"/proc/sys/net/ipv4/tcp_available_congestion_control"
+        ) from None
 
 
 def ask(call: Call, message: Message) -> Message:

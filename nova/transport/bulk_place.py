@@ -8,7 +8,7 @@ import mmap
 import os
 import stat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from nova._native.bulk import Board
 from nova.errors import LimitError, UnavailableError, UsageError
@@ -16,6 +16,11 @@ from nova.transport.bulk_journal import Journal, Plan, sync_folder
 from nova.types import Buffer
 
 logger = logging.getLogger("nova.transport")
+
+SourceLike = str | os.PathLike[str] | tuple[int, int, int] | Buffer
+"""A path; (descriptor, offset, size); or a contiguous buffer."""
+PlaceLike = str | os.PathLike[str] | tuple[int, int, int] | Buffer | None
+"""A path; (descriptor, offset, size at most); a writable buffer; None: new memory."""
 
 FREE_BYTES_MIN = 16 * 1024 * 1024
 
@@ -32,7 +37,7 @@ def flat(data: Buffer) -> memoryview:
 class Source:
     """An object to send: a path, (descriptor, offset, size), or any buffer, which must not change meanwhile."""
 
-    def __init__(self, what: str | os.PathLike[str] | tuple[int, int, int] | Buffer) -> None:
+    def __init__(self, what: SourceLike) -> None:
         self.memory: memoryview | None = None
         self.file, self.base, self.name = -1, 0, ""
         self._own = False
@@ -239,7 +244,7 @@ def keep(journal: Journal | None, file: int, board: Board) -> None:
         journal.append(records)
 
 
-def place_of(into: Any, *, journal: Path | None, memory_bytes_max: int) -> Place:
+def place_of(into: PlaceLike, *, journal: Path | None, memory_bytes_max: int) -> Place:
     """The place that `into` of `bulk_recv` means. Raises UsageError."""
     if isinstance(into, str | os.PathLike):
         return FilePlace(Path(into))

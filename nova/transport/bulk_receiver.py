@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 from nova._native.bulk import CRC32C, Board, BulkStream
 from nova.errors import (
@@ -26,7 +26,7 @@ from nova.errors import (
 from nova.transport.base import Identity
 from nova.transport.bulk_journal import Plan
 from nova.transport.bulk_lane import ANSWER_SECONDS, error_of, is_local, with_suppressed
-from nova.transport.bulk_place import Place, place_of
+from nova.transport.bulk_place import Place, PlaceLike, place_of
 from nova.transport.bulk_wire import (
     CHUNKS_MAX,
     BulkReceipt,
@@ -49,7 +49,7 @@ from nova.transport.bulk_wire import (
 )
 from nova.transport.tcp import join_address
 
-__all__ = ["BulkListener", "BulkReceiver", "bulk_recv"]
+__all__ = ["BulkListener", "BulkReceiver", "ReceiveOptions", "bulk_recv"]
 
 logger = logging.getLogger("nova.transport")
 
@@ -60,6 +60,19 @@ TICK_SECONDS = 0.05
 PATIENCE_SECONDS = 1.0
 SYNC_SECONDS = 1.0
 FINISHED_MAX = 64
+
+
+class ReceiveOptions(TypedDict, total=False):
+    """What `bulk_recv` and `BulkListener.receive` take by name; `bulk_recv` describes it."""
+
+    transfer: int | None
+    journal: str | os.PathLike[str] | None
+    size_max: int
+    memory_bytes_max: int
+    streams_max: int
+    sync_bytes: int
+    deadline_s: float | None
+    idle_s: float | None
 
 
 class BulkListener:
@@ -100,7 +113,7 @@ class BulkListener:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def receive(self, into: Any = None, **options: Any) -> BulkReceiver:
+    def receive(self, into: PlaceLike = None, **options: Unpack[ReceiveOptions]) -> BulkReceiver:
         """Expect one object; `bulk_recv` describes the arguments. Nothing is taken before it is iterated."""
         return BulkReceiver(self, into, **options)
 
@@ -226,7 +239,7 @@ class BulkReceiver:
     def __init__(
         self,
         listener: BulkListener,
-        into: Any = None,
+        into: PlaceLike = None,
         *,
         transfer: int | None = None,
         journal: str | os.PathLike[str] | None = None,
@@ -506,12 +519,12 @@ class BulkReceiver:
 
 def bulk_recv(
     source: BulkListener | str,
-    into: Any = None,
+    into: PlaceLike = None,
     *,
     key: bytes | None = None,
     identity: Identity | None = None,
     progress: Callable[[Progress], None] | None = None,
-    **options: Any,
+    **options: Unpack[ReceiveOptions],
 ) -> BulkReceipt:
     """Receive one object that `bulk_send` sends, and return when it is whole, verified and in its place.
 

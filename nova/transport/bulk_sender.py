@@ -7,13 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypedDict, Unpack
 
 from nova._native.bulk import BLAKE3, CRC32C, Board
 from nova.errors import CorruptionError, NovaError, PeerError, TransferCancelledError, UnavailableError, UsageError
 from nova.transport.base import Identity
 from nova.transport.bulk_lane import ANSWER_SECONDS, Lane, ask, dial
-from nova.transport.bulk_place import Source
+from nova.transport.bulk_place import Source, SourceLike
 from nova.transport.bulk_wire import (
     CHUNK_BYTES_MAX,
     CHUNK_BYTES_MIN,
@@ -35,7 +35,7 @@ from nova.transport.bulk_wire import (
 from nova.transport.striping import STREAMS_MAX, LinkView, StreamCount, streams_for
 from nova.transport.telemetry import LinkTelemetry, TcpMeter
 
-__all__ = ["BulkSender", "bulk_send"]
+__all__ = ["BulkSender", "SendOptions", "bulk_send"]
 
 TICK_SECONDS = 0.05
 RETRY_SECONDS_FIRST, RETRY_SECONDS_LAST = 0.05, 1.0
@@ -62,7 +62,7 @@ class BulkSender:
 
     def __init__(
         self,
-        source: Any,
+        source: SourceLike,
         address: str,
         *,
         key: bytes | None = None,
@@ -286,11 +286,12 @@ class BulkSender:
         running = [lane for lane in self._lanes if lane.running]
         if running and any(lane.stream.moved_bytes for lane in running):
             self._backoff_s = RETRY_SECONDS_FIRST
-        view = self._meter.look(now_ns, self.board.done_bytes, {lane: lane.sock for lane in running})
+        moved_bytes = self._moved_bytes()  # not what is done: a receiver may have had some of it before
+        view = self._meter.look(now_ns, moved_bytes, {lane: lane.sock for lane in running})
         if self._telemetry is not None:
             self._telemetry.observe(self._address, time.time_ns(), view)
         if self._count is not None and self._incarnation:
-            self._wanted = self._count.step(LinkView(now_ns, self.board.done_bytes, view.rtt_ns, len(running)))
+            self._wanted = self._count.step(LinkView(now_ns, moved_bytes, view.rtt_ns, len(running)))
         self._wanted = min(self._wanted, self._streams_max)
         staying = [lane for lane in self._lanes if not lane.leaving]
         chunks_left = self.board.chunks - self.board.done
@@ -363,8 +364,30 @@ class BulkSender:
                 self._backoff_s = min(RETRY_SECONDS_LAST, self._backoff_s * 2)
 
 
+class SendOptions(TypedDict, total=False):
+    """What `bulk_send` and `BulkSender` take by name; `bulk_send` describes it."""
+
+    key: bytes | None
+    identity: Identity | None
+    streams: int | None
+    streams_max: int
+    transfer: int | None
+    chunk_bytes: int | None
+    digest: str | None
+    pace_bps: int | None
+    stream_pace_bps: int | None
+    congestion: str | None
+    deadline_s: float | None
+    retry_s: float
+    telemetry: LinkTelemetry | None
+
+
 def bulk_send(
-    source: Any, address: str, *, progress: Callable[[Progress], None] | None = None, **options: Any
+    source: SourceLike,
+    address: str,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Unpack[SendOptions],
 ) -> BulkReceipt:
     """Send one object to the `bulk_recv` or `BulkListener` at `address`, and return when it is verified there.
 

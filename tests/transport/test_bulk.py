@@ -31,7 +31,7 @@ from nova.transport.bulk import (
     bulk_send_async,
 )
 from nova.transport.bulk_lane import ask, dial
-from nova.transport.bulk_wire import Call, Finish
+from nova.transport.bulk_wire import Call, Finish, host_and_port
 from nova.transport.session import Session
 from nova.transport.telemetry import LinkSample, LinkTelemetry
 from tests.transport.bulk_proxy import Proxy
@@ -514,6 +514,11 @@ def test_the_kernel_paces_each_stream(pool):
     assert seen == {10_000_000}
 
 
+def test_the_congestion_control_is_the_one_that_was_asked_for():
+    with BulkListener() as listener, dial(host_and_port(listener.address), 5, congestion="reno") as sock:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"reno"
+
+
 def test_progress_only_grows_and_ends_at_the_whole(pool):
     seen = []
     with BulkListener() as listener:
@@ -526,6 +531,30 @@ def test_progress_only_grows_and_ends_at_the_whole(pool):
     assert len(done) > 3
 
 
+def test_streams_come_and_go_while_an_object_is_moved(pool):
+    data = some_bytes(5_000_000)
+
+    class Moody:
+        """Wants another number at every look."""
+
+        def __init__(self):
+            self.looks, self.seen = 0, set()
+
+        def step(self, view):
+            self.looks += 1
+            self.seen.add(view.streams)
+            return (1, 6, 2, 4, 1, 8)[self.looks // 2 % 6]
+
+    with BulkListener() as listener:
+        got = pool.submit(bulk_recv, listener)
+        sender = BulkSender(data, listener.address, chunk_bytes=CHUNK, pace_bps=40_000_000)
+        moody = sender._count = Moody()
+        list(sender)
+        assert got.result(10).data == data
+    assert sender.receipt.moved_bytes == len(data)  # who leaves has all of its chunks acknowledged first
+    assert len(moody.seen) >= 3
+
+
 def test_more_streams_than_the_receiver_takes_are_not_opened(pool, caplog):
     with caplog.at_level(logging.WARNING, "nova.transport"):
         sent, got = transfer(pool, bytes(3_000_000), streams=8, chunk_bytes=CHUNK, pace_bps=80_000_000,
@@ -536,16 +565,34 @@ def test_more_streams_than_the_receiver_takes_are_not_opened(pool, caplog):
 
 
 def test_a_transfer_tells_telemetry_what_the_link_carried(pool):
-    links = LinkTelemetry()
+    links, rates = LinkTelemetry(), []
     with BulkListener() as listener:
         for _ in range(2):  # the second one begins with what the first one found
             got = pool.submit(bulk_recv, listener)
-            bulk_send(bytes(4_000_000), listener.address, chunk_bytes=CHUNK, pace_bps=64_000_000, telemetry=links)
+            sent = bulk_send(
+                bytes(4_000_000), listener.address, chunk_bytes=CHUNK, pace_bps=64_000_000, telemetry=links
+            )
+            rates.append(8 * sent.moved_bytes / sent.seconds)
             got.result(10)
         known = links.estimate(listener.address, time.time_ns())
-    assert known.bandwidth_bps == pytest.approx(64e6, rel=0.3)
+        forecast_bps = links.forecast_bps(listener.address)
+    # A busy machine may be slower than the pace; what is known is neither below what was seen nor above the pace.
+    assert 0.8 * min(rates) <= known.bandwidth_bps <= 1.3 * 64e6
+    assert 0.8 * min(rates) <= forecast_bps <= 1.3 * 64e6
     assert known.rtt_ns > 0
-    assert links.forecast_bps(listener.address) == pytest.approx(known.bandwidth_bps, rel=0.5)
+
+
+def test_what_was_there_before_is_not_taken_for_carried(pool, tmp_path):
+    path, links = tmp_path / "a", LinkTelemetry()
+    path.write_bytes(bytes(4_000_000))
+    with BulkListener() as listener:
+        got = pool.submit(bulk_recv, listener)
+        for progress in BulkSender(path, listener.address, chunk_bytes=CHUNK, pace_bps=80_000_000):
+            if progress.done_bytes > 3_000_000:
+                break
+        bulk_send(path, listener.address, chunk_bytes=CHUNK, pace_bps=16_000_000, telemetry=links)
+        got.result(10)
+        assert links.estimate(listener.address, time.time_ns()).bandwidth_bps < 32_000_000
 
 
 def test_the_count_begins_with_what_is_known_of_the_link():

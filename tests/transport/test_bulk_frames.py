@@ -1,8 +1,11 @@
 """The compiled half of bulk transfers: frames from strangers, acknowledgements that lie, work that is given back."""
 
+import fcntl
 import socket
 import struct
+import termios
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -87,6 +90,14 @@ def acks_of(sock, count):
         assert ack[2] == ACK_TYPE
         if struct.unpack_from(">Q", ack, 32)[0] >= count:
             return frames
+
+
+def wait_until_read(sock):
+    """Until the other side has taken all that was sent."""
+    until = time.monotonic() + 5
+    while struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]:
+        assert time.monotonic() < until
+        time.sleep(0.001)
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
@@ -191,6 +202,7 @@ def test_a_chunk_that_comes_on_another_stream_cuts_the_one_it_is_stuck_on():
         stuck, _, stuck_run = end.open()
         whole = frame(0, chunk(0))
         stuck.sendall(whole[:-10])
+        wait_until_read(stuck)
         other, _, other_run = end.open()
         other.sendall(frame(CHUNK, chunk(1)))
         acks_of(other, 1)
@@ -441,3 +453,12 @@ def test_any_head_is_refused_or_on_the_grid(junk, keyed, sequence):
     base[4 : 4 + len(junk)] = junk
     found = board.read_head(bytes(base[:40]), keyed, sequence)
     assert found < board.chunks
+
+
+@pytest.mark.parametrize("size", [n * 1024 + d for n in (64, 65, 128, 192, 256, 320, 1024) for d in (-1, 0, 1)])
+def test_large_chunks_are_hashed_as_the_published_blake3_does_it(size):
+    """From 64 KiB on parents are joined side by side."""
+    published = pytest.importorskip("blake3").blake3
+    data = (bytes(range(251)) * (size // 251 + 1))[:size]
+    assert blake3(data) == published(data).digest()
+    assert blake3(data, KEY_A) == published(data, key=KEY_A).digest()
