@@ -216,6 +216,7 @@ static int end_piece(nova_channel *c)
 {
     nova_assembly *a = &c->assembly[c->frame.stream];
     c->state = PIECE;
+    c->after_large = a->filled >= NOVA_LARGE_BYTES;
     if (c->more)
         return 0;
     int code = push(c, a->block->data, a->filled, a->block);
@@ -275,6 +276,7 @@ static int begin_piece(nova_channel *c, const uint8_t *p, size_t n, size_t *used
         if (n < NOVA_PIECE_HEADER + size)
             return 0;
         code = push(c, p + NOVA_PIECE_HEADER, size, c->slab);
+        c->after_large = 0;
         *used = NOVA_PIECE_HEADER + size;
     } else {
         code = widen(c, a, size, more);
@@ -430,6 +432,10 @@ int nova_channel_where(nova_channel *c, struct iovec where[2])
     if (make_room(c, worth(c)))
         return NOVA_EMEMORY;
     where[count++] = (struct iovec){c->slab->data + c->slab_end, c->slab->room - c->slab_end};
+    /* Behind one large piece only the headers of the next are read here: it goes into its own block, without the detour
+     * through the slab. */
+    if (c->after_large && c->slab_end - c->slab_at < NOVA_AHEAD_BYTES)
+        where[0].iov_len = NOVA_AHEAD_BYTES;
     return count;
 }
 

@@ -107,6 +107,7 @@ typedef struct {
     nova_mac mac_in;
     uint64_t sequence_in, granted, arrived, consumed, received_bytes;
     int state, more, pieces;
+    int after_large; /* the last thing that came was a large piece: likely another one follows */
     uint8_t head[NOVA_FRAME_HEADER], control[NOVA_REASON_BYTES_MAX];
     nova_frame frame;
     uint32_t crc;

@@ -67,11 +67,13 @@ def local_identity() -> Identity:
     return Identity(f"{host}-{os.getpid()}", "local", "nova", time.time_ns(), "")
 
 
-def stays_here(address: str) -> bool:
-    """Whether an address can be reached from this machine only: loopback, or a name without a port (shared memory)."""
+def stays_here(url: str, address: str) -> bool:
+    """Whether an address can be reached from this machine only: shared memory, or a loopback address."""
+    if url.startswith("shm://"):
+        return True
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
-        return True
+        host = address  # the engine will complain of it
     host = host.removeprefix("[").removesuffix("]")
     if host == "localhost":
         return True
@@ -83,7 +85,7 @@ def stays_here(address: str) -> bool:
 
 def check_key(url: str, address: str, key: bytes | None, tls: Tls | None, *, server: bool) -> None:
     """Raises UsageError if strangers could take part: without a key a stream stays on this machine."""
-    if key is not None or stays_here(address):
+    if key is not None or stays_here(url, address):
         return
     if tls is not None and tls.context(server).verify_mode is ssl.CERT_REQUIRED:
         return

@@ -88,13 +88,17 @@ class Listener:
 
     async def open(self, host: str, port: int) -> tuple[str, int]:
         """Begin; the first address in use. Raises OSError."""
-        try:
-            for family, (name, wanted) in await resolve(host, port, passive=True):
-                chosen = wanted or (self._sockets[0].getsockname()[1] if self._sockets else 0)
+        failure: OSError | None = None
+        for family, (name, wanted) in await resolve(host, port, passive=True):
+            chosen = wanted or (self._sockets[0].getsockname()[1] if self._sockets else 0)
+            try:
                 self._sockets.append(bind(family, (name, chosen)))
-        except OSError:
+            except OSError as error:
+                # A name may have an address of a family that this machine does not speak; the others will do.
+                failure = failure or error
+        if failure is not None and (not self._sockets or failure.errno == errno.EADDRINUSE):
             self.close()
-            raise
+            raise failure
         for sock in self._sockets:
             sock.setblocking(False)
             self._loop.add_reader(sock.fileno(), self._accept, sock)

@@ -149,11 +149,11 @@ class SessionStream:
             self._answering = False
             try:
                 code = channel.send_now(payload, priority, self._fd)
+                if code == 2 and self._direct is not None:
+                    self._paused = not self._direct.flush(channel)
             except OSError as error:
                 self._lose(error)
                 return False
-            if code == 2 and self._direct is not None:
-                self._paused = not self._direct.flush(channel)
             return code > 0
         if not channel.send(payload, priority):
             return False

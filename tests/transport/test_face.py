@@ -97,7 +97,7 @@ def test_an_address_that_cannot_be_is_named_with_the_mend(url, complaint):
 def test_an_engine_that_this_install_lacks_is_unavailable(monkeypatch):
     monkeypatch.setitem(engines.ENGINES, "carrier", "nova.transport.pigeon:engine")
     with pytest.raises(UnavailableError, match="carrier:// is not part of this nova"):
-        asyncio.run(transport.connect("carrier://loft"))
+        asyncio.run(transport.connect("carrier://127.0.0.1:1"))
 
 
 def test_a_deadline_ends_a_connect_that_nobody_answers():

@@ -189,3 +189,26 @@ def test_a_connection_that_dies_in_the_handshake_is_an_error_at_once():
         server.close()
 
     asyncio.run(whole())
+
+
+def test_an_address_of_a_family_that_is_not_spoken_here_is_left_out(monkeypatch):
+    real = sockets.bind
+
+    def without_six(family, address):
+        if family == socket.AF_INET6:
+            raise OSError(errno.EADDRNOTAVAIL, "no such address")
+        return real(family, address)
+
+    async def both(host, port, *, passive=False):
+        return [(socket.AF_INET6, ("::1", port)), (socket.AF_INET, ("127.0.0.1", port))]
+
+    monkeypatch.setattr(sockets, "bind", without_six)
+    monkeypatch.setattr(sockets, "resolve", both)
+
+    async def whole():
+        async with await transport.listen("tcp://localhost:0") as listener:
+            assert listener.address.startswith("127.0.0.1:")
+            one = await transport.connect(listener.url)  # ::1 is tried first, and refused
+            await one.close()
+
+    asyncio.run(whole())
