@@ -264,6 +264,11 @@ def test_a_fork_is_refused_by_its_process():
 # -- compiled: two threads, two processes, and step by step ----------------------------------------------------------
 
 
+def environment():
+    """Without the runtime that sanitizer builds of the tests preload: these programs have their own."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
     """Compile a program with the rings; what to run it by."""
@@ -274,7 +279,7 @@ def build(tmp_path_factory):
         program = folder / name
         if not program.exists():
             command = [compiler, "-std=c11", "-g", "-pthread", f"-I{ROOT / 'csrc'}", *flags, *sources, "-o", program]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
             if done.returncode and "-fsanitize=thread" in flags and "tsan" in done.stderr:
                 pytest.skip(f"{compiler} has no ThreadSanitizer: {done.stderr.strip().splitlines()[-1]}")
             assert not done.returncode, done.stderr
@@ -287,9 +292,9 @@ SOURCES = [ROOT / "tests/transport/shm_ring.c", ROOT / "csrc/shm.c"]
 
 
 def run(*command):
-    # The sanitizer builds of the tests preload their own runtime, which these programs do not have.
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment())
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("this kernel lays memory out as this ThreadSanitizer does not expect; a newer compiler's does")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
