@@ -143,7 +143,7 @@ class _Home:
     def received(self, connection: int, data: memoryview) -> None:
         pipe = self.pipes.get(connection)
         if pipe is not None and pipe.stream is not None:
-            pipe.stream.bytes_received(bytes(data))
+            pipe.stream.bytes_received(data)
 
     def drained(self, connection: int) -> None:
         pipe = self.pipes.get(connection)
