@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import socket
 import subprocess
 import sys
@@ -117,8 +118,7 @@ class ZmqWire:
 
 
 def _zmq(port: int, *, far: bool) -> tuple[Any, Any]:
-    import zmq
-
+    zmq: Any = importlib.import_module("zmq")  # a peer that may not be there, nor its types
     context: Any = zmq.Context()
     end = context.socket(zmq.PAIR)
     end.linger = 0
