@@ -194,7 +194,7 @@ def test_mesh(benchmark, wire, size, count):
 
 
 @pytest.mark.benchmark(group="tls.round trip of 64 B through the mesh's streams")
-def test_round_trips(benchmark, wire):
+def test_round_trips_over_tls(benchmark, wire):
     loop, here, there = wire
 
     async def all_of_them():

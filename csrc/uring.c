@@ -193,8 +193,15 @@ static void uring_detach(nova_engine *e, nova_conn *c)
 {
     nova_ring *u = e->state;
     int none = -1;
-    if (c->fixed)
+    if (c->fixed) {
         NOVA_COUNTED(e, io_uring_register_files_update(&u->ring, c->slot, &none, 1));
+        /* Kernels before 6.4 keep the file for as long as any request of that time is under way, on whatever connection:
+         * the peer would hear nothing from close(). */
+        if (c->reset)
+            connect(c->fd, &(struct sockaddr){.sa_family = AF_UNSPEC}, sizeof(struct sockaddr));
+        else
+            shutdown(c->fd, SHUT_RDWR);
+    }
     c->fixed = false;
 }
 

@@ -26,6 +26,7 @@ from nova.transport.base import Identity
 from nova.transport.session import FrameType, Goodbye, Session
 from nova.transport.shm import ShmTransport
 from nova.transport.tcp import TcpTransport, split_address
+from tests import authorities
 
 KEY = bytes(range(32))
 RING = 64 * 1024
@@ -172,7 +173,7 @@ def test_a_ring_that_cannot_be_is_named(ring_bytes):
 
 def test_options_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="shm:// has no TLS"):
-        asyncio.run(transport.connect("shm://@nobody", tls=object()))
+        asyncio.run(transport.connect("shm://@nobody", tls=authorities.tls("a")))
     with pytest.raises(UsageError, match="spin_us is -1; it is microseconds"):
         blocking.listen("shm://@", spin_us=-1)
     with pytest.raises(UsageError, match="tcp:// knows no ring_bytes="):
