@@ -323,10 +323,11 @@ watch = store.watch("acc/", since=0)
 next(watch)
 if sys.argv[2] == "interrupt":
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 1)  # again, for one may come where nothing can be raised
     try:
         next(watch)
     except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         print("interrupted", store.get("acc/1").value)
 else:
     print("left open")
